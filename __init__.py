@@ -1,0 +1,45 @@
+"""quantmm: a compiler for quantized matrix multiplication on Apache TVM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import targets
+from .compiler.kernel import Kernel, Linear
+from .compiler.kernel_file import load
+from .compiler.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
+from .compiler.reference import reference
+from .compiler.runtime import without_torch
+from .compiler.spec import MatmulSpec
+from .errors import QuantmmError
+
+if TYPE_CHECKING:
+    from .compiler.build import compile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Kernel",
+    "Linear",
+    "MatmulSpec",
+    "QTensor",
+    "QuantmmError",
+    "compile",
+    "dequantize",
+    "load",
+    "pack_int4",
+    "quantize",
+    "reference",
+    "targets",
+    "unpack_int4",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # `compile` brings TVM's compiler, which running a saved kernel does without.
+    if name == "compile":
+        with without_torch():
+            from .compiler.build import compile
+
+        return compile
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

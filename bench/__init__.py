@@ -1,0 +1,1 @@
+"""Measurements: the machine's limits, and kernels beside them."""

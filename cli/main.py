@@ -1,0 +1,270 @@
+"""The command `quantmm`. Every error is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .. import __version__, targets
+from ..compiler import runtime
+from ..compiler.kernel_file import load
+from ..compiler.problem import Problem, check
+from ..compiler.quantize import quantize
+from ..compiler.reference import reference
+from ..compiler.spec import MatmulSpec
+from ..errors import QuantmmError
+from .options import (
+    Whole,
+    format_options,
+    make_spec,
+    size_options,
+    target_option,
+    threads_option,
+)
+
+FAILURE = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Compile, check and time quantized matrix multiplications Y = X Wᵀ.
+
+    X is M x K (activations), W is N x K (weights); both are integers with scales.
+    """
+
+
+def run() -> None:
+    """The entry point of the command line."""
+    try:
+        status = cli(standalone_mode=False)
+    except click.ClickException as error:
+        status = complain(error.format_message())
+    except click.Abort:
+        status = complain("interrupted")
+    except QuantmmError as error:
+        status = complain(str(error))
+    sys.exit(status)
+
+
+def complain(message: str) -> int:
+    """Print one line on stderr."""
+    click.echo("quantmm: " + " ".join(message.split()), err=True)
+    return FAILURE
+
+
+def show(table: Table) -> None:
+    """Print a table as wide as it needs to be when nobody watches a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table)
+
+
+@cli.command("targets")
+def list_targets() -> None:
+    """List the targets, and which of them this machine can execute."""
+    table = Table("target", "instruction", "chips", "runs here", box=None, pad_edge=False)
+    best = targets.host()
+    for target in targets.TARGETS:
+        reason = targets.why_not_here(target)
+        here = ("yes (host)" if target is best else "yes") if reason is None else f"no: {reason}"
+        table.add_row(target.name, target.instruction.name, target.description, here)
+    show(table)
+
+
+@cli.command("compile")
+@size_options
+@click.option("--m", type=int, help="The only M that will be called; any when left out.")
+@format_options
+@target_option
+@click.option("-o", "--output", required=True, type=click.Path(), help="The kernel file to write.")
+def compile_command(
+    n: int, k: int, m: int | None, target: str, output: str, **formats: Any
+) -> None:
+    """Compile a kernel and write it to a file that `quantmm.load` reads."""
+    from ..compiler.build import compile
+
+    kernel = compile(make_spec(n, k, formats, m), target)
+    kernel.save(output)
+    click.echo(f"{output}: {kernel.spec.to_json()} for {kernel.info.target}")
+
+
+@cli.command()
+@click.option("--m", type=int, default=16, show_default=True, help="Rows of X.")
+@click.option("--n", type=int, help="Rows of W.")
+@click.option("--k", type=int, help="Columns of X and W.")
+@format_options
+@target_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides every number.")
+@click.option("--random", "count", type=click.IntRange(1), help="Check this many random problems.")
+def verify(
+    m: int,
+    n: int | None,
+    k: int | None,
+    target: str,
+    seed: int,
+    count: int | None,
+    **formats: Any,
+) -> None:
+    """Compare kernels with the reference: one problem, or --random many.
+
+    Integers must be equal, floats within one unit in the last place. The line that a failure
+    prints repeats it.
+    """
+    from ..compiler.build import compile
+
+    row = targets.find(target)
+    if count is None:
+        if n is None or k is None:
+            raise click.UsageError("give --n and --k, or --random COUNT")
+        problems = [Problem(make_spec(n, k, formats), m, seed)]
+    else:
+        problems = [random_problem(seed + i) for i in range(count)]
+    for problem in track(problems, "verify", transient=True, disable=len(problems) == 1):
+        if wrong := check(problem, compile(problem.spec, row)):
+            click.echo(problem.line(row.name))
+            raise QuantmmError(wrong)
+    click.echo(f"{len(problems)} of {len(problems)} problems agree with the reference")
+
+
+def random_problem(seed: int) -> Problem:
+    """A problem among the formats that are compiled, small and mostly ragged."""
+    rng = np.random.default_rng(seed)
+    out = str(rng.choice(["float32", "int32"]))
+    spec = MatmulSpec(
+        n=int(rng.integers(1, 200)),
+        k=int(rng.integers(1, 400)),
+        activation=str(rng.choice(["int8", "uint8"])),
+        group_size=[None, "tensor"][rng.integers(2)],
+        activation_zero_point=bool(rng.integers(2)),
+        activation_scale=str(rng.choice(["tensor", "row"])),
+        out=out,
+        bias=out == "float32" and bool(rng.integers(2)),
+    )
+    return Problem(spec, int(rng.integers(1, 80)), seed)
+
+
+@cli.command()
+@click.option("--m", type=Whole(), default="1,16,128,512", show_default=True, help="Rows of X.")
+@click.option("--n", type=Whole(), default="4096", show_default=True, help="Rows of W.")
+@click.option("--k", type=Whole(), default="4096", show_default=True, help="Columns of X and W.")
+@format_options
+@target_option
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(
+    m: list[int],
+    n: list[int],
+    k: list[int],
+    target: str,
+    threads: int | None,
+    as_json: bool,
+    **formats: Any,
+) -> None:
+    """Time kernels against this machine's measured limits and NumPy's float32.
+
+    For M up to 16 the weights are rotated through more memory than the caches hold. The share is
+    that of the limit: operations at the measured rate of the dot-product instruction, or bytes
+    at the measured read bandwidth, whichever takes longer.
+    """
+    from ..bench.run import bench as run_bench
+
+    count = threads or runtime.default_threads()
+    shapes = [(rows, size, depth) for size in n for depth in k for rows in m]
+    table = Table(box=None, pad_edge=False)
+    for name in ("M", "N", "K", "weights", "median ms", "min ms", "GOPS", "GB/s", "limit", "numpy"):
+        table.add_column(name, justify="right")
+    rows = []
+    for row in run_bench(shapes, formats, target, count):
+        rows.append(row)
+        table.add_row(
+            str(row.m),
+            str(row.n),
+            str(row.k),
+            "cold" if row.cold else "hot",
+            f"{row.median * 1e3:.4f}",
+            f"{row.least * 1e3:.4f}",
+            f"{row.gops:.0f}",
+            f"{row.gbps:.1f}",
+            f"{row.share:.0%}",
+            f"{row.numpy_ratio:.1f}x",
+        )
+    if as_json:
+        click.echo(json.dumps([row.to_dict() for row in rows], indent=1))
+    else:
+        click.echo(f"{targets.find(target).name} on {targets.cpu_name()}, {count} threads")
+        show(table)
+
+
+@cli.command()
+@click.argument("file", required=False, type=click.Path())
+@click.option("--n", type=int, help="Rows of W.")
+@click.option("--k", type=int, help="Columns of X and W.")
+@click.option("--m", type=int, default=512, show_default=True, help="Rows of X.")
+@format_options
+@target_option
+@click.option(
+    "--emit",
+    type=click.Choice(["report", "te", "tir", "ll", "asm"]),
+    default="report",
+    show_default=True,
+    help="What to print.",
+)
+def inspect(
+    file: str | None,
+    n: int | None,
+    k: int | None,
+    m: int,
+    target: str,
+    emit: str,
+    **formats: Any,
+) -> None:
+    """Show what a spec becomes for M rows: a report, the TensorExpression, TIR, LLVM or assembly.
+
+    With FILE, report what a kernel file holds.
+    """
+    if file is not None:
+        kernel = load(file)
+        click.echo(json.dumps(kernel.info.to_dict(), indent=1))
+        return
+    if n is None or k is None:
+        raise click.UsageError("give --n and --k, or a kernel file")
+    from ..compiler.build import compile, emit_code
+
+    spec = make_spec(n, k, formats)
+    if emit == "report":
+        click.echo(json.dumps(compile(spec, target).report([m]), indent=1))
+    else:
+        click.echo(emit_code(spec, target, m, emit))
+
+
+@cli.command()
+def demo() -> None:
+    """Quantize, compile, multiply and compare: the whole way on a small example."""
+    from ..compiler.build import compile
+
+    console = Console()
+    rng = np.random.default_rng(0)
+    m, n, k = 16, 1024, 1024
+    x, weights = rng.standard_normal((m, k)), rng.standard_normal((n, k))
+    console.print(f"Y = X Wᵀ with X {m} x {k} and W {n} x {k}, both quantized to int8")
+    w, qx = quantize(weights, "int8"), quantize(x, "int8", group_size="tensor")
+    spec = MatmulSpec(n=n, k=k)
+    kernel = compile(spec, "host")
+    console.print(f"compiled for {kernel.info.target} ({kernel.info.instruction})")
+    y = kernel.bind(w)(qx)
+    exact = bool(np.array_equal(y, reference(spec, qx, w)))
+    error = np.abs(y - x @ weights.T).max() / np.abs(x @ weights.T).max()
+    console.print(f"equal to the reference: {exact}; error of the quantization: {error:.2%}")
+    console.print(json.dumps(dataclasses.asdict(kernel.plan(m))))
+    if not exact:
+        raise QuantmmError("the kernel differs from the reference")

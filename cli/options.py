@@ -1,0 +1,105 @@
+"""Options that several commands share; those of a spec come from `MatmulSpec` itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..compiler.spec import CHOICES, FLAGS, MatmulSpec
+from ..errors import SpecError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+HELP = {
+    "weight": "Format of the weight.",
+    "activation": "Format in which activations are multiplied.",
+    "group_size": "k per weight scale: a multiple of 8, 'tensor', or 'channel'.",
+    "activation_scale": "What one activation scale covers.",
+    "input": "Float type in which activations arrive; without it they arrive quantized.",
+    "out": "Format of the result.",
+    "activation_fn": "Activation function after the bias.",
+    "weight_zero_point": "The weight has zero points.",
+    "activation_zero_point": "The activation has zero points.",
+    "dynamic": "Quantize each row from its own range.",
+    "bias": "Add a bias.",
+    "residual": "Add a residual.",
+}
+
+
+class GroupSize(click.ParamType[Any]):
+    """A group size as the command line writes it."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str | None:
+        """'channel' is None; digits are a number."""
+        if value is None or value == "channel":
+            return None
+        return int(value) if str(value).isdigit() else str(value)
+
+
+class Whole(click.ParamType[Any]):
+    """Whole numbers separated by commas, each at least 1."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        """A list of the numbers."""
+        words = str(value).split(",")
+        if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+            self.fail(f"{value!r}; expected whole numbers such as 1,16,512", param, ctx)
+        return [int(word) for word in words]
+
+
+def format_options(command: Command) -> Command:
+    """One option per field of `MatmulSpec`, but for the sizes."""
+    for field in reversed(dataclasses.fields(MatmulSpec)):
+        option = "--" + field.name.replace("_", "-")
+        if field.name in FLAGS:
+            decorate = click.option(option, is_flag=True, help=HELP[field.name])
+        elif field.name == "group_size":
+            decorate = click.option(option, type=GroupSize(), help=HELP[field.name])
+        elif field.name in CHOICES:
+            values = [value for value in CHOICES[field.name] if value is not None]
+            decorate = click.option(
+                option,
+                type=click.Choice(values),
+                default=field.default,
+                show_default=field.default is not None,
+                help=HELP[field.name],
+            )
+        else:
+            continue
+        command = decorate(command)
+    return command
+
+
+def size_options(command: Command) -> Command:
+    """--n and --k."""
+    command = click.option("--k", type=int, required=True, help="Columns of X and W.")(command)
+    return click.option("--n", type=int, required=True, help="Rows of W.")(command)
+
+
+def target_option(command: Command) -> Command:
+    """--target."""
+    return click.option(
+        "--target", default="host", show_default=True, help="A name that `quantmm targets` lists."
+    )(command)
+
+
+def threads_option(command: Command) -> Command:
+    """--threads."""
+    return click.option(
+        "--threads", type=click.IntRange(1), help="Threads; by default one per physical core."
+    )(command)
+
+
+def make_spec(n: int, k: int, formats: dict[str, Any], m: int | None = None) -> MatmulSpec:
+    """A spec from a command line's words."""
+    try:
+        return MatmulSpec(n=n, k=k, m=m, **formats)
+    except TypeError as error:
+        raise SpecError(str(error)) from None

@@ -1,0 +1,1 @@
+"""The way through: spec, frontend, build, kernel; quantization and the reference beside it."""

@@ -1,0 +1,141 @@
+"""From a spec and a target to a kernel: TensorExpression, schedule, machine code."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib.metadata import version
+
+import tvm
+from tvm import tirx
+
+from .. import schedules, targets
+from ..errors import TargetError, UnsupportedError
+from ..schedules import SCHEDULE_VERSION, Variant, gemm, gemv
+from ..targets import Target, WeightLayout, weight_layout
+from . import frontend
+from .kernel import Kernel, KernelInfo
+from .spec import MatmulSpec
+from .tiles import store_within
+
+RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule}
+
+#: Guards of the last columns become store masks instead of one branch per element.
+PASS_CONFIG = {"tirx.enable_buffer_level_predication": True}
+
+
+def compile(
+    spec: MatmulSpec, target: str | Target = "host", *, num_threads: int | None = None
+) -> Kernel:
+    """A callable for `spec` on `target`, for every M.
+
+    Parameters
+    ----------
+    spec : what to compute.
+    target : a name from `targets`; "host" is the best one for this machine.
+    num_threads : how many threads a call uses unless it says otherwise; None is one per
+        physical core.
+
+    Raises
+    ------
+    TargetError
+        No such target, or one for another kind of machine (cross-compilation).
+    UnsupportedError
+        A spec that is not compiled yet.
+    """
+    row = targets.find(target)
+    refuse_unsupported(spec, row)
+    layout = weight_layout(spec.n, spec.k, row.instruction)
+    chosen = choose_variants(spec, row)
+    module = machine_code(spec, row, layout, chosen)
+    info = KernelInfo(
+        spec=spec,
+        target=row.name,
+        instruction=row.instruction.name,
+        features=tuple(sorted(row.features)),
+        architecture=row.architecture or platform.machine(),
+        layout=layout,
+        arguments=frontend.arguments(spec, row.instruction),
+        variants=tuple((v.name, v.strategy, v.tile.rows, v.tile.blocks, v.cost) for v in chosen),
+        block_rows=max(1, row.l2_bytes // 2 // layout.k_padded),
+        versions={
+            "tvm": version("apache-tvm"),
+            "schedule": str(SCHEDULE_VERSION),
+        },
+    )
+    return Kernel(info, module, num_threads)
+
+
+def refuse_unsupported(spec: MatmulSpec, target: Target) -> None:
+    """Raise for what has a meaning but no kernel yet, and for targets of another architecture."""
+    built = {
+        "weight": ("int8",),
+        "activation": ("int8", "uint8"),
+        "weight_zero_point": (False,),
+        "dynamic": (False,),
+        "input": (None,),
+        "out": ("float32", "int32"),
+        "activation_fn": (None,),
+        "residual": (False,),
+    }
+    for name, values in built.items():
+        if getattr(spec, name) not in values:
+            raise UnsupportedError(
+                f"{name}={getattr(spec, name)!r} is not compiled yet; "
+                f"compile builds {name} in {values} (reference computes every spec)"
+            )
+    if spec.groups > 1:
+        raise UnsupportedError(
+            f"group_size={spec.group_size} is not compiled yet; compile builds group_size in "
+            "(None, 'tensor') (reference computes every spec)"
+        )
+    if target.architecture not in (None, platform.machine()):
+        raise TargetError(
+            f"target {target.name} is for {target.architecture}; compiling for another "
+            f"architecture than this machine's ({platform.machine()}) is not built yet"
+        )
+
+
+def choose_variants(spec: MatmulSpec, target: Target) -> tuple[Variant, ...]:
+    """Every variant, or for a spec with a fixed M the one that M uses."""
+    every = schedules.variants(target)
+    if spec.m is None:
+        return every
+    m = spec.m
+    return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost),)
+
+
+def lower(
+    spec: MatmulSpec, target: Target, layout: WeightLayout, variant: Variant
+) -> tirx.PrimFunc:
+    """One variant as a scheduled function over the caller's arrays."""
+    program = frontend.program(spec, layout, target.instruction, variant.tile)
+    func = RECIPES[variant.strategy](program)
+    return store_within(program, func, spec.n).with_attr("global_symbol", variant.name)
+
+
+def machine_code(
+    spec: MatmulSpec, target: Target, layout: WeightLayout, chosen: tuple[Variant, ...]
+) -> tvm.runtime.Executable:
+    """The variants compiled into one module, for the LLVM options of `target`."""
+    mod = tvm.IRModule({v.name: lower(spec, target, layout, v) for v in chosen})
+    with tvm.transform.PassContext(config=PASS_CONFIG):
+        return tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", **target.llvm}))
+
+
+def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
+    """The code that computes `m` rows of `spec`, as text.
+
+    Parameters
+    ----------
+    form : "te" for the unscheduled TensorExpression, "tir" for the schedule, "ll" or "asm".
+    """
+    row = targets.find(target)
+    refuse_unsupported(spec, row)
+    layout = weight_layout(spec.n, spec.k, row.instruction)
+    (variant,) = choose_variants(dataclasses.replace(spec, m=m), row)
+    if form == "te":
+        return str(frontend.program(spec, layout, row.instruction, variant.tile).func.script())
+    if form == "tir":
+        return str(lower(spec, row, layout, variant).script())
+    return str(machine_code(spec, row, layout, (variant,)).mod.inspect_source(form))

@@ -1,0 +1,160 @@
+"""The part of TVM that a kernel needs when it runs: tvm_ffi, libtvm_runtime.so and its threads.
+
+Nothing here imports `tvm`. TVM keeps one thread pool per calling thread, made at that thread's
+first parallel call with as many workers as `SetMaxConcurrency` said before; later it can only use
+fewer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import math
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArrayError, ToolError
+from ..targets import physical_cores
+
+#: tvm::runtime::threading::SetMaxConcurrency(int): thread-local, and the only way to size a pool
+#: that neither goes through the environment nor starts the pool.
+SET_MAX_CONCURRENCY = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
+#: AffinityMode::kSpecifyThreadShareAllCore of TVM's threading_backend.h.
+SHARE_ALL_CORES = -3
+
+ALIGNMENT = 64
+HUGE_PAGE = 2 << 20
+
+
+@contextlib.contextmanager
+def without_torch() -> Iterator[None]:
+    """Imports within do not see torch: tvm and tvm_ffi would load it, which takes a second."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+with without_torch():
+    import tvm_ffi as tvm_ffi
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libtvm_runtime.so of the installed apache-tvm, loaded for the kernels' symbols.
+
+    Raises
+    ------
+    ToolError
+        apache-tvm is not installed.
+    """
+    # Read when a pool starts. Workers pinned to cores would make two processes share the same
+    # ones while others idle (tvm issues 4145, 7454).
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    spec = importlib.util.find_spec("tvm")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        path = Path(place) / "lib" / "libtvm_runtime.so"
+        if path.exists():
+            return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    raise ToolError("libtvm_runtime.so not found; install apache-tvm, whose wheel brings it")
+
+
+def default_threads() -> int:
+    """Threads of a call that does not say: TVM_NUM_THREADS, OMP_NUM_THREADS, or physical cores."""
+    for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return physical_cores()
+
+
+class _Pool(threading.local):
+    """What this thread's TVM pool was told."""
+
+    workers = 0  # 0 until the pool exists
+    used = 0
+
+
+_pool = _Pool()
+
+
+def use_threads(count: int) -> None:
+    """Let the calling thread's next kernel call run on `count` threads.
+
+    A thread that only ever asks for one never starts the pool.
+
+    Raises
+    ------
+    ArrayError
+        `count` is less than 1, or more than this thread's pool was started with.
+    """
+    if count == _pool.used:
+        return
+    if not isinstance(count, int) or count < 1:
+        raise ArrayError(f"num_threads={count!r}; expected a whole number of at least 1")
+    set_max_concurrency = library()[SET_MAX_CONCURRENCY]
+    if count == 1:
+        set_max_concurrency(1)
+    elif _pool.workers == 0:
+        _pool.workers = max(count, default_threads())
+        set_max_concurrency(_pool.workers)
+        limit_pool(count)
+    elif count > _pool.workers:
+        raise ArrayError(
+            f"num_threads={count}; this thread's pool was started with {_pool.workers} (the number "
+            "of physical cores, or what its first call asked for)"
+        )
+    else:
+        limit_pool(count)
+    _pool.used = count
+
+
+def limit_pool(count: int) -> None:
+    """Use `count` workers of the pool, starting it if need be."""
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    # The list's length is the concurrency; its entries would be cores if threads were pinned.
+    configure(SHARE_ALL_CORES, count, [str(i) for i in range(_pool.workers)])
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any, *, huge_pages: bool = True) -> np.ndarray:
+    """An array at a multiple of 64 bytes.
+
+    From 2 MB on it is a mapping of its own at a multiple of 2 MB, on huge pages where
+    `huge_pages` asks for them and the system gives them, and on 4 KB pages otherwise.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory: Any
+    if size >= HUGE_PAGE:
+        alignment = HUGE_PAGE
+        memory = mmap.mmap(-1, size + alignment)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without transparent huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)
+    else:
+        alignment = ALIGNMENT
+        memory = bytearray(size + alignment)
+    raw = np.frombuffer(memory, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy of `array` that a kernel may read with aligned loads."""
+    copy = aligned_empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy

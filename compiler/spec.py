@@ -1,0 +1,186 @@
+"""`MatmulSpec`: everything that decides what a kernel computes, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SpecError
+
+#: Integer formats: the least and the greatest value.
+INTEGER_RANGE = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+}
+INT32_MAX = 2**31 - 1
+FLOAT_TYPES = ("float32", "float16", "bfloat16")
+
+#: The values that each field of a spec may have.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "weight": ("int8", "int4", "uint4", "uint8"),
+    "activation": ("int8", "uint8", "int4"),
+    "activation_scale": ("tensor", "row"),
+    "input": (None, *FLOAT_TYPES),
+    "out": (*FLOAT_TYPES, "int32", "int8", "uint8"),
+    "activation_fn": (None, "relu", "gelu", "silu"),
+}
+FLAGS = ("weight_zero_point", "activation_zero_point", "dynamic", "bias", "residual")
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """Y = X Wᵀ with X of M x K and W of N x K, both quantized; see `reference` for the meaning.
+
+    Attributes
+    ----------
+    n, k : rows and columns of W.
+    weight : "int8", "int4", "uint4" or "uint8".
+    activation : "int8", "uint8" or "int4"; the integers that are multiplied.
+    group_size : None for one weight scale per row of W, "tensor" for one in all, or the number of
+        consecutive k that share a scale (a multiple of 8; the last group may be shorter).
+    weight_zero_point, activation_zero_point : whether zero points are subtracted.
+    activation_scale : "tensor" or "row": what one activation scale (and zero point) covers.
+    dynamic : X is quantized inside the call, row by row from its own range (needs `input`).
+    input : None when X arrives quantized, else the float type in which it arrives.
+    out : float type of Y, "int8" or "uint8" (requantized), or "int32" (the bare accumulator).
+    bias, residual : whether a float32 bias[n] and a residual[m, n] are added.
+    activation_fn : None, "relu", "gelu" (the erf form) or "silu", applied after the bias.
+    m : the only number of rows that will be called, or None for any.
+
+    Raises
+    ------
+    SpecError
+        On construction: a value that is not among the choices, a combination without a meaning,
+        or K so large that an exact sum could leave int32.
+    """
+
+    n: int
+    k: int
+    weight: str = "int8"
+    activation: str = "int8"
+    group_size: int | str | None = None
+    weight_zero_point: bool = False
+    activation_zero_point: bool = False
+    activation_scale: str = "tensor"
+    dynamic: bool = False
+    input: str | None = None
+    out: str = "float32"
+    bias: bool = False
+    activation_fn: str | None = None
+    residual: bool = False
+    m: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n", "k"):
+            check_positive(name, getattr(self, name))
+        if self.m is not None:
+            check_positive("m", self.m)
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise SpecError(f"{name}={value!r}; expected one of {', '.join(map(str, allowed))}")
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"{name}={getattr(self, name)!r}; expected True or False")
+        check_group_size(self.group_size)
+        self._check_combination()
+        self._check_exact()
+
+    def _check_combination(self) -> None:
+        if self.dynamic and self.input is None:
+            raise SpecError("dynamic=True quantizes X in the call; it needs input='float32' or so")
+        if self.dynamic and self.activation_scale != "row":
+            object.__setattr__(self, "activation_scale", "row")
+        if self.out == "int32":
+            if isinstance(self.group_size, int) and self.group_size < self.k:
+                raise SpecError(
+                    f"out='int32' has one accumulator per output, group_size={self.group_size} "
+                    f"has {self.groups}; expected group_size None or 'tensor'"
+                )
+            for name in ("bias", "residual", "activation_fn"):
+                if getattr(self, name):
+                    raise SpecError(
+                        f"out='int32' is the bare accumulator; {name} needs a float or int8 out"
+                    )
+
+    def _check_exact(self) -> None:
+        if self.k_of_group > self.k_limit:
+            raise SpecError(
+                f"k={self.k} sums {self.k_of_group} products in one int32; "
+                f"{self.activation} x {self.weight} is exact up to {self.k_limit} of them"
+            )
+
+    @property
+    def k_of_group(self) -> int:
+        """The number of products that one int32 accumulator sums."""
+        return min(self.k, self.group_size) if isinstance(self.group_size, int) else self.k
+
+    @property
+    def groups(self) -> int:
+        """The number of groups along K."""
+        return -(-self.k // self.k_of_group)
+
+    @property
+    def k_limit(self) -> int:
+        """The greatest number of products whose sum is sure to stay within int32."""
+        x = magnitude(self.activation, self.activation_zero_point)
+        w = magnitude(self.weight, self.weight_zero_point)
+        return INT32_MAX // (x * w)
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON; fields at their default are left out."""
+        return json.dumps(
+            {
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(self)
+                if getattr(self, field.name) != field.default
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> MatmulSpec:
+        """The spec that `to_json` wrote.
+
+        Raises
+        ------
+        SpecError
+            `text` is not JSON, or not a spec.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SpecError(f"not a spec in JSON: {error}") from None
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict):
+            raise SpecError(f"a spec is a JSON object, not {type(fields).__name__}")
+        if unknown := sorted(set(fields) - known):
+            raise SpecError(f"no field {unknown[0]!r} in a spec; its fields are {sorted(known)}")
+        if missing := sorted({"n", "k"} - set(fields)):
+            raise SpecError(f"a spec needs {missing[0]!r}")
+        return cls(**fields)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuse what is not a Python int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SpecError(f"{name}={value!r}; expected a whole number of at least 1")
+
+
+def check_group_size(group_size: object) -> None:
+    """Refuse what is neither None, "tensor" nor a positive multiple of 8."""
+    if group_size is None or group_size == "tensor":
+        return
+    if not isinstance(group_size, int) or isinstance(group_size, bool):
+        raise SpecError(f"group_size={group_size!r}; expected None, 'tensor' or a multiple of 8")
+    if group_size < 8 or group_size % 8:
+        raise SpecError(f"group_size={group_size}; expected a positive multiple of 8")
+
+
+def magnitude(dtype: str, has_zero_point: bool) -> int:
+    """The greatest |q - z| of a format; z may be any value that the format holds."""
+    least, greatest = INTEGER_RANGE[dtype]
+    return greatest - least if has_zero_point else max(-least, greatest)

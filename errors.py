@@ -1,0 +1,31 @@
+"""What quantmm raises. Every message names what was given and what was expected."""
+
+from __future__ import annotations
+
+
+class QuantmmError(Exception):
+    """The base of every error that quantmm raises on purpose."""
+
+
+class SpecError(QuantmmError, ValueError):
+    """A `MatmulSpec`, a quantization format or a number in it that cannot be."""
+
+
+class UnsupportedError(QuantmmError, NotImplementedError):
+    """A spec that has a meaning (`reference` computes it) but no kernel yet."""
+
+
+class ArrayError(QuantmmError, ValueError):
+    """An array of the wrong shape, dtype, rank, device or value."""
+
+
+class TargetError(QuantmmError, ValueError):
+    """A target that does not exist, or that this machine cannot execute."""
+
+
+class KernelFileError(QuantmmError, OSError):
+    """A kernel file that cannot be written, or that is not what it says it is."""
+
+
+class ToolError(QuantmmError, RuntimeError):
+    """A program or library that a step needs is missing or failed."""

@@ -1,0 +1,58 @@
+"""Strategies, and which of them with which tiles a kernel is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..targets import Target
+from .program import Program, Tile
+
+__all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
+
+#: Counts changes of the recipes; a record or file of another version is not used.
+SCHEDULE_VERSION = 1
+
+#: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
+GEMV_ROWS = 4
+#: Every number of rows up to this one has a tile of its own, so that no M is much worse than M + 1.
+MAX_ROWS = 8
+#: More streams of weights than this do not help the prefetchers.
+MAX_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled function of a kernel: a strategy ("gemm" or "gemv") and its register tile."""
+
+    strategy: str
+    tile: Tile
+
+    @property
+    def name(self) -> str:
+        """The function's name in the compiled module."""
+        return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks}"
+
+    @property
+    def cost(self) -> float:
+        """Relative time of one tile per block of columns.
+
+        Issue slots of the dot products or of the loads that feed them, whichever is more, and a
+        share for reading the weights once per tile.
+        """
+        rows, blocks = self.tile.rows, self.tile.blocks
+        return max(rows * blocks, rows + blocks) / blocks + 0.3
+
+
+def variants(target: Target) -> tuple[Variant, ...]:
+    """The functions of a kernel for `target`: one per number of rows in a tile."""
+    return tuple(
+        Variant("gemv" if rows <= GEMV_ROWS else "gemm", Tile(rows, widest(target, rows)))
+        for rows in range(1, MAX_ROWS + 1)
+    )
+
+
+def widest(target: Target, rows: int) -> int:
+    """The most blocks whose accumulators, weights and one broadcast fit the register file."""
+    registers_per_block = max(1, target.instruction.lanes * 4 // target.vector_bytes)
+    blocks = (target.vector_registers - 1) // ((rows + 1) * registers_per_block)
+    return max(1, min(MAX_BLOCKS, blocks))

@@ -1,0 +1,42 @@
+"""gemm: many rows. Blocked for registers, L1 and L2, all threads on one grid of tasks.
+
+    parallel over tiles of x: pack          x (M, k) -> xp, one contiguous slab per tile of rows
+    parallel over (mo, panel):              a task: a block of rows times a panel of columns
+      for mi in the tiles of the block:     the panel of w stays in L2 over them
+        acc[rows, blocks, lanes] = 0        in registers
+        for kb, ks:                         streams the panel of w and the slab of xp once
+          for r, block: acc += xp * w       one instruction
+        y = epilogue(acc)
+
+The slab [k_block-wise][rows][k_block] keeps the rows of a tile together: read row-major, rows that
+are a power of two apart would share one set of the L1 cache. Loop order and packing follow Goto and
+van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from .program import Program
+from .steps import keep_in_registers, tile, write_back
+
+VERSION = 1
+
+
+def schedule(program: Program) -> tirx.PrimFunc:
+    """`program` as a gemm in register tiles of `program.tile`."""
+    sch = Schedule(program.func)
+    pack_in_parallel(sch)
+    loops = tile(sch, program)
+    sch.parallel(sch.fuse(loops.mo, loops.panel))
+    keep_in_registers(sch, program, loops)
+    write_back(sch)
+    return sch.mod["main"]
+
+
+def pack_in_parallel(sch: Schedule) -> None:
+    """One task per tile of rows, a block of K per copy."""
+    mo, mi, _kb, _r, kk = sch.get_loops(sch.get_sblock("xp"))
+    sch.parallel(sch.fuse(mo, mi))
+    sch.vectorize(kk)

@@ -1,0 +1,58 @@
+"""The shape of a row: what quantmm must know about a chip to compile for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A dot-product instruction: `lanes` int32 sums, each of `depth` products.
+
+    For every lane l:  acc[l] += sum over d < depth of x[d] * w[l, d],  exact modulo 2**32.
+
+    The activation bytes x are the same for every lane (a broadcast), the weight bytes w differ;
+    so W is stored as [N / lanes][K / depth][lanes][depth] and one load feeds one instruction.
+    """
+
+    name: str
+    #: What a disassembler prints; None where the plain loop is left to the compiler.
+    mnemonic: str | None
+    #: dtype in which the instruction reads activations and weights.
+    x_dtype: str
+    w_dtype: str
+    lanes: int
+    depth: int
+    #: Module of this package that holds the intrinsic beside the loop that it means.
+    intrinsic: str | None = None
+
+    @property
+    def operations(self) -> int:
+        """Multiplications plus additions that one instruction does."""
+        return 2 * self.lanes * self.depth
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row of the table. All sizes in bytes.
+
+    Attributes
+    ----------
+    name : what a user writes, such as "x86-avx512vnni".
+    architecture : `platform.machine()` of the chips that can run it; None for any.
+    llvm : options of TVM's "llvm" target.
+    features : CPU features (Linux's /proc/cpuinfo names) without which the code must not run.
+    instruction : the dot product that its kernels are made of.
+    vector_bytes, vector_registers : the register file that a tile of accumulators must fit.
+    l2_bytes : the cache that a block of packed activations should stay in.
+    """
+
+    name: str
+    description: str
+    architecture: str | None
+    llvm: dict[str, object] = field(hash=False)
+    features: frozenset[str]
+    instruction: Instruction
+    vector_bytes: int
+    vector_registers: int
+    l2_bytes: int

@@ -1,0 +1,47 @@
+"""x86-64 rows, best first."""
+
+from __future__ import annotations
+
+from .target import Instruction, Target
+
+#: Features of the x86-64-v4 level (System V psABI, "Micro-Architecture Levels").
+X86_64_V4 = frozenset(
+    [
+        "avx",
+        "avx2",
+        "avx512f",
+        "avx512bw",
+        "avx512cd",
+        "avx512dq",
+        "avx512vl",
+        "bmi1",
+        "bmi2",
+        "f16c",
+        "fma",
+        "movbe",
+    ]
+)
+
+VPDPBUSD_ZMM = Instruction(
+    name="vpdpbusd zmm",
+    mnemonic="vpdpbusd",
+    x_dtype="uint8",
+    w_dtype="int8",
+    lanes=16,
+    depth=4,
+    intrinsic="vpdpbusd_zmm",
+)
+
+X86_TARGETS = (
+    Target(
+        name="x86-avx512vnni",
+        description="AVX512-VNNI: Intel Ice Lake and later, AMD Zen 4 and later",
+        architecture="x86_64",
+        llvm={"mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
+        features=X86_64_V4 | {"avx512_vnni"},
+        instruction=VPDPBUSD_ZMM,
+        vector_bytes=64,
+        vector_registers=32,
+        l2_bytes=1 << 20,
+    ),
+)
