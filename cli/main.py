@@ -45,7 +45,7 @@ def cli() -> None:
 def run() -> None:
     """The entry point of the command line."""
     try:
-        status = cli(standalone_mode=False)
+        status = cli(prog_name="quantmm", standalone_mode=False)
     except click.ClickException as error:
         status = complain(error.format_message())
     except click.Abort:

@@ -20,9 +20,6 @@ from .tiles import store_within
 
 RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule}
 
-#: Guards of the last columns become store masks instead of one branch per element.
-PASS_CONFIG = {"tirx.enable_buffer_level_predication": True}
-
 
 def compile(
     spec: MatmulSpec, target: str | Target = "host", *, num_threads: int | None = None
@@ -109,7 +106,7 @@ def lower(
     spec: MatmulSpec, target: Target, layout: WeightLayout, variant: Variant
 ) -> tirx.PrimFunc:
     """One variant as a scheduled function over the caller's arrays."""
-    program = frontend.program(spec, layout, target.instruction, variant.tile)
+    program = frontend.program(spec, layout, target, variant.tile)
     func = RECIPES[variant.strategy](program)
     return store_within(program, func, spec.n).with_attr("global_symbol", variant.name)
 
@@ -119,8 +116,7 @@ def machine_code(
 ) -> tvm.runtime.Executable:
     """The variants compiled into one module, for the LLVM options of `target`."""
     mod = tvm.IRModule({v.name: lower(spec, target, layout, v) for v in chosen})
-    with tvm.transform.PassContext(config=PASS_CONFIG):
-        return tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", **target.llvm}))
+    return tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", **target.llvm}))
 
 
 def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
@@ -135,7 +131,7 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     layout = weight_layout(spec.n, spec.k, row.instruction)
     (variant,) = choose_variants(dataclasses.replace(spec, m=m), row)
     if form == "te":
-        return str(frontend.program(spec, layout, row.instruction, variant.tile).func.script())
+        return str(frontend.program(spec, layout, row, variant.tile).func.script())
     if form == "tir":
         return str(lower(spec, row, layout, variant).script())
     return str(machine_code(spec, row, layout, (variant,)).mod.inspect_source(form))

@@ -18,7 +18,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from ..schedules.program import Program, Tile
-from ..targets import Instruction, WeightLayout
+from ..targets import Instruction, Target, WeightLayout
 from .spec import MatmulSpec
 
 
@@ -43,14 +43,13 @@ def arguments(spec: MatmulSpec, instruction: Instruction) -> tuple[str, ...]:
     return (*names, "y")
 
 
-def program(
-    spec: MatmulSpec, layout: WeightLayout, instruction: Instruction, tile: Tile
-) -> Program:
+def program(spec: MatmulSpec, layout: WeightLayout, target: Target, tile: Tile) -> Program:
     """The TensorExpression of `spec` in tiles of `tile.rows` x `tile.blocks * lanes`.
 
     Shapes of the arguments: x (M, k), w `layout.shape` int8, w_sum, w_scale and bias
     (n_blocks * lanes,), x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says.
     """
+    instruction = target.instruction
     m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
     rows = tile.rows
     columns = layout.n_blocks * layout.lanes
@@ -73,7 +72,7 @@ def program(
 
     def packed(o: tirx.Var, i: tirx.Var, kb: tirx.Var, r: tirx.Var, kk: tirx.Var) -> tirx.Var:
         byte = x[row(o, i, r), column_of(layout, kb, kk)].astype(instruction.x_dtype)
-        return byte ^ tirx.const(0x80, "uint8").astype(instruction.x_dtype) if offset else byte
+        return byte ^ tirx.const(offset, instruction.x_dtype) if offset else byte
 
     def block(nb: tirx.Var) -> tirx.Var:
         return nb if whole_panels == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
@@ -102,13 +101,28 @@ def program(
             value = value - offset * placeholders["w_sum"][n]
         if spec.out == "int32":
             return value
-        value = value.astype("float32") * placeholders["w_scale"][n] * placeholders["x_scale"][at]
-        return value + placeholders["bias"][n] if spec.bias else value
+        value = value.astype("float32") * placeholders["w_scale"][n]
+        scale = placeholders["x_scale"][at]
+        if spec.bias:
+            return multiply_add(target, value, scale, placeholders["bias"][n])
+        return value * scale
 
     y = te.compute((mo, mi, rows, whole_panels, layout.lanes), epilogue, "y")
     inputs = [placeholders[name] for name in arguments(spec, instruction)[:-1]]
     func = te.create_prim_func([*inputs, y, mo, mi])
     return Program(func, tile, layout, instruction)
+
+
+def multiply_add(target: Target, a: tirx.Var, b: tirx.Var, c: tirx.Var) -> tirx.Var:
+    """A * b + c in float32 with one rounding.
+
+    TVM lets LLVM contract the expression to the target's instruction. Without one, float64 holds
+    the product exactly, and the sum is rounded there and once more.
+    """
+    if target.fused_multiply_add:
+        return a * b + c
+    a, b, c = (value.astype("float64") for value in (a, b, c))
+    return (a * b + c).astype("float32")
 
 
 def column_of(layout: WeightLayout, kb: tirx.Var, kk: tirx.Var) -> tirx.Var:

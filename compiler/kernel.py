@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArrayError
-from ..targets import WeightLayout
+from ..errors import ArrayError, TargetError
+from ..targets import WeightLayout, cpu_features
 from . import runtime
 from .quantize import QTensor, check_scale, check_zero_point
 from .runtime import aligned, tvm_ffi
@@ -86,26 +87,26 @@ class Kernel:
     """
 
     def __init__(self, info: KernelInfo, module: Any, num_threads: int | None = None) -> None:
-        runtime.library()
         self.info = info
         self.spec = info.spec
         self.num_threads = runtime.default_threads() if num_threads is None else num_threads
         self._module = module
         #: The module as the bytes of a shared library, once it was linked or loaded.
         self._library: bytes | None = None
-        self._functions = {variant[0]: module[variant[0]] for variant in info.variants}
-        self._plans: dict[int, Plan] = {}
+        # For every M that was called: the function and its tile counts.
+        self._ready: dict[int, tuple[Any, int, int]] = {}
 
     def __repr__(self) -> str:
         return f"Kernel({self.spec.to_json()}, target={self.info.target!r})"
 
     def plan(self, m: int) -> Plan:
-        """Which function computes `m` rows, and on which grid of tiles."""
-        if m not in self._plans:
-            self._plans[m] = self._make_plan(m)
-        return self._plans[m]
+        """Which function computes `m` rows, and on which grid of tiles.
 
-    def _make_plan(self, m: int) -> Plan:
+        Raises
+        ------
+        ArrayError
+            Not an M of this kernel.
+        """
         spec = self.spec
         if spec.m is not None and m != spec.m:
             raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")
@@ -115,6 +116,14 @@ class Kernel:
         tiles = -(-m // rows)
         mo = -(-tiles // max(1, self.info.block_rows // rows))
         return Plan(name, strategy, rows, mo, -(-tiles // mo))
+
+    def _prepare(self, m: int) -> tuple[Any, int, int]:
+        """Resolve the function for `m` rows, once this machine is known to execute it."""
+        plan = self.plan(m)
+        check_machine(f"this kernel ({self.info.target})", self.info)
+        runtime.library()
+        ready = self._ready[m] = self._module[plan.name], plan.mo, plan.mi
+        return ready
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
         """For each M in `m`: the strategy, tile, instruction and tuned record that it uses."""
@@ -267,7 +276,7 @@ class Linear:
             x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
         source = import_array("x", x, self._x_dtype, spec.k)
         m = source.shape[0]
-        plan = kernel.plan(m)
+        function, mo, mi = kernel._ready.get(m) or kernel._prepare(m)
         if out is None:
             result = new_array(x, (m, spec.n), self._out_dtype)
             y = tvm_ffi.from_dlpack(result)
@@ -277,7 +286,7 @@ class Linear:
         if self._per_call and (x_scale is not None or x_zero_point is not None or None in bound):
             bound = self._with_call(bound, m, x_scale, x_zero_point)
         runtime.use_threads(kernel.num_threads if num_threads is None else num_threads)
-        kernel._functions[plan.name](source, *bound, y, plan.mo, plan.mi)
+        function(source, *bound, y, mo, mi)
         return result
 
     def _open(self, x: QTensor, x_scale: Any, x_zero_point: Any) -> tuple[np.ndarray, Any, Any]:
@@ -334,6 +343,14 @@ class Linear:
         else:
             check_zero_point(values, values.shape, spec.activation)
         return aligned(values)
+
+
+def check_machine(name: str, info: KernelInfo) -> None:
+    """Refuse code that this CPU cannot execute; `name` is what the message calls it."""
+    if info.architecture != platform.machine():
+        raise TargetError(f"{name} needs {info.architecture}; this machine is {platform.machine()}")
+    if missing := sorted(set(info.features) - cpu_features()):
+        raise TargetError(f"{name} needs {', '.join(missing)}, which this CPU lacks")
 
 
 def check_weight(spec: MatmulSpec, w: object) -> None:

@@ -17,17 +17,15 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import struct
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import KernelFileError, TargetError
-from ..targets import cpu_features
+from ..errors import KernelFileError
 from . import runtime
-from .kernel import Kernel, KernelInfo
+from .kernel import Kernel, KernelInfo, check_machine
 from .runtime import tvm_ffi
 
 MAGIC = b"quantmm\0"
@@ -80,21 +78,15 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Ker
         raise KernelFileError(f"{path} is damaged: its checksum does not match its content")
     info = KernelInfo.from_dict(json.loads(payload[:length]))
     check_machine(str(path), info)
+    check_runtime(str(path), info)
     runtime.library()
     kernel = Kernel(info, load_library(payload[length:]), num_threads)
     kernel._library = payload[length:]
     return kernel
 
 
-def check_machine(path: str, info: KernelInfo) -> None:
-    """Refuse code that this CPU cannot execute or that this runtime cannot serve."""
-    if info.architecture != platform.machine():
-        raise TargetError(
-            f"{path} is for {info.target} on {info.architecture}; "
-            f"this machine is {platform.machine()}"
-        )
-    if missing := sorted(set(info.features) - cpu_features()):
-        raise TargetError(f"{path} is for {info.target}; this CPU lacks {', '.join(missing)}")
+def check_runtime(path: str, info: KernelInfo) -> None:
+    """Refuse code that was compiled against another version of TVM's runtime."""
     try:
         here = version("apache-tvm")
     except PackageNotFoundError:

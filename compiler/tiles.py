@@ -1,8 +1,8 @@
 """From tiles to the caller's arrays: the last rewrite before code generation.
 
 A schedule computes whole tiles. Here the stores of tiles become stores into an (M, n) array with
-any row stride, made only where the row and the column exist (TVM turns the column's guard into a
-store mask); and the activations get a row stride too. Both arrays may lie at any address.
+any row stride, made only where the row and the column exist; and the activations get a row stride
+too. Both arrays may lie at any address.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def store_within(program: Program, func: tirx.PrimFunc, n: int) -> tirx.PrimFunc
         row, column = place(list(stmt.indices))
         body: tirx.Stmt = tirx.BufferStore(y, stmt.value, [row, column])
         if tile.shape[3] * lanes > n:
-            body = tirx.IfThenElse(column < n, body, None)
+            # Whole blocks are stored as vectors, the columns of the last one singly.
+            nb = stmt.indices[3]
+            body = tirx.IfThenElse(
+                (nb + 1) * lanes <= n, body, tirx.IfThenElse(column < n, body, None)
+            )
         return tirx.IfThenElse(row < m, body, None)
 
     def region(written: tvm.ir.TensorRegion) -> tvm.ir.TensorRegion:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ..errors import TargetError
 from .generic import GENERIC
 from .layout import WeightLayout, weight_layout
@@ -19,6 +21,7 @@ __all__ = [
     "WeightLayout",
     "cpu_features",
     "cpu_name",
+    "emulated",
     "find",
     "host",
     "physical_cores",
@@ -30,6 +33,22 @@ __all__ = [
 def host() -> Target:
     """The best target that this machine can execute."""
     return next(target for target in TARGETS if why_not_here(target) is None)
+
+
+def emulated(target: Target) -> Target:
+    """`target` with its instruction replaced by the loop that it means: runs on any machine.
+
+    Layout, tiles and schedule stay those of the chip.
+    """
+    plain = dataclasses.replace(target.instruction, intrinsic=None, mnemonic=None)
+    return dataclasses.replace(
+        target,
+        name=f"{target.name} (emulated)",
+        architecture=None,
+        llvm={},
+        features=frozenset(),
+        instruction=plain,
+    )
 
 
 def find(name: str | Target) -> Target:

@@ -56,3 +56,8 @@ class Target:
     vector_bytes: int
     vector_registers: int
     l2_bytes: int
+
+    @property
+    def fused_multiply_add(self) -> bool:
+        """Whether a * b + c in float32 is one instruction with one rounding."""
+        return "fma" in self.features

@@ -1,0 +1,206 @@
+"""Whatever a caller hands over works, is copied, or is refused with a message."""
+
+from __future__ import annotations
+
+import numpy as np
+import problems
+import pytest
+import quantmm as qmm
+from quantmm.errors import ArrayError
+
+M, N, K = 5, 19, 33
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K)
+    w = problems.weight(rng, spec)
+    linear = qmm.compile(spec).bind(w, x_scale=0.25)
+    x = problems.integers(rng, "int8", (M, K))
+    return linear, x, qmm.reference(spec, x, w, x_scale=0.25)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_address_and_any_strides(case, seed):
+    linear, x, expected = case
+    placed = problems.lay_out(np.random.default_rng(seed), x)
+    problems.assert_agrees(linear(placed), expected)
+
+
+def test_read_only_and_big_endian_inputs(case):
+    linear, x, expected = case
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    problems.assert_agrees(linear(frozen), expected)
+    swapped = np.float32(0.25).astype(">f4")
+    problems.assert_agrees(linear(x, x_scale=swapped), expected)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 12, 60])
+def test_out_at_any_address_with_any_row_stride(case, offset):
+    linear, x, expected = case
+    raw = np.full(M * (N + 7) * 4 + 64, 0xAB, np.uint8)
+    wide = raw[offset : offset + M * (N + 7) * 4].view(np.float32).reshape(M, N + 7)
+    out = wide[:, :N]
+    assert linear(x, out) is out
+    problems.assert_agrees(out, expected)
+    assert (wide[:, N:].copy().view(np.uint8) == 0xAB).all()
+    assert (raw[: offset or None][:offset] == 0xAB).all()
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 63, 64, 65])
+@pytest.mark.parametrize("m", [1, 2, 3, 9])
+def test_nothing_is_written_beside_out(m, n):
+    rng = np.random.default_rng(n)
+    spec = qmm.MatmulSpec(n=n, k=7, out="int32", m=m)
+    w = problems.weight(rng, spec)
+    x = problems.integers(rng, "int8", (m, 7))
+    guarded = np.full((m + 2, n + 2), 77, np.int32)
+    qmm.compile(spec).bind(w)(x, guarded[1:-1, 1:-1])
+    np.testing.assert_array_equal(guarded[1:-1, 1:-1], qmm.reference(spec, x, w))
+    guarded[1:-1, 1:-1] = 77
+    assert (guarded == 77).all()
+
+
+def test_qtensor_brings_its_scale(case):
+    linear, x, expected = case
+    q = qmm.QTensor(x, np.asarray(0.25, np.float32), None, "int8", "tensor", (M, K))
+    problems.assert_agrees(linear(q), expected)
+
+
+def test_row_scales():
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, activation_scale="row", activation_zero_point=True)
+    w = problems.weight(rng, spec)
+    q = qmm.quantize(rng.standard_normal((M, K)), "int8", symmetric=False)
+    linear = qmm.compile(spec).bind(w)
+    problems.assert_agrees(linear(q), qmm.reference(spec, q, w))
+    scales = rng.uniform(0.1, 1, M).astype(np.float32)
+    call = {"x_scale": scales, "x_zero_point": 3}
+    problems.assert_agrees(linear(q.data, **call), qmm.reference(spec, q.data, w, **call))
+
+
+def test_torch_in_torch_out(case):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    linear, x, expected = case
+    y = linear(torch.from_numpy(x))
+    assert isinstance(y, torch.Tensor)
+    problems.assert_agrees(y.numpy(), expected)
+    out = torch.empty((M, N + 3))[:, :N]
+    assert linear(torch.from_numpy(x), out) is out
+    problems.assert_agrees(out.numpy(), expected)
+    transposed = torch.from_numpy(np.ascontiguousarray(x.T)).T
+    problems.assert_agrees(linear(transposed).numpy(), expected)
+
+
+class Foreign:
+    """An array of some other library that speaks DLPack."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **keywords):
+        return self.array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_anything_with_dlpack(case):
+    linear, x, expected = case
+    problems.assert_agrees(linear(Foreign(x)), expected)
+    problems.assert_agrees(linear(Foreign(np.asfortranarray(x))), expected)
+
+
+def test_refused_inputs(case):
+    linear, x, _ = case
+    q = qmm.QTensor(x, np.asarray(1, np.float32), None, "int8", "tensor", (M, K))
+    rows = qmm.QTensor(x, np.ones(M, np.float32), None, "int8", None, (M, K))
+    shifted = qmm.quantize(np.ones((M, K)), "int8", group_size="tensor", zero_point=1)
+    for given, message in [
+        (x[:, 1:], r"x is int8\(5, 32\); expected int8\(M, 33\)"),
+        (x[0], r"x is int8\(33,\)"),
+        (x[None], r"x is int8\(1, 5, 33\)"),
+        (x.astype(np.uint8), r"x is uint8\(5, 33\); expected int8"),
+        (x.astype(np.float32), "x is float32"),
+        (x[:0], "x has 0 rows; expected 1 to"),
+        (x.tolist(), "x is list; expected an array"),
+        (None, "x is NoneType"),
+        (Foreign(x.astype(np.int16)), "x is int16"),
+        (Foreign(x[0]), r"x is int8\(33,\)"),
+        (rows, r"x_scale has shape \(5,\); expected a scalar"),
+        (shifted, "x has zero points"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            linear(given)
+    with pytest.raises(ArrayError, match="x_scale was given too"):
+        linear(q, x_scale=1.0)
+
+
+def test_refused_outputs(case):
+    linear, x, _ = case
+    out = np.empty((M, N), np.float32)
+    frozen = out.copy()
+    frozen.flags.writeable = False
+    own = np.zeros(4 * M * max(N, K), np.int8)
+    for given, message in [
+        (out[:4], r"out is float32\(4, 19\); expected float32\(5, 19\)"),
+        (out.astype(np.int32), "out is int32"),
+        (np.empty((N, M), np.float32).T, "contiguous rows"),
+        (np.empty((2 * M, N), np.float32)[::-2], "contiguous rows"),
+        (np.broadcast_to(np.float32(0), (M, N)), "writable"),
+        (frozen, "writable"),
+        ([1, 2], "out cannot be written through DLPack"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            linear(x, given)
+    inside = own[: M * K].reshape(M, K)
+    with pytest.raises(ArrayError, match="out shares memory with x"):
+        linear(inside, own[: 4 * M * N].view(np.float32).reshape(M, N))
+
+
+def test_refused_scales_and_weights(case):
+    linear, x, _ = case
+    kernel = linear.kernel
+    spec = kernel.spec
+    w = problems.weight(np.random.default_rng(0), spec)
+    for scale, message in [
+        (0.0, "scale 0.0; expected positive"),
+        (-1.0, "scale -1.0"),
+        (np.nan, "scale nan"),
+        (np.ones(M), r"x_scale has shape \(5,\); expected a scalar"),
+        ("1", "expected numbers"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            linear(x, x_scale=scale)
+    with pytest.raises(ArrayError, match="x_scale is missing"):
+        kernel.bind(w)(x)
+    with pytest.raises(ArrayError, match="bias was given"):
+        kernel.bind(w, np.ones(N))
+    with pytest.raises(ArrayError, match="w is ndarray; expected a QTensor"):
+        kernel.bind(np.ones((N, K), np.int8))
+    with pytest.raises(ArrayError, match=r"w is int8\(18, 33\)"):
+        kernel.bind(qmm.quantize(np.ones((18, K))))
+    with pytest.raises(ArrayError, match="w has zero points"):
+        kernel.bind(qmm.quantize(np.ones((N, K)), "int8", zero_point=1))
+    biased = qmm.compile(qmm.MatmulSpec(n=N, k=K, bias=True, m=M))
+    with pytest.raises(ArrayError, match=r"bias is float64\(0,\); expected float32\(19,\)"):
+        biased.bind(w)
+    with pytest.raises(ArrayError, match="bias is float64"):
+        biased.bind(w, np.ones(N + 1))
+    with pytest.raises(ArrayError, match="compiled for m=5"):
+        biased.bind(w, np.ones(N), x_scale=1.0)(x[:4])
+    zero = qmm.compile(qmm.MatmulSpec(n=N, k=K, activation_zero_point=True, m=M)).bind(w)
+    with pytest.raises(ArrayError, match="zero_point 128; int8 holds"):
+        zero(x, x_scale=1.0, x_zero_point=128)
+    with pytest.raises(ArrayError, match="x_zero_point is float64; expected integers"):
+        zero(x, x_scale=1.0, x_zero_point=0.5)
+    with pytest.raises(ArrayError, match="x_zero_point is missing"):
+        zero(x, x_scale=1.0)
+
+
+def test_too_many_elements(case):
+    linear, _, _ = case
+    with pytest.raises(ArrayError, match="expected 1 to"):
+        linear.kernel.plan(2**31 // K + 1)

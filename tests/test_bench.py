@@ -1,0 +1,76 @@
+"""The measuring tools measure something; no test asserts a time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from quantmm.bench import limits, run, timing
+from quantmm.compiler import runtime
+
+
+def test_peak_kernel_does_the_operations_that_are_counted(target):
+    instruction = target.instruction
+    rng = np.random.default_rng(0)
+    x_shape = limits.PEAK_STEPS, limits.PEAK_ROWS, instruction.depth
+    w_shape = limits.PEAK_STEPS, limits.PEAK_BLOCKS, instruction.lanes, instruction.depth
+    x = runtime.aligned(rng.integers(0, 100, x_shape).astype(instruction.x_dtype))
+    w = runtime.aligned(rng.integers(-100, 100, w_shape).astype(instruction.w_dtype))
+    y = runtime.aligned_empty((1, *w_shape[:0], 4, 4, instruction.lanes), np.int32)
+    limits.peak_kernel(target, 1)(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+    once = np.einsum("sad,sbld->abl", x.astype(np.int64), w.astype(np.int64))
+    np.testing.assert_array_equal(y[0], (once * limits.PEAK_REPEATS).astype(np.int32))
+
+
+def test_read_kernel_reads_everything(target):
+    lanes = target.vector_bytes // 4
+    x = runtime.aligned(np.arange(2 * 50 * 8 * lanes, dtype=np.int32).reshape(2, 50, 8, lanes))
+    y = runtime.aligned_empty((2, 8, lanes), np.int32)
+    limits.read_kernel(target, 2, 50)(*map(runtime.tvm_ffi.from_dlpack, (x, y)))
+    np.testing.assert_array_equal(y, x.sum(axis=1))
+
+
+def test_limits_are_plausible(target):
+    limit = limits.measure(target, 1)
+    assert limit.gops > 0.1
+    assert min(limit.gbps_small, limit.gbps_huge) > 0.1
+    assert limit.gbps == max(limit.gbps_small, limit.gbps_huge)
+
+
+def test_floor_is_the_slower_of_operations_and_bytes():
+    limit = limits.Limits(1, gops=100, gbps_small=8, gbps_huge=10)
+    assert limit.floor(1, 1000, 1000, 1e6, cold=True) == pytest.approx(1e6 / 10e9)
+    assert limit.floor(1, 1000, 1000, 1e6, cold=False) == pytest.approx(2e6 / 100e9)
+    assert limit.floor(64, 1000, 1000, 1e6, cold=True) == pytest.approx(128e6 / 100e9)
+
+
+def test_contenders_take_turns():
+    seen = []
+    calls = {
+        "a": [lambda: seen.append("a0"), lambda: seen.append("a1"), lambda: time.sleep(0.001)],
+        "b": [lambda: (seen.append("b"), time.sleep(0.002))],
+    }
+    times = timing.interleaved(calls, rounds=3)
+    assert seen.count("a0") == seen.count("a1")
+    assert times["b"].least >= 0.002
+    assert times["a"].least <= times["a"].median
+    order = [name[0] for name in seen]
+    changes = sum(x != y for x, y in itertools.pairwise(order))
+    assert changes >= 5
+
+
+def test_rotated_weights_exceed_the_caches():
+    for size in (1000, 16 << 20, 1 << 30):
+        copies = run.copies_for(size)
+        assert copies >= 2
+        assert copies * size > 2 * run.last_level_cache()
+
+
+def test_arrays_are_aligned_and_large_ones_lie_on_large_pages():
+    for shape, alignment in (((3,), 64), ((5 << 20,), 2 << 20)):
+        array = runtime.aligned_empty(shape, np.int8)
+        array[...] = 7
+        assert array.ctypes.data % alignment == 0
+        assert int(array[-1]) == 7

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import problems
+import pytest
+import quantmm as qmm
+from quantmm.compiler import kernel_file, linker
+from quantmm.errors import KernelFileError, TargetError, ToolError
+
+SPEC = qmm.MatmulSpec(n=33, k=70, bias=True)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "linear.qmm"
+    qmm.compile(SPEC).save(path)
+    return path
+
+
+def with_header(saved, path, change):
+    """A copy of a kernel file whose header was changed, with a checksum that fits."""
+    content = saved.read_bytes()
+    magic, version, length, _ = kernel_file.HEADER.unpack_from(content)
+    start = kernel_file.HEADER.size
+    header = json.loads(content[start : start + length])
+    change(header)
+    payload = json.dumps(header).encode()
+    rest = payload + content[start + length :]
+    digest = kernel_file.hashlib.sha256(rest).digest()
+    path.write_bytes(kernel_file.HEADER.pack(magic, version, len(payload), digest) + rest)
+    return path
+
+
+@pytest.mark.parametrize("m", [1, 6, 50])
+def test_computes_the_same(saved, tmp_path, m):
+    rng = np.random.default_rng(m)
+    again = tmp_path / "again.qmm"
+    qmm.load(saved).save(again)
+    kernel = qmm.load(again)
+    assert kernel.info == qmm.compile(SPEC).info
+    w = problems.weight(rng, SPEC)
+    x = problems.integers(rng, "int8", (m, 70))
+    bind = problems.bind_arguments(rng, SPEC)
+    y = kernel.bind(w, **bind)(x, x_scale=0.5)
+    problems.assert_agrees(y, qmm.reference(SPEC, x, w, x_scale=0.5, **bind))
+
+
+def test_carries_what_it_needs(saved):
+    info = qmm.load(saved).info
+    assert info.spec == SPEC
+    assert info.target == qmm.targets.host().name
+    assert set(info.features) == qmm.targets.host().features
+    assert set(info.versions) == {"tvm", "schedule"}
+
+
+@pytest.mark.parametrize("keep", [0, 7, 40, 200, -1])
+def test_truncated(saved, tmp_path, keep):
+    path = tmp_path / "short.qmm"
+    path.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(KernelFileError, match=r"is damaged|is not a quantmm kernel file"):
+        qmm.load(path)
+
+
+@pytest.mark.parametrize("at", [0, 8, 20, 100, -1])
+def test_altered(saved, tmp_path, at):
+    content = bytearray(saved.read_bytes())
+    content[at] ^= 1
+    path = tmp_path / "altered.qmm"
+    path.write_bytes(content)
+    with pytest.raises(KernelFileError, match=r"damaged|not a quantmm kernel|format version"):
+        qmm.load(path)
+
+
+def test_of_another_version(saved, tmp_path):
+    def older(header):
+        header["versions"]["tvm"] = "0.1"
+
+    path = with_header(saved, tmp_path / "old.qmm", older)
+    with pytest.raises(KernelFileError, match=r"built with apache-tvm 0\.1; here it is 0\.27"):
+        qmm.load(path)
+
+
+def test_for_another_machine(saved, tmp_path):
+    def future(header):
+        header["features"].append("avx2048")
+
+    with pytest.raises(TargetError, match="needs avx2048, which this CPU lacks"):
+        qmm.load(with_header(saved, tmp_path / "future.qmm", future))
+
+    def elsewhere(header):
+        header["architecture"] = "s390x"
+
+    with pytest.raises(TargetError, match="needs s390x; this machine is"):
+        qmm.load(with_header(saved, tmp_path / "elsewhere.qmm", elsewhere))
+
+
+def test_not_there(tmp_path):
+    with pytest.raises(KernelFileError, match=r"cannot read .*No such file"):
+        qmm.load(tmp_path / "none.qmm")
+    with pytest.raises(KernelFileError, match=r"cannot read .*directory"):
+        qmm.load(tmp_path)
+
+
+def test_cannot_be_written(saved, tmp_path, monkeypatch):
+    kernel = qmm.load(saved)
+    for path in (tmp_path, tmp_path / "no" / "folder.qmm"):
+        with pytest.raises(KernelFileError, match="cannot write"):
+            kernel.save(path)
+    path = tmp_path / "kernel.qmm"
+    path.write_bytes(b"precious")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KernelFileError, match="No space left"):
+        kernel.save(path)
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_a_linker(monkeypatch, tmp_path):
+    monkeypatch.setattr(linker.shutil, "which", lambda _: None)
+    monkeypatch.setattr(linker.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ToolError, match=r"needs a linker: .* or the extra quantmm\[link\]"):
+        qmm.compile(qmm.MatmulSpec(n=4, k=4, m=1)).save(tmp_path / "k.qmm")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_with_the_packaged_linker(monkeypatch, tmp_path):
+    pytest.importorskip("ziglang", reason="ziglang is not installed")
+    monkeypatch.setattr(linker.shutil, "which", lambda _: None)
+    spec = qmm.MatmulSpec(n=5, k=9, out="int32", m=2)
+    qmm.compile(spec).save(tmp_path / "k.qmm")
+    rng = np.random.default_rng(0)
+    w, x = problems.weight(rng, spec), problems.integers(rng, "int8", (2, 9))
+    y = qmm.load(tmp_path / "k.qmm")(x, w)
+    np.testing.assert_array_equal(y, qmm.reference(spec, x, w))
+
+
+def test_a_failing_linker_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setattr(linker, "command", lambda: ["false"])
+    with pytest.raises(ToolError, match="linking failed"):
+        linker.link(str(tmp_path / "x.so"), [str(tmp_path / "none.o")])

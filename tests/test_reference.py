@@ -1,0 +1,155 @@
+"""The reference against the definition written out as loops over Python numbers."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+import quantmm as qmm
+from hypothesis import given
+from hypothesis import strategies as st
+from quantmm.errors import ArrayError, QuantmmError
+
+
+def as_float32(value: Fraction | float) -> float:
+    return float(np.float32(float(value)))
+
+
+def by_hand(spec, x, w, sx, zx, bias):
+    """One output after the other, with exact integers and one float32 rounding per step."""
+    qx, qw = x.tolist(), w.unpacked().tolist()
+    size = spec.k if spec.group_size in (None, "tensor") else spec.group_size
+    y = np.zeros((len(qx), spec.n), np.float32)
+    for m, n in np.ndindex(y.shape):
+        total = 0.0
+        for g, start in enumerate(range(0, spec.k, size)):
+            at = {"tensor": (), None: (n,)}.get(spec.group_size, (n, g))
+            zw = 0 if w.zero_point is None else int(w.zero_point[at])
+            stop = min(start + size, spec.k)
+            acc = sum((qx[m][k] - zx) * (qw[n][k] - zw) for k in range(start, stop))
+            step = Fraction(as_float32(acc)) * Fraction(float(w.scale[at]))
+            total = as_float32(Fraction(total) + step)
+        y[m, n] = as_float32(Fraction(total) * Fraction(sx) + Fraction(float(bias[n])))
+    return y
+
+
+@given(
+    st.sampled_from(["int8", "int4", "uint4", "uint8"]),
+    st.sampled_from(["int8", "uint8"]),
+    st.sampled_from([None, "tensor", 8, 16]),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_equals_the_definition(weight, activation, group_size, k, zero_points, seed):
+    rng = np.random.default_rng(seed)
+    spec = qmm.MatmulSpec(
+        n=3,
+        k=k,
+        weight=weight,
+        activation=activation,
+        group_size=group_size,
+        weight_zero_point=zero_points,
+        activation_zero_point=zero_points,
+        bias=True,
+    )
+    w = qmm.quantize(
+        rng.standard_normal((3, k)), weight, group_size=group_size, symmetric=not zero_points
+    )
+    x = rng.integers(0, 128, (2, k)).astype(activation)
+    sx, zx = float(np.float32(rng.uniform(0.01, 1))), 5 if zero_points else 0
+    bias = rng.standard_normal(3).astype(np.float32)
+    y = qmm.reference(spec, x, w, bias=bias, x_scale=sx, x_zero_point=zx if zero_points else None)
+    expected = by_hand(spec, x, w, sx, zx, bias)
+    assert np.all(np.abs(y - expected) <= np.spacing(np.abs(expected)))
+
+
+def small(**fields):
+    spec = qmm.MatmulSpec(n=2, k=2, **fields)
+    w = qmm.QTensor(np.int8([[1, 0], [0, 1]]), np.ones(2, np.float32), None, "int8", None, (2, 2))
+    return spec, np.int8([[-3, 2], [0, 127]]), w
+
+
+def test_activation_functions():
+    for name, function in {
+        "relu": lambda v: max(v, 0.0),
+        "gelu": lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))),
+        "silu": lambda v: v / (1 + math.exp(-v)),
+    }.items():
+        spec, x, w = small(activation_fn=name)
+        y = qmm.reference(spec, x, w, x_scale=0.5)
+        expected = np.float32([[function(v * 0.5) for v in row] for row in x.tolist()])
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_residual_is_added_after_the_activation_function():
+    spec, x, w = small(activation_fn="relu", residual=True)
+    y = qmm.reference(spec, x, w, residual=np.full((2, 2), -1.5), x_scale=1.0)
+    assert y.tolist() == [[-1.5, 0.5], [-1.5, 125.5]]
+
+
+def test_outputs():
+    spec, x, w = small(out="int8")
+    y = qmm.reference(spec, x, w, out_scale=2.0, out_zero_point=3)
+    # -3 / 2 and 127 / 2 lie between two integers: half to even.
+    assert y.tolist() == [[-2 + 3, 4], [3, 64 + 3]]
+    assert y.dtype == np.int8
+    spec, x, w = small(out="uint8")
+    assert qmm.reference(spec, x, w, out_scale=0.4).tolist() == [[0, 5], [0, 255]]
+    for out, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
+        spec, x, w = small(out=out)
+        y = qmm.reference(spec, x, w, x_scale=1 / 3)
+        assert y.dtype == dtype
+        assert y[1, 1] == dtype(np.float32(127) * np.float32(1 / 3))
+
+
+def test_float_activations_are_quantized_first():
+    spec, _, w = small(input="float32", dynamic=True)
+    x = np.float32([[1.0, -2.0], [100.0, 50.0]])
+    quantized = qmm.quantize(x, "int8")
+    plain = qmm.MatmulSpec(n=2, k=2, activation_scale="row")
+    np.testing.assert_array_equal(qmm.reference(spec, x, w), qmm.reference(plain, quantized, w))
+    static, _, w = small(input="float32")
+    assert qmm.reference(static, [[0.26, 0.24]], w, x_scale=0.5).tolist() == [[0.5, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((2, 3), np.int8)}, r"x is int8\(2, 3\); expected integers of \(M, 2\)"),
+        ({"x": np.zeros((2, 2), np.float32)}, "x is float32"),
+        ({"x": np.full((1, 2), 300)}, "x spans 300 to 300"),
+        ({"bias": [1.0]}, r"bias has shape \(1,\); expected \(2,\)"),
+        ({"residual": np.zeros((1, 2))}, r"residual has shape \(1, 2\)"),
+        ({"x_scale": 0.0}, "scale 0.0"),
+        ({"x_zero_point": 200}, "zero_point 200"),
+        ({"out_scale": None}, "out_scale=None"),
+        ({"out_scale": math.nan}, "out_scale=nan"),
+        ({"out_zero_point": 128}, "zero_point 128"),
+    ],
+)
+def test_errors(change, message):
+    spec, x, w = small(bias=True, residual=True, out="int8", activation_zero_point=True)
+    fine = {
+        "x": x,
+        "bias": [0.0, 0.0],
+        "residual": np.zeros((2, 2)),
+        "x_scale": 1.0,
+        "x_zero_point": 0,
+        "out_scale": 1.0,
+    }
+    qmm.reference(spec, w=w, **fine)
+    given = {**fine, **change}
+    if "x" in change:
+        given["residual"] = np.zeros((given["x"].shape[0], 2))
+    with pytest.raises(QuantmmError, match=message):
+        qmm.reference(spec, w=w, **given)
+
+
+def test_weight_must_fit_the_spec():
+    _, x, w = small()
+    with pytest.raises(ArrayError, match=r"w is int8\(2, 2\); the spec has int4\(2, 2\)"):
+        qmm.reference(qmm.MatmulSpec(n=2, k=2, weight="int4"), x, w)

@@ -1,0 +1,146 @@
+"""Fresh processes: what is imported, how many threads run, how fast a kernel file is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import problems
+import pytest
+import quantmm as qmm
+from quantmm.errors import ArrayError
+
+M, N, K = 64, 256, 512
+
+CALL = f"""
+import json, os, sys, threading
+import numpy as np
+import quantmm as qmm
+kernel = qmm.load(sys.argv[1])
+rng = np.random.default_rng(0)
+w = qmm.quantize(rng.standard_normal(({N}, {K})))
+x = rng.integers(-128, 128, ({M}, {K}), dtype=np.int8)
+linear = kernel.bind(w, x_scale=1.0)
+y = linear(x)
+"""
+
+
+def run(code, *arguments, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def kernel_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "linear.qmm"
+    qmm.compile(qmm.MatmulSpec(n=N, k=K)).save(path)
+    return path
+
+
+def test_running_a_saved_kernel_imports_no_compiler(kernel_file):
+    code = (
+        CALL
+        + """
+modules = [name for name in ("tvm", "torch") if name in sys.modules]
+maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
+print(json.dumps([modules, "libtvm_compiler" in maps, float(y.sum())]))
+"""
+    )
+    modules, compiler, total = run(code, kernel_file)
+    assert modules == []
+    assert not compiler
+    rng = np.random.default_rng(0)
+    w = qmm.quantize(rng.standard_normal((N, K)))
+    x = rng.integers(-128, 128, (M, K), dtype=np.int8)
+    assert total == float(qmm.reference(qmm.MatmulSpec(n=N, k=K), x, w, x_scale=1.0).sum())
+
+
+def test_importing_quantmm_imports_no_tvm():
+    code = "import json, sys, quantmm; print(json.dumps('tvm' in sys.modules))"
+    assert run(code) is False
+
+
+THREADS = (
+    CALL
+    + """
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+for word in sys.argv[2].split(","):
+    linear(x, num_threads=int(word))
+cores = [len(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+print(json.dumps([before, threads(), min(cores), kernel.num_threads]))
+"""
+)
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@needs_proc
+def test_one_thread_starts_no_pool(kernel_file):
+    before, after, _, default = run(THREADS, kernel_file, "1,1", TVM_NUM_THREADS="1")
+    assert before == after
+    assert default == 1
+
+
+@needs_proc
+def test_a_pool_starts_when_it_is_asked_for_and_is_not_pinned(kernel_file):
+    before, after, cores, default = run(THREADS, kernel_file, "1,3,2,1,3", TVM_NUM_THREADS="1")
+    assert after == before + 2
+    assert default == 1
+    assert cores == len(__import__("os").sched_getaffinity(0))
+
+
+@needs_proc
+def test_default_is_one_thread_per_physical_core(kernel_file):
+    import os
+
+    clean = {"TVM_NUM_THREADS": "", "OMP_NUM_THREADS": ""}
+    *_, default = run(THREADS, kernel_file, "1", **clean)
+    assert 1 <= default <= len(os.sched_getaffinity(0))
+    assert default == qmm.targets.physical_cores()
+
+
+def test_results_do_not_depend_on_threads():
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=100, k=77, out="int32")
+    w = problems.weight(rng, spec)
+    x = problems.integers(rng, "int8", (41, 77))
+    linear = qmm.compile(spec, num_threads=2).bind(w)
+    expected = qmm.reference(spec, x, w)
+    for threads in (None, 1, 2, 1):
+        np.testing.assert_array_equal(linear(x, num_threads=threads), expected)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, 10**6])
+def test_refused_threads(threads):
+    spec = qmm.MatmulSpec(n=4, k=4, out="int32", m=1)
+    linear = qmm.compile(spec).bind(problems.weight(np.random.default_rng(0), spec))
+    x = np.ones((1, 4), np.int8)
+    linear(x, num_threads=2)
+    with pytest.raises(ArrayError, match="num_threads="):
+        linear(x, num_threads=threads)
+
+
+def test_several_python_threads_call_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=65, k=130, out="int32")
+    w = problems.weight(rng, spec)
+    linear = qmm.compile(spec).bind(w)
+    xs = [problems.integers(rng, "int8", (m, 130)) for m in (1, 3, 17, 40) * 5]
+    with ThreadPoolExecutor(4) as pool:
+        for x, y in zip(xs, pool.map(linear, xs), strict=True):
+            np.testing.assert_array_equal(y, qmm.reference(spec, x, w))

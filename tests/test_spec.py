@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import quantmm as qmm
+from hypothesis import given
+from hypothesis import strategies as st
+from quantmm.errors import SpecError
+
+FIELDS = [
+    ("n", 0, "n=0"),
+    ("k", -1, "k=-1"),
+    ("n", 2.0, "n=2.0"),
+    ("m", 0, "m=0"),
+    ("weight", "int3", "weight='int3'; expected one of int8"),
+    ("activation", "float32", "activation='float32'"),
+    ("group_size", 12, "multiple of 8"),
+    ("group_size", "channel", "group_size='channel'"),
+    ("activation_scale", "group", "activation_scale='group'"),
+    ("input", "float64", "input='float64'"),
+    ("out", "int16", "out='int16'"),
+    ("activation_fn", "tanh", "activation_fn='tanh'"),
+    ("bias", 1, "bias=1; expected True or False"),
+    ("dynamic", True, "needs input="),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), FIELDS)
+def test_refused_values(name, value, message):
+    with pytest.raises(SpecError, match=message):
+        qmm.MatmulSpec(**{"n": 4, "k": 4, name: value})
+
+
+@pytest.mark.parametrize("fields", [{"bias": True}, {"residual": True}, {"activation_fn": "relu"}])
+def test_int32_is_the_bare_accumulator(fields):
+    with pytest.raises(SpecError, match="bare accumulator"):
+        qmm.MatmulSpec(n=4, k=4, out="int32", **fields)
+
+
+def test_int32_has_one_group():
+    with pytest.raises(SpecError, match="one accumulator per output"):
+        qmm.MatmulSpec(n=4, k=64, out="int32", group_size=32)
+    assert qmm.MatmulSpec(n=4, k=64, out="int32", group_size=64).groups == 1
+
+
+@pytest.mark.parametrize(
+    ("formats", "limit"),
+    [
+        ({}, 131071),  # (2**31 - 1) // (128 * 128)
+        ({"activation": "uint8"}, 65793),  # // (255 * 128)
+        ({"activation": "uint8", "activation_zero_point": True}, 65793),
+        ({"activation_zero_point": True}, 65793),
+        ({"weight": "int4", "activation": "int4"}, 2**31 // 64 - 1),
+        ({"weight": "uint8", "weight_zero_point": True}, 65793),
+    ],
+)
+def test_k_is_limited_by_int32(formats, limit):
+    assert qmm.MatmulSpec(n=1, k=limit, **formats).k_limit == limit
+    with pytest.raises(SpecError, match=f"exact up to {limit}"):
+        qmm.MatmulSpec(n=1, k=limit + 1, **formats)
+    assert qmm.MatmulSpec(n=1, k=limit + 1, group_size=64, **formats).groups > 1
+
+
+def test_the_worst_sum_at_the_limit_fits_int32():
+    k = qmm.MatmulSpec(n=1, k=1).k_limit
+    worst = np.full((1, k), -128, np.int8)
+    w = qmm.QTensor(worst, np.ones(1, np.float32), None, "int8", None, (1, k))
+    spec = qmm.MatmulSpec(n=1, k=k, out="int32")
+    y = qmm.compile(spec)(worst, w)
+    assert y[0, 0] == k * 128 * 128 <= 2**31 - 1
+    assert y == qmm.reference(spec, worst, w)
+
+
+def test_is_frozen_and_hashable():
+    spec = qmm.MatmulSpec(n=4, k=8)
+    assert spec == qmm.MatmulSpec(n=4, k=8)
+    assert len({spec, qmm.MatmulSpec(n=4, k=8), qmm.MatmulSpec(n=4, k=9)}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.n = 5
+
+
+@given(
+    st.integers(1, 999),
+    st.integers(1, 999),
+    st.sampled_from([None, "tensor", 32]),
+    st.booleans(),
+    st.sampled_from(["float32", "float16", "int8"]),
+)
+def test_json_round_trip(n, k, group_size, bias, out):
+    spec = qmm.MatmulSpec(n=n, k=k, group_size=group_size, bias=bias, out=out)
+    assert qmm.MatmulSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a spec in JSON"),
+        ("[1]", "JSON object, not list"),
+        ('{"n": 1}', "needs 'k'"),
+        ('{"n": 1, "k": 1, "q": 1}', "no field 'q'"),
+        ('{"n": 0, "k": 1}', "n=0"),
+    ],
+)
+def test_damaged_json(text, message):
+    with pytest.raises(SpecError, match=message):
+        qmm.MatmulSpec.from_json(text)

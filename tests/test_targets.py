@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import pytest
+import quantmm as qmm
+from quantmm import schedules, targets
+from quantmm.errors import TargetError, UnsupportedError
+
+SPEC = qmm.MatmulSpec(n=16, k=64, m=2, out="int32")
+
+
+def on(monkeypatch, machine=None, features=None):
+    """Pretend to be on another machine."""
+    if machine is not None:
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+    if features is not None:
+        monkeypatch.setattr(targets.machine, "cpu_features", lambda: frozenset(features))
+
+
+def test_host_is_the_first_row_that_runs():
+    row = targets.host()
+    assert targets.why_not_here(row) is None
+    for better in targets.TARGETS[: targets.TARGETS.index(row)]:
+        assert targets.why_not_here(better)
+
+
+def test_a_machine_without_features_gets_the_generic_row(monkeypatch):
+    on(monkeypatch, features=[])
+    assert targets.host().name == "generic"
+    assert "lacks avx" in (targets.why_not_here(targets.TARGETS[0]) or "")
+
+
+def test_another_architecture(monkeypatch):
+    on(monkeypatch, machine="aarch64")
+    assert targets.host().name == "generic"
+    assert targets.why_not_here(targets.TARGETS[0]) == "needs x86_64, this machine is aarch64"
+    with pytest.raises(TargetError, match=r"for x86_64; compiling for another architecture"):
+        qmm.compile(SPEC, "x86-avx512vnni")
+
+
+def test_code_for_a_missing_feature_is_compiled_but_never_run(monkeypatch):
+    if platform.machine() != "x86_64":
+        pytest.skip("needs x86_64")
+    from quantmm.compiler import kernel as kernel_module
+
+    kernel = qmm.compile(SPEC, "x86-avx512vnni")
+    monkeypatch.setattr(kernel_module, "cpu_features", lambda: frozenset(["sse2"]))
+    w = qmm.quantize(np.ones((16, 64)))
+    with pytest.raises(TargetError, match="which this CPU lacks"):
+        kernel(np.ones((2, 64), np.int8), w)
+
+
+def test_unknown_target():
+    with pytest.raises(TargetError, match="no target 'z80'; the targets are host, x86-avx512vnni"):
+        qmm.compile(SPEC, "z80")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": "int4"}, "weight='int4' is not compiled yet"),
+        ({"activation": "int4"}, "activation='int4' is not compiled yet"),
+        ({"group_size": 32}, "group_size=32 is not compiled yet"),
+        ({"weight_zero_point": True}, "weight_zero_point=True is not compiled yet"),
+        ({"input": "float32"}, "input='float32' is not compiled yet"),
+        ({"input": "float32", "dynamic": True}, "is not compiled yet"),
+        ({"out": "int8"}, "out='int8' is not compiled yet"),
+        ({"activation_fn": "relu"}, "activation_fn='relu' is not compiled yet"),
+        ({"residual": True}, "residual=True is not compiled yet"),
+    ],
+)
+def test_what_is_not_built_says_so(fields, message):
+    with pytest.raises(UnsupportedError, match=message):
+        qmm.compile(qmm.MatmulSpec(n=8, k=64, **fields))
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
+def test_tiles_fit_the_register_file(target):
+    registers = max(1, target.instruction.lanes * 4 // target.vector_bytes)
+    variants = schedules.variants(target)
+    assert [v.tile.rows for v in variants] == list(range(1, schedules.MAX_ROWS + 1))
+    for v in variants:
+        needed = (v.tile.rows * v.tile.blocks + v.tile.blocks) * registers + 1
+        assert needed <= target.vector_registers or v.tile.blocks == 1
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 31, 63, 64, 65, 100, 333, 1111, 4096])
+def test_layout_holds_every_weight_once(target, k):
+    layout = targets.weight_layout(19, k, target.instruction)
+    w = np.arange(1, 19 * k + 1, dtype=np.int64).reshape(19, k)
+    packed = layout.pack(w)
+    assert packed.shape == layout.shape
+    np.testing.assert_array_equal(np.sort(packed[packed > 0]), w.ravel())
+
+
+@pytest.mark.parametrize(("n", "k"), [(1000, 333), (4095, 1111), (4096, 4096), (768, 3072)])
+def test_packing_costs_at_most_two_percent(n, k):
+    layout = targets.weight_layout(n, k, targets.host().instruction)
+    assert np.prod(layout.shape) <= 1.02 * n * k
