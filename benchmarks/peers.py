@@ -12,6 +12,7 @@ Needs torch and onnxruntime with onnx; a peer that cannot do a shape is left out
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -63,7 +64,7 @@ def quantmm(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
     q = qmm.QTensor(w, np.full(n, 0.01, np.float32), None, "int8", None, (n, k))
     out = np.empty((m, n), np.float32)
     linears = [kernel.bind(q, x_scale=0.01) for _ in range(copies)]
-    return [lambda linear=linear: linear(x, out) for linear in linears]
+    return [functools.partial(linear, x, out) for linear in linears]
 
 
 def onednn(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
@@ -72,13 +73,13 @@ def onednn(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
 
     torch.set_num_threads(threads)
     x, w = data(m, n, k)
-    x = torch.from_numpy(x).view(torch.uint8) ^ 128
+    unsigned = torch.from_numpy(x).view(torch.uint8) ^ 128
     scale, zero = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int32)
     pack = torch.ops.onednn.qlinear_prepack
     weights = [pack(torch.from_numpy(w.copy()), [m, k]) for _ in range(copies)]
     run = torch.ops.onednn.qlinear_pointwise
-    last = (None, 1.0, 0, torch.float32, "none", [], "")
-    return [lambda p=p: run(x, 0.01, 128, p, scale, zero, *last) for p in weights]
+    end: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
+    return [functools.partial(run, unsigned, 0.01, 128, p, scale, zero, *end) for p in weights]
 
 
 def torch_int_mm(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
@@ -87,14 +88,13 @@ def torch_int_mm(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
 
     torch.set_num_threads(threads)
     x, w = data(m, n, k)
-    x = torch.from_numpy(x)
+    tensor = torch.from_numpy(x)
     weights = [torch.from_numpy(w.copy()).t() for _ in range(copies)]
-    return [lambda v=v: torch._int_mm(x, v) for v in weights]
+    return [functools.partial(torch._int_mm, tensor, v) for v in weights]
 
 
 def onnxruntime(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
     """MatMulInteger of onnxruntime, uint8 x int8 to int32, packed weight."""
-    import onnx
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
@@ -124,9 +124,12 @@ def onnxruntime(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
     results = [np.empty((m, n), np.int32) for _ in range(copies)]
     for i, y in enumerate(results):
         binding.bind_output(f"y{i}", "cpu", 0, np.int32, [m, n], y.ctypes.data)
-    keep = (onnx, results, x)
-    # One run computes every copy; `worker` divides by their number.
-    return [lambda keep=keep: session.run_with_iobinding(binding)]
+
+    def every_copy() -> object:
+        session.run_with_iobinding(binding)
+        return x, results  # which the binding only points to
+
+    return [every_copy]
 
 
 CONTENDERS = {
@@ -225,7 +228,7 @@ def compare(shape: tuple[int, int, int], cold: bool, threads: int) -> dict[str, 
     """One shape: every contender's times, and the limits beside them."""
     from quantmm.bench.run import copies_for
 
-    m, n, k = shape
+    _, n, k = shape
     request = {"shape": shape, "threads": threads, "copies": copies_for(n * k) if cold else 1}
     workers = {name: Contender(name, threads) for name in (*CONTENDERS, "limits")}
     absent = {}
@@ -297,8 +300,8 @@ def main() -> None:
     print(HEADER)
     for threads in arguments.threads:
         for text in arguments.shapes:
-            m, n, k, *hot = text.split(",")
-            shape = int(m), int(n), int(k)
+            sizes, hot = text.split(",")[:3], text.endswith("hot")
+            shape = int(sizes[0]), int(sizes[1]), int(sizes[2])
             rows.append(compare(shape, shape[0] <= 16 and not hot, threads))
             print(line(rows[-1]), flush=True)
     for name, reason in rows[-1]["absent"].items():

@@ -13,7 +13,7 @@ from .. import schedules, targets
 from ..errors import TargetError, UnsupportedError
 from ..schedules import SCHEDULE_VERSION, Variant, gemm, gemv
 from ..targets import Target, WeightLayout, weight_layout
-from . import frontend
+from . import frontend, lowering
 from .kernel import Kernel, KernelInfo
 from .spec import MatmulSpec
 from .tiles import store_within
@@ -43,7 +43,7 @@ def compile(
     row = targets.find(target)
     refuse_unsupported(spec, row)
     layout = weight_layout(spec.n, spec.k, row.instruction)
-    chosen = choose_variants(spec, row)
+    chosen = choose_variants(spec, row, layout)
     module = machine_code(spec, row, layout, chosen)
     info = KernelInfo(
         spec=spec,
@@ -53,8 +53,11 @@ def compile(
         architecture=row.architecture or platform.machine(),
         layout=layout,
         arguments=frontend.arguments(spec, row.instruction),
-        variants=tuple((v.name, v.strategy, v.tile.rows, v.tile.blocks, v.cost) for v in chosen),
-        block_rows=max(1, row.l2_bytes // 2 // layout.k_padded),
+        variants=tuple(
+            (v.name, v.strategy, v.tile.rows, v.tile.blocks, v.cost(layout.n_blocks))
+            for v in chosen
+        ),
+        block_rows=max(1, row.cache_bytes // layout.k_padded),
         versions={
             "tvm": version("apache-tvm"),
             "schedule": str(SCHEDULE_VERSION),
@@ -93,13 +96,13 @@ def refuse_unsupported(spec: MatmulSpec, target: Target) -> None:
         )
 
 
-def choose_variants(spec: MatmulSpec, target: Target) -> tuple[Variant, ...]:
+def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
     """Every variant, or for a spec with a fixed M the one that M uses."""
     every = schedules.variants(target)
     if spec.m is None:
         return every
     m = spec.m
-    return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost),)
+    return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks)),)
 
 
 def lower(
@@ -116,7 +119,8 @@ def machine_code(
 ) -> tvm.runtime.Executable:
     """The variants compiled into one module, for the LLVM options of `target`."""
     mod = tvm.IRModule({v.name: lower(spec, target, layout, v) for v in chosen})
-    return tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", **target.llvm}))
+    llvm = tvm.target.Target({"kind": "llvm", **target.llvm})
+    return tvm.compile(mod, target=llvm, tir_pipeline=lowering.PIPELINE)
 
 
 def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
@@ -129,7 +133,7 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     row = targets.find(target)
     refuse_unsupported(spec, row)
     layout = weight_layout(spec.n, spec.k, row.instruction)
-    (variant,) = choose_variants(dataclasses.replace(spec, m=m), row)
+    (variant,) = choose_variants(dataclasses.replace(spec, m=m), row, layout)
     if form == "te":
         return str(frontend.program(spec, layout, row, variant.tile).func.script())
     if form == "tir":

@@ -107,10 +107,19 @@ def program(spec: MatmulSpec, layout: WeightLayout, target: Target, tile: Tile) 
             return multiply_add(target, value, scale, placeholders["bias"][n])
         return value * scale
 
-    y = te.compute((mo, mi, rows, whole_panels, layout.lanes), epilogue, "y")
+    shape = (mo, mi, rows, whole_panels, layout.lanes)
+    stages: tuple[str, ...] = ("y",)
+    if spec.n % layout.lanes:
+        # The ragged block is stored one column at a time. From memory: indexed one by one, the
+        # accumulators could not stay in registers.
+        stages = ("whole", "y")
+        whole = te.compute(shape, epilogue, "whole")
+        y = te.compute(shape, lambda *at: whole[at], "y")
+    else:
+        y = te.compute(shape, epilogue, "y")
     inputs = [placeholders[name] for name in arguments(spec, instruction)[:-1]]
     func = te.create_prim_func([*inputs, y, mo, mi])
-    return Program(func, tile, layout, instruction)
+    return Program(func, stages, tile, layout, instruction)
 
 
 def multiply_add(target: Target, a: tirx.Var, b: tirx.Var, c: tirx.Var) -> tirx.Var:

@@ -32,8 +32,8 @@ class KernelInfo:
 
     Attributes
     ----------
-    variants : (function name, strategy, rows, blocks, cost of a tile) of each compiled function.
-    block_rows : rows of X whose packed form stays in L2 while panels of W pass by.
+    variants : (function name, strategy, rows, blocks, cost of a tile of rows) of each function.
+    block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
     arguments : names of the array arguments, in order.
     """
 

@@ -40,12 +40,13 @@ def store_within(program: Program, func: tirx.PrimFunc, n: int) -> tirx.PrimFunc
             return stmt
         row, column = place(list(stmt.indices))
         body: tirx.Stmt = tirx.BufferStore(y, stmt.value, [row, column])
-        if tile.shape[3] * lanes > n:
+        nb = stmt.indices[3]
+        if n % lanes:
             # Whole blocks are stored as vectors, the columns of the last one singly.
-            nb = stmt.indices[3]
-            body = tirx.IfThenElse(
-                (nb + 1) * lanes <= n, body, tirx.IfThenElse(column < n, body, None)
-            )
+            single = tirx.IfThenElse(column < n, body, None)
+            body = tirx.IfThenElse((nb + 1) * lanes <= n, body, single)
+        elif program.layout.n_blocks % program.tile.blocks:
+            body = tirx.IfThenElse(nb < program.layout.n_blocks, body, None)
         return tirx.IfThenElse(row < m, body, None)
 
     def region(written: tvm.ir.TensorRegion) -> tvm.ir.TensorRegion:

@@ -16,8 +16,9 @@ SCHEDULE_VERSION = 1
 GEMV_ROWS = 4
 #: Every number of rows up to this one has a tile of its own, so that no M is much worse than M + 1.
 MAX_ROWS = 8
-#: More streams of weights than this do not help the prefetchers.
-MAX_BLOCKS = 8
+#: Streams of weights that the hardware prefetchers follow well: 4 read memory at full speed, 8 lose
+#: a tenth (docs/performance.md).
+MAX_STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Variant:
         """The function's name in the compiled module."""
         return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks}"
 
-    @property
-    def cost(self) -> float:
-        """Relative time of one tile per block of columns.
+    def cost(self, n_blocks: int) -> float:
+        """Relative time of one tile of rows over `n_blocks` blocks of columns.
 
         Issue slots of the dot products or of the loads that feed them, whichever is more, and a
-        share for reading the weights once per tile.
+        share for reading the weights once per tile; times the panels, the last one as long as any.
         """
         rows, blocks = self.tile.rows, self.tile.blocks
-        return max(rows * blocks, rows + blocks) / blocks + 0.3
+        panel = max(rows * blocks, rows + blocks) + 0.3 * blocks
+        return -(-n_blocks // blocks) * panel
 
 
 def variants(target: Target) -> tuple[Variant, ...]:
@@ -55,4 +56,4 @@ def widest(target: Target, rows: int) -> int:
     """The most blocks whose accumulators, weights and one broadcast fit the register file."""
     registers_per_block = max(1, target.instruction.lanes * 4 // target.vector_bytes)
     blocks = (target.vector_registers - 1) // ((rows + 1) * registers_per_block)
-    return max(1, min(MAX_BLOCKS, blocks))
+    return max(1, min(blocks, MAX_STREAMS if rows <= GEMV_ROWS else blocks))

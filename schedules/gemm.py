@@ -4,7 +4,8 @@
     parallel over (mo, panel):              a task: a block of rows times a panel of columns
       for mi in the tiles of the block:     the panel of w stays in L2 over them
         acc[rows, blocks, lanes] = 0        in registers
-        for kb, ks:                         streams the panel of w and the slab of xp once
+        for kb, ks:                         streams the panel of w and the slab of xp once,
+                                            and asks for a little of the next panel
           for r, block: acc += xp * w       one instruction
         y = epilogue(acc)
 
@@ -18,10 +19,11 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.s_tir import Schedule
 
+from .prefetch import prefetch_next_panel
 from .program import Program
 from .steps import keep_in_registers, tile, write_back
 
-VERSION = 1
+CACHE_LINE = 64
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
@@ -29,14 +31,18 @@ def schedule(program: Program) -> tirx.PrimFunc:
     sch = Schedule(program.func)
     pack_in_parallel(sch)
     loops = tile(sch, program)
-    sch.parallel(sch.fuse(loops.mo, loops.panel))
+    task = sch.fuse(loops.mo, loops.panel)
+    sch.parallel(task)
     keep_in_registers(sch, program, loops)
-    write_back(sch)
-    return sch.mod["main"]
+    write_back(sch, program)
+    if program.instruction.lanes * program.instruction.depth < CACHE_LINE:
+        return sch.mod["main"]  # a step of weights is too small for a prefetch of its own
+    return prefetch_next_panel(sch, program, task, loops)
 
 
 def pack_in_parallel(sch: Schedule) -> None:
-    """One task per tile of rows, a block of K per copy."""
-    mo, mi, _kb, _r, kk = sch.get_loops(sch.get_sblock("xp"))
+    """One task per tile of rows; row after row, a block of K per copy."""
+    mo, mi, kb, r, kk = sch.get_loops(sch.get_sblock("xp"))
+    sch.reorder(r, kb)
     sch.parallel(sch.fuse(mo, mi))
     sch.vectorize(kk)

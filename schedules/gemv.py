@@ -17,8 +17,6 @@ from tvm.s_tir import Schedule
 from .program import Program
 from .steps import keep_in_registers, tile, write_back
 
-VERSION = 1
-
 
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemv: `tile.blocks` streams of weights for `tile.rows` rows."""
@@ -27,5 +25,5 @@ def schedule(program: Program) -> tirx.PrimFunc:
     loops = tile(sch, program)
     sch.parallel(sch.fuse(loops.mo, loops.panel))
     keep_in_registers(sch, program, loops)
-    write_back(sch)
+    write_back(sch, program)
     return sch.mod["main"]

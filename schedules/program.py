@@ -24,9 +24,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Program:
-    """A TensorExpression on its way to a kernel; its blocks are named "xp", "acc" and "y"."""
+    """A TensorExpression on its way to a kernel.
+
+    Its blocks are "xp" (packed activations), "acc" (dot products) and `stages`, which lead from a
+    tile of dot products to the result "y".
+    """
 
     func: tirx.PrimFunc
+    stages: tuple[str, ...]
     tile: Tile
     layout: WeightLayout
     instruction: Instruction

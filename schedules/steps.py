@@ -37,7 +37,8 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     schedule.reorder(mo, panel, mi, kb, ks, r, block, lane, d)
     schedule.unroll(r)
     schedule.unroll(block)
-    schedule.reverse_compute_at(schedule.get_sblock("y"), mi, preserve_unit_loops=True)
+    for stage in program.stages:
+        schedule.reverse_compute_at(schedule.get_sblock(stage), mi, preserve_unit_loops=True)
     return TileLoops(mo, panel, mi, kb, ks, r, block, lane, d)
 
 
@@ -67,9 +68,10 @@ def write_as_instruction(
         schedule.tensorize(lane, module.NAME)
 
 
-def write_back(schedule: Schedule) -> None:
+def write_back(schedule: Schedule, program: Program) -> None:
     """The epilogue, one vector of `lanes` outputs at a time."""
-    *unrolled, lane = schedule.get_loops(schedule.get_sblock("y"))[-3:]
-    for loop in unrolled:
-        schedule.unroll(loop)
-    schedule.vectorize(lane)
+    for stage in program.stages:
+        *unrolled, lane = schedule.get_loops(schedule.get_sblock(stage))[-3:]
+        for loop in unrolled:
+            schedule.unroll(loop)
+        schedule.vectorize(lane)

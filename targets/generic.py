@@ -23,5 +23,5 @@ GENERIC = Target(
     instruction=WIDEN,
     vector_bytes=16,
     vector_registers=16,
-    l2_bytes=256 << 10,
+    cache_bytes=2 << 20,
 )

@@ -44,7 +44,8 @@ class Target:
     features : CPU features (Linux's /proc/cpuinfo names) without which the code must not run.
     instruction : the dot product that its kernels are made of.
     vector_bytes, vector_registers : the register file that a tile of accumulators must fit.
-    l2_bytes : the cache that a block of packed activations should stay in.
+    cache_bytes : the share of the last-level cache for a block of packed activations. They are
+        streamed once per panel of weights, so L2 need not hold them, but memory is too slow.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Target:
     instruction: Instruction
     vector_bytes: int
     vector_registers: int
-    l2_bytes: int
+    cache_bytes: int
 
     @property
     def fused_multiply_add(self) -> bool:

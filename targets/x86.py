@@ -42,6 +42,6 @@ X86_TARGETS = (
         instruction=VPDPBUSD_ZMM,
         vector_bytes=64,
         vector_registers=32,
-        l2_bytes=1 << 20,
+        cache_bytes=8 << 20,
     ),
 )

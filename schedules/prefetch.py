@@ -1,0 +1,60 @@
+"""Prefetching the next panel of weights while this one is multiplied.
+
+A task reads its panel of w from L2, once per tile of rows; only the first tile meets weights that
+are still in memory or L3, and would wait for them. So the tiles of the panel before ask for them:
+while a tile works on block kb, it fetches some lines of the next panel's block kb, the first tile
+the first lines and so on, few enough at a time that its own loads do not wait.
+"""
+
+from __future__ import annotations
+
+import tvm_ffi
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
+
+from .program import Program
+from .steps import TileLoops
+
+#: Arguments of llvm.prefetch: read, into L2 (prefetcht1), data cache.
+READ, INTO_L2, DATA = 0, 2, 1
+
+
+def prefetch_next_panel(
+    sch: Schedule, program: Program, task: LoopRV, loops: TileLoops
+) -> tirx.PrimFunc:
+    """The scheduled function with prefetches at the head of its loop over blocks of K.
+
+    `task` is the fused loop over (mo, panel).
+    """
+    layout, blocks = program.layout, program.tile.blocks
+    panels = -(-layout.n_blocks // blocks)
+    func = sch.mod["main"]
+    (w,) = (param for param in func.params if param.name == "w")
+    task_var, mi, kb = (sch.get(loop) for loop in (task, loops.mi, loops.kb))
+    steps = layout.k_block // layout.depth
+    panel = tirx.min(task_var.loop_var % panels + 1, panels - 1)
+    lines_per_tile = tirx.floordiv(steps + mi.extent - 1, mi.extent)
+    first_line = mi.loop_var * lines_per_tile
+
+    def fetch(step: tirx.Var, block: tirx.Var) -> tirx.Stmt:
+        nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
+        line = tirx.address_of(tirx.BufferLoad(w, [nb, kb.loop_var * steps + step, 0, 0]))
+        return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L2, DATA))
+
+    def with_prefetch(loop: tirx.For) -> tirx.For:
+        if not loop.loop_var.same_as(kb.loop_var):
+            return loop
+        line = tirx.Var("line", "int32")
+        block = tirx.Var("block", "int32")
+        of_blocks = tirx.For(
+            block, 0, blocks, tirx.ForKind.UNROLLED, fetch(first_line + line, block)
+        )
+        some = tirx.For(line, 0, lines_per_tile, tirx.ForKind.SERIAL, of_blocks)
+        body = tirx.SeqStmt([tirx.IfThenElse(first_line < steps, some, None), loop.body])
+        return tirx.For(
+            loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
+        )
+
+    body = tvm_ffi.structural_map(func.body, [(tirx.For, with_prefetch)])
+    return func.with_body(body)
