@@ -51,7 +51,9 @@ def prefetch_next_panel(
             block, 0, blocks, tirx.ForKind.UNROLLED, fetch(first_line + line, block)
         )
         some = tirx.For(line, 0, lines_per_tile, tirx.ForKind.SERIAL, of_blocks)
-        body = tirx.SeqStmt([tirx.IfThenElse(first_line < steps, some, None), loop.body])
+        # A single tile reads its own panel from memory, and has no time to spare for the next.
+        wanted = tirx.all(mi.extent > 1, first_line < steps)
+        body = tirx.SeqStmt([tirx.IfThenElse(wanted, some, None), loop.body])
         return tirx.For(
             loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
         )
