@@ -34,7 +34,10 @@ def prefetch_next_panel(
     task_var, mi, kb = (sch.get(loop) for loop in (task, loops.mi, loops.kb))
     steps = layout.k_block // layout.depth
     panel = tirx.min(task_var.loop_var % panels + 1, panels - 1)
-    lines_per_tile = tirx.floordiv(steps + mi.extent - 1, mi.extent)
+    # A single tile reads its own panel from memory, and has no time to spare for the next.
+    lines_per_tile = tirx.if_then_else(
+        mi.extent > 1, tirx.floordiv(steps + mi.extent - 1, mi.extent), 0
+    )
     first_line = mi.loop_var * lines_per_tile
 
     def fetch(step: tirx.Var, block: tirx.Var) -> tirx.Stmt:
@@ -51,9 +54,7 @@ def prefetch_next_panel(
             block, 0, blocks, tirx.ForKind.UNROLLED, fetch(first_line + line, block)
         )
         some = tirx.For(line, 0, lines_per_tile, tirx.ForKind.SERIAL, of_blocks)
-        # A single tile reads its own panel from memory, and has no time to spare for the next.
-        wanted = tirx.all(mi.extent > 1, first_line < steps)
-        body = tirx.SeqStmt([tirx.IfThenElse(wanted, some, None), loop.body])
+        body = tirx.SeqStmt([tirx.IfThenElse(first_line < steps, some, None), loop.body])
         return tirx.For(
             loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
         )
