@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 #: Rounds in which every contender is timed once, and the least time that one turn lasts.
@@ -21,7 +21,7 @@ class Time:
 
 
 def interleaved(
-    contenders: dict[str, Sequence[Callable[[], object]]], rounds: int = ROUNDS
+    contenders: Mapping[str, Sequence[Callable[[], object]]], rounds: int = ROUNDS
 ) -> dict[str, Time]:
     """Time contenders in turns, so that a slow moment of the machine hits all of them.
 

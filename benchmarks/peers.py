@@ -42,8 +42,8 @@ SHAPES = [
     "7,1000,333,hot",
     "33,4095,1111,hot",
 ]
-ROUNDS = 9
-PAUSE_SECONDS = 0.03
+ROUNDS = 7
+PAUSE_SECONDS = 0.06
 Calls = list[Callable[[], object]]
 
 

@@ -16,6 +16,7 @@ import mmap
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ from ..targets import physical_cores
 SET_MAX_CONCURRENCY = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
 #: AffinityMode::kSpecifyThreadShareAllCore of TVM's threading_backend.h.
 SHARE_ALL_CORES = -3
+
+#: What TVM reads from the environment when a pool starts, unless the user set it.
+POOL_SETTINGS = {
+    # Workers pinned to cores would make two processes share the same ones while others idle (tvm
+    # issues 4145, 7454).
+    "TVM_BIND_THREADS": "0",
+    # A worker polls this often before it sleeps: some 5 ms, enough from one layer to the next.
+    # TVM's own 300000 keep a core from others for a tenth of a second after every call.
+    "TVM_THREAD_POOL_SPIN_COUNT": "20000",
+}
 
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
@@ -61,9 +72,8 @@ def library() -> ctypes.CDLL:
     ToolError
         apache-tvm is not installed.
     """
-    # Read when a pool starts. Workers pinned to cores would make two processes share the same
-    # ones while others idle (tvm issues 4145, 7454).
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    for name, value in POOL_SETTINGS.items():
+        os.environ.setdefault(name, value)
     spec = importlib.util.find_spec("tvm")
     places = list(spec.submodule_search_locations or []) if spec else []
     for place in places:
@@ -87,6 +97,7 @@ class _Pool(threading.local):
 
     workers = 0  # 0 until the pool exists
     used = 0
+    process = os.getpid()  # where the workers live
 
 
 _pool = _Pool()
@@ -107,7 +118,15 @@ def use_threads(count: int) -> None:
     if not isinstance(count, int) or count < 1:
         raise ArrayError(f"num_threads={count!r}; expected a whole number of at least 1")
     set_max_concurrency = library()[SET_MAX_CONCURRENCY]
-    if count == 1:
+    if _pool.process != os.getpid() and _pool.workers and count > 1:
+        warnings.warn(
+            "this process was forked from a thread with a pool, whose workers stayed behind: "
+            "computing with one thread (call from a new thread, or start processes with 'spawn')",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        set_max_concurrency(1)
+    elif count == 1:
         set_max_concurrency(1)
     elif _pool.workers == 0:
         _pool.workers = max(count, default_threads())
@@ -121,6 +140,14 @@ def use_threads(count: int) -> None:
     else:
         limit_pool(count)
     _pool.used = count
+
+
+def _forget_threads() -> None:
+    """In a forked child, look at the pool anew before the next call."""
+    _pool.used = 0
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def limit_pool(count: int) -> None:

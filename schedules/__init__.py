@@ -15,7 +15,8 @@ SCHEDULE_VERSION = 1
 #: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
 GEMV_ROWS = 4
 #: Every number of rows up to this one has a tile of its own, so that no M is much worse than M + 1.
-MAX_ROWS = 8
+#: Nine rows of three blocks fill 31 of 32 registers.
+MAX_ROWS = 9
 #: Streams of weights that the hardware prefetchers follow well: 4 read memory at full speed, 8 lose
 #: a tenth (docs/performance.md).
 MAX_STREAMS = 4

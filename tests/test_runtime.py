@@ -144,3 +144,29 @@ def test_several_python_threads_call_at_once():
     with ThreadPoolExecutor(4) as pool:
         for x, y in zip(xs, pool.map(linear, xs), strict=True):
             np.testing.assert_array_equal(y, qmm.reference(spec, x, w))
+
+
+FORK = (
+    CALL
+    + """
+import warnings
+linear(x, num_threads=2)
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        same = np.array_equal(linear(x, num_threads=2), y)
+    os.write(write, json.dumps([bool(same), [str(w.message) for w in caught]]).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.read(read, 10000).decode())
+"""
+)
+
+
+@needs_proc
+def test_a_forked_child_computes_on_one_thread_and_says_so(kernel_file):
+    same, (message,) = run(FORK, kernel_file)
+    assert same
+    assert "forked" in message
