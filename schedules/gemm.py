@@ -1,6 +1,7 @@
 """gemm: many rows. Blocked for registers, L1 and L2, all threads on one grid of tasks.
 
-    parallel over tiles of x: pack          x (M, k) -> xp, one contiguous slab per tile of rows
+    parallel over tiles of x: pack          x (M, k) -> xp, one contiguous slab per tile of rows;
+                                            the calling thread alone where there are few
     parallel over (mo, panel):              a task: a block of rows times a panel of columns
       for mi in the tiles of the block:     the panel of w stays in L2 over them
         acc[rows, blocks, lanes] = 0        in registers
@@ -16,33 +17,60 @@ van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3
 
 from __future__ import annotations
 
+import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
 
 from .prefetch import prefetch_next_panel
 from .program import Program
 from .steps import keep_in_registers, tile, write_back
 
 CACHE_LINE = 64
+#: Tiles of x up to which packing takes less time than a launch of the thread pool.
+FEW_TILES = 2
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemm in register tiles of `program.tile`."""
     sch = Schedule(program.func)
-    pack_in_parallel(sch)
+    packing = pack_in_parallel(sch)
     loops = tile(sch, program)
     task = sch.fuse(loops.mo, loops.panel)
     sch.parallel(task)
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
+    func = pack_few_alone(sch, packing)
     if program.instruction.lanes * program.instruction.depth < CACHE_LINE:
-        return sch.mod["main"]  # a step of weights is too small for a prefetch of its own
-    return prefetch_next_panel(sch, program, task, loops)
+        return func  # a step of weights is too small for a prefetch of its own
+    return prefetch_next_panel(func, program, *map(sch.get, (task, loops.mi, loops.kb)))
 
 
-def pack_in_parallel(sch: Schedule) -> None:
-    """One task per tile of rows; row after row, a block of K per copy."""
+def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:
+    """The function with few tiles packed by the calling thread: waking the pool takes longer."""
+    parallel = sch.get(packing)
+
+    def either(loop: tirx.For) -> tirx.Stmt:
+        if not loop.loop_var.same_as(parallel.loop_var):
+            return loop
+        alone = tirx.Var("tile", "int32")
+
+        def renamed(var: tirx.Var) -> tirx.Var:
+            return alone if var.same_as(loop.loop_var) else var
+
+        body = tvm_ffi.structural_map(loop.body, [(tirx.Var, renamed)])
+        serial = tirx.For(alone, loop.min, loop.extent, tirx.ForKind.SERIAL, body)
+        return tirx.IfThenElse(loop.extent > FEW_TILES, loop, serial)
+
+    func = sch.mod["main"]
+    return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.For, either)]))
+
+
+def pack_in_parallel(sch: Schedule) -> LoopRV:
+    """One task per tile of rows; row after row, a block of K per copy. Returns the tasks' loop."""
     mo, mi, kb, r, kk = sch.get_loops(sch.get_sblock("xp"))
     sch.reorder(r, kb)
-    sch.parallel(sch.fuse(mo, mi))
+    tasks = sch.fuse(mo, mi)
+    sch.parallel(tasks)
     sch.vectorize(kk)
+    return tasks

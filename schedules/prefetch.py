@@ -10,30 +10,25 @@ from __future__ import annotations
 
 import tvm_ffi
 from tvm import tirx
-from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV
 
 from .program import Program
-from .steps import TileLoops
 
 #: Arguments of llvm.prefetch: read, into L2 (prefetcht1), data cache.
 READ, INTO_L2, DATA = 0, 2, 1
 
 
 def prefetch_next_panel(
-    sch: Schedule, program: Program, task: LoopRV, loops: TileLoops
+    func: tirx.PrimFunc, program: Program, task: tirx.For, mi: tirx.For, kb: tirx.For
 ) -> tirx.PrimFunc:
-    """The scheduled function with prefetches at the head of its loop over blocks of K.
+    """The scheduled `func` with prefetches at the head of its loop over blocks of K.
 
     `task` is the fused loop over (mo, panel).
     """
     layout, blocks = program.layout, program.tile.blocks
     panels = -(-layout.n_blocks // blocks)
-    func = sch.mod["main"]
     (w,) = (param for param in func.params if param.name == "w")
-    task_var, mi, kb = (sch.get(loop) for loop in (task, loops.mi, loops.kb))
     steps = layout.k_block // layout.depth
-    panel = tirx.min(task_var.loop_var % panels + 1, panels - 1)
+    panel = tirx.min(task.loop_var % panels + 1, panels - 1)
     # A single tile reads its own panel from memory, and has no time to spare for the next.
     lines_per_tile = tirx.if_then_else(
         mi.extent > 1, tirx.floordiv(steps + mi.extent - 1, mi.extent), 0
