@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from importlib.metadata import version
 
@@ -14,7 +15,7 @@ from ..errors import TargetError, UnsupportedError
 from ..schedules import SCHEDULE_VERSION, Variant, gemm, gemv
 from ..targets import Target, WeightLayout, weight_layout
 from . import frontend, lowering
-from .kernel import Kernel, KernelInfo
+from .kernel import MAX_ELEMENTS, Kernel, KernelInfo
 from .spec import MatmulSpec
 from .tiles import store_within
 
@@ -43,6 +44,10 @@ def compile(
     row = targets.find(target)
     refuse_unsupported(spec, row)
     layout = weight_layout(spec.n, spec.k, row.instruction)
+    if math.prod(layout.shape) > MAX_ELEMENTS:
+        raise UnsupportedError(
+            f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
+        )
     chosen = choose_variants(spec, row, layout)
     module = machine_code(spec, row, layout, chosen)
     info = KernelInfo(

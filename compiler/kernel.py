@@ -110,8 +110,10 @@ class Kernel:
         spec = self.spec
         if spec.m is not None and m != spec.m:
             raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")
-        if m < 1 or m * max(spec.k, spec.n) > MAX_ELEMENTS:
-            raise ArrayError(f"x has {m} rows; expected 1 to {MAX_ELEMENTS // max(spec.k, spec.n)}")
+        # The last block of tiles may be whole blocks longer than m; half of the range is for that.
+        most = MAX_ELEMENTS // 2 // max(self.info.layout.k_padded, spec.n)
+        if m < 1 or m > most:
+            raise ArrayError(f"x has {m} rows; expected 1 to {most}")
         name, strategy, rows, _, _ = min(self.info.variants, key=lambda v: -(-m // v[2]) * v[4])
         tiles = -(-m // rows)
         mo = -(-tiles // max(1, self.info.block_rows // rows))

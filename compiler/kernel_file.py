@@ -3,7 +3,7 @@ r"""Kernel files: one file with the compiled code and what must hold before it r
     8 bytes   b"quantmm\0"
     4 bytes   format version, little endian
     4 bytes   length of the header
-    32 bytes  SHA-256 of everything after it
+    32 bytes  SHA-256 of the length and of everything after this field
     header    KernelInfo as JSON
     the rest  a shared library
 
@@ -48,7 +48,7 @@ def save(kernel: Kernel, path: str | os.PathLike[str]) -> None:
         raise KernelFileError(f"cannot write {target}: not a writable file in an existing folder")
     header = json.dumps(kernel.info.to_dict()).encode()
     payload = header + shared_library(kernel)
-    start = HEADER.pack(MAGIC, FORMAT_VERSION, len(header), hashlib.sha256(payload).digest())
+    start = HEADER.pack(MAGIC, FORMAT_VERSION, len(header), checksum(len(header), payload))
     write_whole(target, start + payload)
 
 
@@ -74,7 +74,7 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Ker
             f"{path} has format version {format_version}; this quantmm reads {FORMAT_VERSION}"
         )
     payload = content[HEADER.size :]
-    if hashlib.sha256(payload).digest() != digest:
+    if checksum(length, payload) != digest:
         raise KernelFileError(f"{path} is damaged: its checksum does not match its content")
     info = KernelInfo.from_dict(json.loads(payload[:length]))
     check_machine(str(path), info)
@@ -83,6 +83,11 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Ker
     kernel = Kernel(info, load_library(payload[length:]), num_threads)
     kernel._library = payload[length:]
     return kernel
+
+
+def checksum(length: int, payload: bytes) -> bytes:
+    """The digest that a kernel file carries."""
+    return hashlib.sha256(struct.pack("<I", length) + payload).digest()
 
 
 def check_runtime(path: str, info: KernelInfo) -> None:

@@ -42,6 +42,9 @@ POOL_SETTINGS = {
     "TVM_THREAD_POOL_SPIN_COUNT": "20000",
 }
 
+#: A pool of more threads than the system can start would end the process.
+MAX_THREADS = max(64, os.cpu_count() or 1)
+
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
 
@@ -117,6 +120,8 @@ def use_threads(count: int) -> None:
         return
     if not isinstance(count, int) or count < 1:
         raise ArrayError(f"num_threads={count!r}; expected a whole number of at least 1")
+    if count > MAX_THREADS:
+        raise ArrayError(f"num_threads={count}; expected at most {MAX_THREADS}")
     set_max_concurrency = library()[SET_MAX_CONCURRENCY]
     if _pool.process != os.getpid() and _pool.workers and count > 1:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""gemm: many rows. Blocked for registers, L1 and L2, all threads on one grid of tasks.
+"""gemm: many rows. Blocked for registers and L2, all threads on one grid of tasks.
 
     parallel over tiles of x: pack          x (M, k) -> xp, one contiguous slab per tile of rows;
                                             the calling thread alone where there are few

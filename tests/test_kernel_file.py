@@ -29,7 +29,7 @@ def with_header(saved, path, change):
     change(header)
     payload = json.dumps(header).encode()
     rest = payload + content[start + length :]
-    digest = kernel_file.hashlib.sha256(rest).digest()
+    digest = kernel_file.checksum(len(payload), rest)
     path.write_bytes(kernel_file.HEADER.pack(magic, version, len(payload), digest) + rest)
     return path
 
@@ -64,7 +64,7 @@ def test_truncated(saved, tmp_path, keep):
         qmm.load(path)
 
 
-@pytest.mark.parametrize("at", [0, 8, 20, 100, -1])
+@pytest.mark.parametrize("at", [0, 8, 12, 14, 20, 100, -1])
 def test_altered(saved, tmp_path, at):
     content = bytearray(saved.read_bytes())
     content[at] ^= 1

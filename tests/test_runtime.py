@@ -103,6 +103,20 @@ def test_a_pool_starts_when_it_is_asked_for_and_is_not_pinned(kernel_file):
 
 
 @needs_proc
+def test_too_many_threads_are_refused_before_the_pool_starts(kernel_file):
+    code = (
+        CALL
+        + """
+try:
+    linear(x, num_threads=10**6)
+except qmm.QuantmmError as error:
+    print(json.dumps(str(error)))
+"""
+    )
+    assert "num_threads=1000000; expected at most" in run(code, kernel_file, TVM_NUM_THREADS="1")
+
+
+@needs_proc
 def test_default_is_one_thread_per_physical_core(kernel_file):
     import os
 

@@ -76,6 +76,11 @@ def test_what_is_not_built_says_so(fields, message):
         qmm.compile(qmm.MatmulSpec(n=8, k=64, **fields))
 
 
+def test_a_weight_beyond_int32_offsets():
+    with pytest.raises(UnsupportedError, match=r"exceeds 2\*\*31 - 1 elements"):
+        qmm.compile(qmm.MatmulSpec(n=1 << 17, k=1 << 15))
+
+
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
 def test_tiles_fit_the_register_file(target):
     registers = max(1, target.instruction.lanes * 4 // target.vector_bytes)
