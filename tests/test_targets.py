@@ -77,7 +77,7 @@ def test_what_is_not_built_says_so(fields, message):
 
 
 def test_a_weight_beyond_int32_offsets():
-    with pytest.raises(UnsupportedError, match=r"exceeds 2\*\*31 - 1 elements"):
+    with pytest.raises(UnsupportedError, match="has more than 2"):
         qmm.compile(qmm.MatmulSpec(n=1 << 17, k=1 << 15))
 
 
