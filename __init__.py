@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from . import targets
 from .compiler.kernel import Kernel, Linear
 from .compiler.kernel_file import load
+from .compiler.quality import ErrorRow, error_report
 from .compiler.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
 from .compiler.reference import reference
 from .compiler.runtime import without_torch
 from .compiler.spec import MatmulSpec
+from .compiler.weights import load_weights, read_matrix, save_weights
 from .errors import QuantmmError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ErrorRow",
     "Kernel",
     "Linear",
     "MatmulSpec",
@@ -26,10 +29,14 @@ __all__ = [
     "QuantmmError",
     "compile",
     "dequantize",
+    "error_report",
     "load",
+    "load_weights",
     "pack_int4",
     "quantize",
+    "read_matrix",
     "reference",
+    "save_weights",
     "targets",
     "unpack_int4",
 ]

@@ -27,5 +27,9 @@ class KernelFileError(QuantmmError, OSError):
     """A kernel file that cannot be written, or that is not what it says it is."""
 
 
+class WeightFileError(QuantmmError, OSError):
+    """A file of weights that cannot be read or written, or that is not what it says it is."""
+
+
 class ToolError(QuantmmError, RuntimeError):
     """A program or library that a step needs is missing or failed."""

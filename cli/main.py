@@ -29,6 +29,8 @@ from .options import (
     target_option,
     threads_option,
 )
+from .quantize import quantize_command
+from .tables import show
 
 FAILURE = 2
 
@@ -40,6 +42,9 @@ def cli() -> None:
 
     X is M x K (activations), W is N x K (weights); both are integers with scales.
     """
+
+
+cli.add_command(quantize_command)
 
 
 def run() -> None:
@@ -59,14 +64,6 @@ def complain(message: str) -> int:
     """Print one line on stderr."""
     click.echo("quantmm: " + " ".join(message.split()), err=True)
     return FAILURE
-
-
-def show(table: Table) -> None:
-    """Print a table as wide as it needs to be when nobody watches a terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table)
 
 
 @cli.command("targets")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
@@ -54,9 +54,11 @@ class Whole(click.ParamType[Any]):
         return [int(word) for word in words]
 
 
-def format_options(command: Command) -> Command:
-    """One option per field of `MatmulSpec`, but for the sizes."""
+def format_options(command: Command, but: Collection[str] = ()) -> Command:
+    """One option per field of `MatmulSpec`, but for the sizes and those named."""
     for field in reversed(dataclasses.fields(MatmulSpec)):
+        if field.name in but:
+            continue
         option = "--" + field.name.replace("_", "-")
         if field.name in FLAGS:
             decorate = click.option(option, is_flag=True, help=HELP[field.name])

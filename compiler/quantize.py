@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, SpecError
+from .ranges import BLOCK, group_range, least_error, percentile_range, pieces
 from .spec import INTEGER_RANGE, check_group_size
 
-METHODS = ("absmax",)
+METHODS = ("absmax", "percentile", "mse")
+PERCENTILE = 99.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,13 @@ def spread(
     return values[:, None] if values.ndim == 1 else values
 
 
+def spread_rows(
+    scale: np.ndarray, rows: slice, shape: tuple[int, int], group_size: int | str | None
+) -> np.ndarray:
+    """What `spread` gives for these rows of the matrix."""
+    return spread(scale[rows] if scale.ndim else scale, shape, group_size)
+
+
 def quantize(
     x: npt.ArrayLike,
     dtype: str = "int8",
@@ -93,6 +102,7 @@ def quantize(
     zero_point: npt.ArrayLike | None = None,
     symmetric: bool | None = None,
     method: str = "absmax",
+    percentile: float | None = None,
 ) -> QTensor:
     """Quantize a matrix.
 
@@ -107,12 +117,18 @@ def quantize(
         where all of x is zero the scale is 1.
     symmetric : zero_point = 0. The default is True for signed formats and False for unsigned
         ones, and what a given `zero_point` says.
-    method : how the range is found; "absmax" takes all of it.
+    method : how the range min to max (or max|x|) above is found, for each scale by itself:
+        "absmax" takes all of it; "percentile" drops the tails, which are clipped, see
+        `ranges.percentile_range`; "mse" shrinks the scale of "absmax" by the factor among 1, 0.99,
+        ..., 0.2 that leaves the least squared error, so never more than "absmax" does, see
+        `ranges.least_error`.
+    percentile : for that method, more than 50 and at most 100; 99.9 when left out.
 
     Raises
     ------
     SpecError
-        An unknown dtype, method or group_size.
+        An unknown dtype, method or group_size, a percentile out of range or without its method, or
+        a method beside a given scale.
     ArrayError
         x is not a finite matrix, a scale is not positive and finite, a zero point is outside dtype.
     """
@@ -120,6 +136,9 @@ def quantize(
         raise SpecError(f"dtype={dtype!r}; expected one of {', '.join(INTEGER_RANGE)}")
     if method not in METHODS:
         raise SpecError(f"method={method!r}; expected one of {', '.join(METHODS)}")
+    if scale is not None and method != "absmax":
+        raise SpecError(f"method={method!r} finds the scale, but a scale was given; give only one")
+    share = check_percentile(percentile, method)
     check_group_size(group_size)
     values = np.atleast_2d(np.asarray(x))
     if values.ndim != 2 or values.size == 0:
@@ -134,7 +153,10 @@ def quantize(
     if symmetric and zero_point is not None:
         raise SpecError("symmetric=True has no zero_point, but one was given")
 
-    low, high = group_range(values, group_size)
+    if method == "percentile":
+        low, high = percentile_range(values, group_size, share, symmetric=symmetric)
+    else:
+        low, high = group_range(values, group_size)
     least, greatest = INTEGER_RANGE[dtype]
     if scale is not None:
         s = broadcast("scale", scale, scales, np.float32)
@@ -153,11 +175,16 @@ def quantize(
     elif not symmetric:
         z = np.clip(np.rint(np.float32(least) - low / s), least, greatest).astype(np.int32)
 
-    q = np.rint(values / spread(s, shape, group_size))
-    if z is not None:
-        q = q + spread(z, shape, group_size)
-    q = np.clip(q, least, greatest)
-    data = q.astype(np.int8 if dtype.startswith("int") else np.uint8)
+    if method == "mse":
+        s = least_error(values, s, z, dtype, group_size)
+
+    data = np.empty(shape, np.int8 if dtype.startswith("int") else np.uint8)
+    for rows in pieces(shape[0], BLOCK // shape[1]):
+        with np.errstate(over="ignore"):  # infinity is clipped like any number out of range
+            q = np.rint(values[rows] / spread_rows(s, rows, shape, group_size))
+        if z is not None:
+            q = q + spread_rows(z, rows, shape, group_size)
+        data[rows] = np.clip(q, least, greatest)
     if dtype.endswith("int4"):
         fill = spread(z, shape, group_size) if z is not None else np.zeros(())
         last = np.broadcast_to(fill, shape)[:, -1].astype(data.dtype)
@@ -167,10 +194,15 @@ def quantize(
 
 def dequantize(q: QTensor) -> np.ndarray:
     """float32 (rows, K): scale * (q - zero_point), the product rounded once."""
-    integers = q.unpacked().astype(np.int32)
-    if q.zero_point is not None:
-        integers = integers - spread(q.zero_point, q.shape, q.group_size)
-    return spread(q.scale, q.shape, q.group_size) * integers.astype(np.float32)
+    integers = q.unpacked()
+    values = np.empty(q.shape, np.float32)
+    for rows in pieces(q.shape[0], BLOCK // max(1, q.shape[1])):
+        steps = integers[rows].astype(np.int32)
+        if q.zero_point is not None:
+            steps = steps - spread_rows(q.zero_point, rows, q.shape, q.group_size)
+        scale = spread_rows(q.scale, rows, q.shape, q.group_size)
+        np.multiply(scale, steps.astype(np.float32), out=values[rows])
+    return values
 
 
 def pack_int4(values: npt.ArrayLike, fill: npt.ArrayLike = 0) -> np.ndarray:
@@ -211,21 +243,6 @@ def unpack_int4(packed: npt.ArrayLike, k: int, *, signed: bool = True) -> np.nda
     return ((nibbles ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
-def group_range(x: np.ndarray, group_size: int | str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest value (zero included) of whatever shares a scale."""
-    if group_size == "tensor":
-        low, high = x.min(), x.max()
-    elif group_size is None:
-        low, high = x.min(axis=1), x.max(axis=1)
-    else:
-        assert isinstance(group_size, int)
-        starts = np.arange(0, x.shape[1], group_size)
-        low = np.minimum.reduceat(x, starts, axis=1)
-        high = np.maximum.reduceat(x, starts, axis=1)
-    zero = np.float32(0)
-    return np.minimum(low, zero), np.maximum(high, zero)
-
-
 def broadcast(
     name: str, value: npt.ArrayLike, shape: tuple[int, ...], dtype: type[np.generic]
 ) -> np.ndarray:
@@ -236,6 +253,20 @@ def broadcast(
     if dtype is np.int32 and array.dtype.kind not in "iu":
         raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
     return np.broadcast_to(array.reshape(() if array.size == 1 else shape), shape).astype(dtype)
+
+
+def check_percentile(percentile: float | None, method: str) -> float:
+    """The percentile that a caller asks for, or the default."""
+    if percentile is None:
+        return PERCENTILE
+    if method != "percentile":
+        raise SpecError(
+            f"percentile={percentile!r} with method={method!r}; expected method='percentile'"
+        )
+    number = isinstance(percentile, (int, float, np.number)) and not isinstance(percentile, bool)
+    if not number or not 50 < percentile <= 100:
+        raise SpecError(f"percentile={percentile!r}; expected more than 50, at most 100")
+    return float(percentile)
 
 
 def check_scale(scale: np.ndarray, shape: tuple[int, ...]) -> None:

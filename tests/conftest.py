@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import pytest
 import quantmm as qmm
 from hypothesis import HealthCheck, settings
+from quantmm.cli import main as cli_main
 
 # Kernels are compiled inside examples, which takes longer than hypothesis' deadline.
 settings.register_profile(
@@ -38,3 +40,17 @@ def row(request: pytest.FixtureRequest) -> qmm.targets.Target:
 def host_kernel():
     """Compile for this machine, the same spec once."""
     return functools.cache(qmm.compile)
+
+
+@pytest.fixture
+def quantmm(monkeypatch, capsys):
+    """Run the command in this process: status, stdout, stderr."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["quantmm", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli_main.run()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return command

@@ -14,20 +14,6 @@ from quantmm.compiler import problem as problem_module
 SMALL = ["--n", "20", "--k", "33"]
 
 
-@pytest.fixture
-def quantmm(monkeypatch, capsys):
-    """Run the command in this process: status, stdout, stderr."""
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["quantmm", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli_main.run()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return command
-
-
 def test_targets(quantmm):
     status, out, _ = quantmm("targets")
     assert status == 0

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import quantmm as qmm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from quantmm.compiler.ranges import BLOCK, SHRINK
 from quantmm.errors import ArrayError, SpecError
 
 RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
@@ -57,6 +58,14 @@ def test_asymmetric_covers_the_range_and_keeps_zero():
     assert qmm.dequantize(q)[0, 1] == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_clips_what_is_infinitely_many_steps():
+    q = qmm.quantize([[3e38, -3e38, 1e-30]], "int8", scale=1e-30)
+    assert q.data.tolist() == [[127, -128, 1]]
+    q = qmm.quantize([[3e38, -3e38, 1e-30]], "uint4", scale=1e-30, zero_point=3)
+    assert q.unpacked().tolist() == [[15, 0, 4]]
+
+
 def test_zero_rows_have_scale_one():
     q = qmm.quantize(np.zeros((2, 3)), "int8")
     assert q.scale.tolist() == [1, 1]
@@ -68,6 +77,208 @@ def test_last_group_may_be_shorter():
     q = qmm.quantize(x, "int8", group_size=16)
     assert q.scale.shape == (1, 2)
     np.testing.assert_array_equal(q.scale[0], np.float32([15, 19]) / np.float32(127))
+
+
+def test_a_large_matrix_is_what_its_rows_are():
+    x = np.random.default_rng(0).standard_normal((3 * BLOCK // 100, 203)).astype(np.float32)
+    for dtype, group_size in (("int8", None), ("uint4", 32), ("int4", 64)):
+        for method in ("absmax", "percentile", "mse"):
+            q = qmm.quantize(x, dtype, group_size=group_size, method=method)
+            whole = qmm.dequantize(q)
+            for i in (0, BLOCK // 203 - 1, BLOCK // 203, len(x) - 1):
+                row = qmm.quantize(x[i], dtype, group_size=group_size, method=method)
+                np.testing.assert_array_equal(q.data[i], row.data[0])
+                np.testing.assert_array_equal(q.scale[i], row.scale[0])
+                np.testing.assert_array_equal(whole[i], qmm.dequantize(row)[0])
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype", "scale", "zero_point", "data"),
+    [
+        # 75 % of the way from the least to the greatest of five numbers is the fourth.
+        ([-5, 4, 3, -1, 1], "int8", 4 / 127, None, [-128, 127, 95, -32, 32]),
+        ([-50, 7, 3, 2, 1], "int4", 1, None, [-8, 7, 3, 2, 1]),
+        # Of four numbers it is a quarter of the way from the third to the fourth.
+        ([-1, 1, -3, 7], "int8", 4 / 127, None, [-32, 32, -95, 127]),
+        # Asymmetric: -1 is the fourth from above, 4 the fourth from below.
+        ([-4, -1, 0, 4, 9], "uint8", 5 / 255, 51, [0, 0, 51, 255, 255]),
+        # Zero stays in the range.
+        ([1, 2, 3, 5, 100], "uint4", 5 / 15, 0, [3, 6, 9, 15, 15]),
+        ([-1, -2, -3, -5, -100], "uint8", 5 / 255, 255, [204, 153, 102, 0, 0]),
+        # Nothing but zero is left: all of the range is taken.
+        ([0, 0, 0, 0, -5], "int8", 5 / 127, None, [0, 0, 0, 0, -127]),
+        ([0, 0, 0, 0, 5], "uint8", 5 / 255, 0, [0, 0, 0, 0, 255]),
+    ],
+)
+@pytest.mark.parametrize("group_size", [None, "tensor", 8])
+def test_percentile_by_hand(x, dtype, scale, zero_point, data, group_size):
+    q = qmm.quantize([x], dtype, group_size=group_size, method="percentile", percentile=75)
+    np.testing.assert_allclose(q.scale, scale, rtol=1e-7)
+    assert (q.zero_point is None) == (zero_point is None)
+    if zero_point is not None:
+        assert q.zero_point.ravel().tolist() == [zero_point]
+    assert q.unpacked().tolist() == [data]
+
+
+def test_percentile_of_groups():
+    x = np.arange(20, dtype=np.float32).reshape(1, 20)
+    q = qmm.quantize(x, "int8", group_size=16, method="percentile", percentile=80)
+    # The thirteenth of 0 to 15; 2.4 from 16 on, of 16 to 19.
+    np.testing.assert_allclose(q.scale, np.float32([[12, 18.4]]) / 127, rtol=1e-7)
+    assert q.data[0, 13:].tolist() == [127, 127, 127, 110, 117, 124, 127]
+
+
+@given(matrices(), st.sampled_from(sorted(RANGES)), GROUPS, st.booleans(), st.floats(50.1, 99.9))
+def test_percentile_agrees_with_numpy(x, dtype, group_size, symmetric, percentile):
+    q = qmm.quantize(
+        x,
+        dtype,
+        group_size=group_size,
+        symmetric=symmetric,
+        method="percentile",
+        percentile=percentile,
+    )
+    least, greatest = RANGES[dtype]
+    for scale, values in zip(q.scale.ravel(), parts(x, group_size), strict=True):
+        if symmetric:
+            high = np.percentile(abs(values), percentile)
+            low = -high
+            width = high / greatest
+        else:
+            low = min(-np.percentile(-values, percentile), 0)
+            high = max(np.percentile(values, percentile), 0)
+            width = (high - low) / (greatest - least)
+        if high - low > 1e-30:
+            np.testing.assert_allclose(scale, width, rtol=1e-6)
+
+
+def parts(x, group_size):
+    """The numbers that share each scale, float64, in the order of the scales."""
+    x = x.astype(np.float64)
+    if group_size == "tensor":
+        return [x.ravel()]
+    size = group_size or x.shape[1]
+    return [row[start : start + size] for row in x for start in range(0, len(row), size)]
+
+
+@given(matrices(), st.sampled_from(sorted(RANGES)), GROUPS, st.booleans())
+def test_the_hundredth_percentile_is_absmax(x, dtype, group_size, symmetric):
+    formats = {"group_size": group_size, "symmetric": symmetric}
+    q = qmm.quantize(x, dtype, **formats)
+    p = qmm.quantize(x, dtype, method="percentile", percentile=100, **formats)
+    assert q.scale.tobytes() == p.scale.tobytes()
+    assert q.data.tobytes() == p.data.tobytes()
+
+
+def test_the_percentile_is_99_9_by_default():
+    x = np.arange(1001, dtype=np.float32)  # steps of a tenth of a percent
+    assert qmm.quantize(x, method="percentile").scale.tolist() == [
+        np.float32(999) / np.float32(127)
+    ]
+
+
+def test_percentile_between_numbers_whose_difference_is_no_float32():
+    x = np.float32([[-3e38, 3e38]])
+    q = qmm.quantize(x, "int8", method="percentile", percentile=99, symmetric=True)
+    np.testing.assert_allclose(q.scale, 3e38 / 127, rtol=1e-6)
+    # 99 % of the way from one to the other: 2.94e38 on both sides, which is too wide a range.
+    with pytest.raises(ArrayError, match="scale inf"), np.errstate(over="ignore"):
+        qmm.quantize(x, "uint8", method="percentile", percentile=99)
+
+
+def test_mse_by_hand():
+    # A hundred 1.0 and 8.75, with the scale 1.25 f: 100 (1.25 f - 1)² + (8.75 - 8.75 f)² is
+    # 2.063 for 0.86, 2.060 for 0.87 and 2.103 for 0.88.
+    x = np.array([[1.0] * 100 + [8.75]])
+    q = qmm.quantize(x, "int4", method="mse")
+    assert q.scale.tolist() == [np.float32(1.25) * np.float32(0.87)]
+    assert q.unpacked().tolist() == [[1] * 100 + [7]]
+    assert qmm.quantize(x, "int4").scale.tolist() == [1.25]
+
+
+def test_mse_asymmetric_by_hand():
+    # Mirrored and shifted, the same: 15 steps hold -8.75 to 10, zero_point 7 stays.
+    x = np.array([[1.0] * 100 + [-8.75, 10.0]])
+    q = qmm.quantize(x, "uint4", method="mse")
+    assert q.zero_point.tolist() == [7]
+    errors = {}
+    for factor in SHRINK:
+        scale = 1.25 * float(factor)
+        steps = np.clip(np.rint(x / scale), -7, 8)
+        errors[float(np.float32(1.25) * factor)] = ((steps * scale - x) ** 2).sum()
+    assert q.scale[0] == min(errors, key=errors.get)
+    assert q.scale[0] < 1.25
+
+
+def test_mse_keeps_what_is_exact():
+    q = qmm.quantize([[1.0, -7.0, 3.0], [0, 0, 0], [14, 2, 8]], "int4", method="mse")
+    assert q.scale.tolist() == [1, 1, 2]
+    assert q.unpacked().tolist() == [[1, -7, 3], [0, 0, 0], [7, 1, 4]]
+
+
+def errors_of(q, x, group_size):
+    difference = qmm.dequantize(q).astype(np.float64) - x
+    return np.array([(values**2).sum() for values in parts(difference, group_size)])
+
+
+def least_of_grid(x, dtype, group_size, symmetric):
+    """The least error per scale that any factor leaves, by trying each as a given scale."""
+    q = qmm.quantize(x, dtype, group_size=group_size, symmetric=symmetric)
+    given = {"symmetric": True} if symmetric else {"zero_point": q.zero_point}
+    tried = [
+        errors_of(
+            qmm.quantize(x, dtype, group_size=group_size, scale=scale, **given), x, group_size
+        )
+        for scale in (q.scale * factor for factor in SHRINK)
+        if (scale > 0).all()
+    ]
+    return np.min(tried, axis=0)
+
+
+@settings(max_examples=50)
+@given(matrices(), st.sampled_from(sorted(RANGES)), GROUPS, st.booleans())
+def test_mse_finds_the_least_error_of_its_grid(x, dtype, group_size, symmetric):
+    formats = {"group_size": group_size, "symmetric": symmetric}
+    q = qmm.quantize(x, dtype, method="mse", **formats)
+    least = least_of_grid(x, dtype, group_size, symmetric)
+    assert (errors_of(q, x, group_size) <= least * (1 + 1e-5) + 1e-60).all()
+
+
+@pytest.mark.parametrize("group_size", [None, "tensor"])
+def test_mse_finds_it_beyond_a_block(group_size):
+    x = np.random.default_rng(0).standard_t(3, (2, BLOCK + 100)).astype(np.float32)
+    q = qmm.quantize(x, "int4", group_size=group_size, method="mse")
+    least = least_of_grid(x, "int4", group_size, True)
+    np.testing.assert_allclose(errors_of(q, x, group_size), least, rtol=1e-5)
+
+
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 40)).flatmap(
+        lambda shape: hnp.arrays(
+            np.float32, shape, elements=st.floats(-(2.0**126), 2.0**126, width=32)
+        )
+    ),
+    st.sampled_from(sorted(RANGES)),
+    GROUPS,
+    st.booleans(),
+)
+def test_mse_is_never_worse_than_absmax(x, dtype, group_size, symmetric):
+    formats = {"group_size": group_size, "symmetric": symmetric}
+    errors = [
+        errors_of(qmm.quantize(x, dtype, method=method, **formats), x, group_size)
+        for method in ("mse", "absmax")
+    ]
+    assert (errors[0] <= errors[1] * (1 + 1e-12)).all()
+
+
+def test_mse_beats_absmax_where_there_are_outliers():
+    x = np.random.default_rng(0).standard_t(3, (8, 256))
+    for dtype in ("int4", "uint4"):
+        mse, absmax = (
+            errors_of(qmm.quantize(x, dtype, method=method), x, None)
+            for method in ("mse", "absmax")
+        )
+        assert mse.sum() < 0.9 * absmax.sum()
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.randoms(use_true_random=False))
@@ -110,11 +321,19 @@ def test_odd_k_is_padded_with_the_zero_point():
         ({"x": [[1.0]], "zero_point": 128}, ArrayError, "zero_point 128; int8 holds -128 to 127"),
         ({"x": [[1.0]], "zero_point": 0.5}, ArrayError, "expected integers"),
         ({"x": [[1.0]], "zero_point": 1, "symmetric": True}, SpecError, "symmetric=True"),
+        ({"method": "mse", "scale": 1.0}, SpecError, "method='mse' finds the scale, but a scale"),
+        ({"method": "percentile", "scale": 1.0}, SpecError, "method='percentile' finds the scale"),
+        ({"percentile": 99}, SpecError, "percentile=99 with method='absmax'; expected method='p"),
+        ({"method": "mse", "percentile": 99}, SpecError, "percentile=99 with method='mse'"),
+        ({"method": "percentile", "percentile": 50}, SpecError, "percentile=50; expected more"),
+        ({"method": "percentile", "percentile": 100.1}, SpecError, "more than 50, at most 100"),
+        ({"method": "percentile", "percentile": math.nan}, SpecError, "percentile=nan; expected"),
+        ({"method": "percentile", "percentile": "99"}, SpecError, "percentile='99'; expected"),
     ],
 )
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
-        qmm.quantize(**{"dtype": "int8", **arguments})
+        qmm.quantize(**{"x": [[1.0]], "dtype": "int8", **arguments})
 
 
 def test_packing_errors():
@@ -124,6 +343,11 @@ def test_packing_errors():
         qmm.pack_int4([[0.5]])
     with pytest.raises(ArrayError, match="5 4-bit values are stored in 3 bytes"):
         qmm.unpack_int4(np.zeros((1, 2), np.uint8), 5)
+
+
+def test_dequantizes_nothing():
+    q = qmm.QTensor(np.zeros((2, 0), np.int8), np.ones(2, np.float32), None, "int8", None, (2, 0))
+    assert qmm.dequantize(q).shape == (2, 0)
 
 
 def test_qtensor_errors():

@@ -1,0 +1,126 @@
+"""`quantmm quantize`: what formats cost on a weight from a file, and the quantized weight."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ..compiler.quality import ErrorRow, error_report
+from ..compiler.quantize import METHODS, PERCENTILE, quantize
+from ..compiler.spec import CHOICES
+from ..compiler.weights import find_matrix, save_weights
+from .options import HELP, GroupSize, format_options, make_spec
+from .tables import show
+
+#: What is compared when nothing is chosen: weight, group size, whether there are zero points.
+USUAL: list[tuple[str, int | None, bool]] = [
+    ("int8", None, False),
+    ("int8", 128, False),
+    ("int4", None, False),
+    ("int4", 128, False),
+    ("int4", 32, False),
+    ("uint4", 32, True),
+]
+
+
+@click.command("quantize")
+@click.argument("file", type=click.Path())
+@click.option("--tensor", help="Name of the matrix in FILE; needed where there are several.")
+@click.option(
+    "--weight",
+    "--format",
+    "weights",
+    type=click.Choice(CHOICES["weight"]),
+    multiple=True,
+    help=HELP["weight"] + " May be repeated.",
+)
+@click.option(
+    "--group-size",
+    "group_sizes",
+    type=GroupSize(),
+    multiple=True,
+    help=HELP["group_size"] + " May be repeated: each is combined with each format.",
+)
+@functools.partial(format_options, but=("weight", "group_size"))
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=METHODS[0],
+    show_default=True,
+    help="How the range of the weight is found.",
+)
+@click.option(
+    "--percentile",
+    type=float,
+    help=f"Percentile that --method percentile keeps; {PERCENTILE} when left out.",
+)
+@click.option("-o", "--output", type=click.Path(), help="The .safetensors file to write.")
+def quantize_command(
+    file: str,
+    tensor: str | None,
+    weights: tuple[str, ...],
+    group_sizes: tuple[int | str | None, ...],
+    method: str,
+    percentile: float | None,
+    output: str | None,
+    **formats: Any,
+) -> None:
+    """Compare formats on the matrix in FILE, and write it quantized.
+
+    FILE is .npy, .npz or .safetensors and holds W, N x K. The table has the size, the error of the
+    weight and that of X Wᵀ for activations from a normal distribution. With --output the weight
+    is also written, with its spec, in the one format chosen; `quantmm.load_weights` reads it.
+    """
+    chosen = list(itertools.product(weights or ("int8", "int4"), group_sizes or (None,)))
+    if output is not None and (not weights or len(chosen) != 1):
+        raise click.UsageError("--output writes one weight; choose one --weight and --group-size")
+    name, matrix = find_matrix(file, tensor)
+    n, k = matrix.shape
+    zero = formats.pop("weight_zero_point")
+    if weights or group_sizes or zero:
+        words = [(weight, size, zero) for weight, size in chosen]
+    else:
+        words = [row for row in USUAL if row[1] is None or row[1] <= k]
+    specs = [
+        make_spec(n, k, {**formats, "weight": weight, "group_size": size, "weight_zero_point": z})
+        for weight, size, z in words
+    ]
+    if output is not None:
+        (spec,) = specs
+        q = quantize(
+            matrix,
+            spec.weight,
+            group_size=spec.group_size,
+            symmetric=not spec.weight_zero_point,
+            method=method,
+            percentile=percentile,
+        )
+        save_weights(output, {name: (q, spec)})
+    rows = error_report(matrix, specs, method=method, percentile=percentile)
+    click.echo(f"{name} of {file}: N={n}, K={k}, {method}")
+    show(error_table(rows))
+    if output is not None:
+        click.echo(f"{output}: {name}, {spec.to_json()}")
+
+
+def error_table(rows: list[ErrorRow]) -> Table:
+    """What `error_report` found, as a table."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("weight", no_wrap=True)
+    table.add_column("activation", no_wrap=True)
+    for name in ("bytes", "of float32", "SNR dB", "error of X Wᵀ"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.format,
+            row.activation,
+            f"{row.bytes:,}",
+            f"{row.ratio:.1%}",
+            f"{row.snr_db:.1f}",
+            f"{row.output_error:.3%}",
+        )
+    return table

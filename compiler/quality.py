@@ -1,0 +1,173 @@
+"""What quantization costs: the error that formats leave in a weight and in X Wᵀ, in a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArrayError, SpecError
+from .quantize import dequantize, quantize
+from .ranges import pieces
+from .spec import MatmulSpec
+
+#: Elements of W that are held in float64 at a time.
+BLOCK = 1 << 22
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """What one format costs.
+
+    Attributes
+    ----------
+    format : of the weight: "float32", "int8 channel", "int4 g=128", "uint4 g=32 zero points".
+    activation : of X: "float32", "int8 tensor", "uint8 row zero points".
+    bytes : of the weight as `QTensor` stores it: integers, scales and zero points.
+    ratio : `bytes` over those of float32.
+    snr_db : signal-to-noise ratio of the weight, 10 log10(sum w² / sum (w - dequantized)²); inf
+        when nothing is lost.
+    output_error : the norm of the error of X Wᵀ over the norm of X Wᵀ, both quantized.
+    """
+
+    format: str
+    activation: str
+    bytes: int
+    ratio: float
+    snr_db: float
+    output_error: float
+
+
+def error_report(
+    W: npt.ArrayLike,
+    specs: Iterable[MatmulSpec],
+    x: npt.ArrayLike | None = None,
+    *,
+    method: str = "absmax",
+    percentile: float | None = None,
+) -> list[ErrorRow]:
+    """Quantize a weight as each spec says, and compare it and its products with the original.
+
+    Sums are taken in float64. What a spec says beside its formats (bias, out and so on) is ignored.
+
+    Parameters
+    ----------
+    W : (N, K), finite floats.
+    specs : the formats; n and k are those of W.
+    x : (M, K), finite activations; 64 rows of the standard normal distribution when left out. Each
+        row has its own scale when the spec is dynamic or has activation_scale="row".
+    method, percentile : how `quantize` finds the range of the weight. The range of activations is
+        all of it, as in a kernel that quantizes them.
+
+    Returns
+    -------
+    One row for float32 (without an error, unless W or x hold more than that), then one per spec.
+
+    Raises
+    ------
+    SpecError
+        A spec is for another shape, or what `quantize` refuses.
+    ArrayError
+        W or x is not a finite matrix, or their K differ.
+    """
+    weight = matrix("W", W)
+    n, k = weight.shape
+    specs = list(specs)
+    for spec in specs:
+        if not isinstance(spec, MatmulSpec):
+            raise SpecError(f"specs holds {spec!r}; expected MatmulSpec")
+        if (spec.n, spec.k) != (n, k):
+            raise SpecError(f"a spec has n={spec.n}, k={spec.k}; W has n={n}, k={k}")
+    if x is None:
+        x = np.random.default_rng(0).standard_normal((ROWS, k), np.float32)
+    given = matrix("x", x)
+    if given.shape[1] != k:
+        raise ArrayError(f"x has K={given.shape[1]}; W has K={k}")
+    original = Original(weight, given, product(given, weight))
+
+    size = 4 * n * k
+    single = weight.astype(np.float32), given.astype(np.float32)
+    rows = [ErrorRow("float32", "float32", size, 1.0, *original.errors(*single))]
+    for spec in specs:
+        q = quantize(
+            weight,
+            spec.weight,
+            group_size=spec.group_size,
+            symmetric=not spec.weight_zero_point,
+            method=method,
+            percentile=percentile,
+        )
+        qx = quantize(
+            given,
+            spec.activation,
+            group_size=None if spec.activation_scale == "row" else "tensor",
+            symmetric=not spec.activation_zero_point,
+        )
+        count = q.data.nbytes + q.scale.nbytes
+        count += q.zero_point.nbytes if q.zero_point is not None else 0
+        errors = original.errors(dequantize(q), dequantize(qx))
+        labels = weight_label(spec), activation_label(spec)
+        rows.append(ErrorRow(*labels, count, count / size, *errors))
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """What quantized matrices are compared with: W, X and X Wᵀ."""
+
+    weight: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+    def errors(self, weight: np.ndarray, x: np.ndarray) -> tuple[float, float]:
+        """`ErrorRow.snr_db` and `ErrorRow.output_error` of dequantized matrices."""
+        signal = noise = 0.0
+        for rows in pieces(weight.shape[0], BLOCK // weight.shape[1]):
+            w = self.weight[rows].astype(np.float64)
+            signal += float(np.sum(w * w))
+            w -= weight[rows]
+            noise += float(np.sum(w * w))
+        snr = 10 * math.log10(signal / noise) if noise else math.inf
+        lost = float(np.linalg.norm(product(x, weight) - self.y))
+        whole = float(np.linalg.norm(self.y))
+        return snr, lost / whole if whole else math.inf if lost else 0.0
+
+
+def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """X Wᵀ in float64, for some rows of W at a time."""
+    n, k = weight.shape
+    exact = x.astype(np.float64)
+    parts = [exact @ weight[rows].astype(np.float64).T for rows in pieces(n, BLOCK // k)]
+    return np.concatenate(parts, axis=1)
+
+
+def matrix(name: str, value: npt.ArrayLike) -> np.ndarray:
+    """`value` as a finite matrix of float32, or of float64 where it is no float32."""
+    array = np.asarray(value)
+    if array.ndim != 2 or array.size == 0:
+        raise ArrayError(f"{name} has shape {array.shape}; expected a matrix that is not empty")
+    if array.dtype != np.float32:
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError):
+            raise ArrayError(f"{name} holds {array.dtype.name}; expected numbers") from None
+    if not np.isfinite(array).all():
+        raise ArrayError(f"{name} holds NaN or infinity; expected finite numbers")
+    return array
+
+
+def weight_label(spec: MatmulSpec) -> str:
+    """The format of a spec's weight, in words."""
+    size = spec.group_size
+    groups = f"g={size}" if isinstance(size, int) else size or "channel"
+    return f"{spec.weight} {groups}" + (" zero points" if spec.weight_zero_point else "")
+
+
+def activation_label(spec: MatmulSpec) -> str:
+    """The format of a spec's activations, in words."""
+    zero = " zero points" if spec.activation_zero_point else ""
+    return f"{spec.activation} {spec.activation_scale}{zero}"

@@ -1,0 +1,158 @@
+"""The command `quantmm quantize`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import quantmm as qmm
+from safetensors.numpy import save_file
+
+W = np.random.default_rng(0).standard_t(4, (24, 150)).astype(np.float32)
+USUAL = [
+    ("int8 channel", {}),
+    ("int8 g=128", {"group_size": 128}),
+    ("int4 channel", {"weight": "int4"}),
+    ("int4 g=128", {"weight": "int4", "group_size": 128}),
+    ("int4 g=32", {"weight": "int4", "group_size": 32}),
+    ("uint4 g=32 zero points", {"weight": "uint4", "group_size": 32, "weight_zero_point": True}),
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "layer.npy"
+    np.save(path, W)
+    return path
+
+
+def table(out):
+    """The rows of the table: the columns are two spaces apart."""
+    lines = out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("weight"))
+    rows = []
+    for line in lines[start + 1 :]:
+        words = [word.strip() for word in line.split("  ") if word.strip()]
+        if len(words) == 6:
+            rows.append(words)
+    return rows
+
+
+def expected(rows):
+    return [
+        [
+            row.format,
+            row.activation,
+            f"{row.bytes:,}",
+            f"{100 * row.ratio:.1f}%",
+            f"{row.snr_db:.1f}",
+            f"{100 * row.output_error:.3f}%",
+        ]
+        for row in rows
+    ]
+
+
+def test_compares_the_usual_formats(quantmm, file):
+    status, out, err = quantmm("quantize", file)
+    assert (status, err) == (0, "")
+    assert "layer of" in out
+    assert "N=24, K=150, absmax" in out
+    specs = [qmm.MatmulSpec(24, 150, **formats) for _, formats in USUAL]
+    assert table(out) == expected(qmm.error_report(W, specs))
+    assert [row[0] for row in table(out)] == ["float32", *(label for label, _ in USUAL)]
+
+
+@pytest.mark.parametrize(
+    ("k", "sizes"),
+    [(128, [None, 128, None, 128, 32, 32]), (127, [None, None, 32, 32]), (31, [None, None])],
+)
+def test_drops_groups_beyond_k(quantmm, tmp_path, k, sizes):
+    np.save(tmp_path / "w.npy", W[:, :k])
+    labels = [row[0].split()[1] for row in table(quantmm("quantize", tmp_path / "w.npy")[1])[1:]]
+    assert labels == [f"g={size}" if size else "channel" for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "specs"),
+    [
+        (
+            ["--format", "int8", "--weight", "int4", "--group-size", 32, "--group-size", "channel"],
+            {},
+            [
+                {"weight": weight, "group_size": size}
+                for weight in ("int8", "int4")
+                for size in (32, None)
+            ],
+        ),
+        (
+            ["--group-size", "tensor"],
+            {},
+            [{"group_size": "tensor"}, {**USUAL[2][1], "group_size": "tensor"}],
+        ),
+        (
+            ["--format", "uint4", "--weight-zero-point", "--dynamic", "--input", "float16"],
+            {},
+            [{"weight": "uint4", "weight_zero_point": True, "dynamic": True, "input": "float16"}],
+        ),
+        (["--format", "int4", "--method", "mse"], {"method": "mse"}, [{"weight": "int4"}]),
+        (
+            ["--format", "int4", "--method", "percentile", "--percentile", 98.5],
+            {"method": "percentile", "percentile": 98.5},
+            [{"weight": "int4"}],
+        ),
+    ],
+)
+def test_compares_what_is_chosen(quantmm, file, words, method, specs):
+    status, out, _ = quantmm("quantize", file, *words)
+    assert status == 0
+    made = [qmm.MatmulSpec(24, 150, **formats) for formats in specs]
+    assert table(out) == expected(qmm.error_report(W, made, **method))
+
+
+def test_writes_the_weight_with_its_spec(quantmm, tmp_path):
+    source, target = tmp_path / "model.safetensors", tmp_path / "q.safetensors"
+    save_file({"other": -W, "layer.w": W}, source)
+    words = ["--format", "uint4", "--group-size", 16, "--weight-zero-point", "--method", "mse"]
+    status, out, _ = quantmm(
+        "quantize", source, "--tensor", "layer.w", *words, "--bias", "-o", target
+    )
+    assert status == 0
+    assert f"{target}: layer.w" in out
+    assert len(table(out)) == 2
+    ((name, (q, spec)),) = qmm.load_weights(target).items()
+    assert name == "layer.w"
+    assert spec == qmm.MatmulSpec(
+        24, 150, weight="uint4", group_size=16, weight_zero_point=True, bias=True
+    )
+    again = qmm.quantize(W, "uint4", group_size=16, method="mse")
+    np.testing.assert_array_equal(q.data, again.data)
+    np.testing.assert_array_equal(q.scale, again.scale)
+    np.testing.assert_array_equal(q.zero_point, again.zero_point)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing argument 'FILE'"),
+        (["/nowhere/w.npy"], "cannot read /nowhere/w.npy: No such file"),
+        (["w.txt"], "cannot read w.txt: expected a file in .npy, .npz or .safetensors"),
+        (["{file}", "--tensor", "a"], "holds one array without a name, no 'a'"),
+        (["{file}", "--format", "int3"], "'int3' is not one of"),
+        (["{file}", "--group-size", "12"], "group_size=12; expected a positive multiple of 8"),
+        (["{file}", "--method", "magic"], "'magic' is not one of"),
+        (["{file}", "--percentile", "99"], "percentile=99.0 with method='absmax'"),
+        (["{file}", "--method", "percentile", "--percentile", "5"], "more than 50, at most 100"),
+        (["{file}", "-o", "q.safetensors"], "--output writes one weight; choose one --weight"),
+        (
+            ["{file}", "--format", "int8", "--format", "int4", "-o", "q.safetensors"],
+            "--output writes one weight; choose one --weight",
+        ),
+        (["{file}", "--format", "int8", "-o", "q.npz"], "a name that ends in .safetensors"),
+        (["{file}", "--format", "int8", "-o", "/nowhere/q.safetensors"], "cannot write /nowhere/q"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_2(quantmm, file, words, message):
+    status, out, err = quantmm("quantize", *(word.format(file=file) for word in words))
+    assert (status, out) == (2, "")
+    assert err.startswith("quantmm: ")
+    assert err.count("\n") == 1
+    assert message in err
