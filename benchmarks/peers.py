@@ -1,30 +1,45 @@
 """quantmm beside its peers: the tables of docs/performance.md.
 
-    python benchmarks/peers.py [--threads 1 2] [--shapes 512,4096,4096 ...] [--json FILE]
+    python benchmarks/peers.py [--format w4a8-g128] [--threads 1 2] [--shapes 512,4096,4096 ...]
+                               [--json FILE]
+
+Formats, see contenders/job.py: int8 x int8 (the default), and those of float32 in and out that
+quantize X to int8 inside the call: w8a8-dynamic, w4a8, w4a8-g128 and w4a8-g32.
 
 Every contender lives in a process of its own, with its own threads, and takes turns with the
 others: warm up, time for a moment, sleep until the next round. The machine's limits take part as a
 contender, so that they see the same slow and fast moments. Weights are packed beforehand; for M up
-to 16 they are rotated through more memory than the caches hold, unless the shape says "hot".
-Needs torch and onnxruntime with onnx; a peer that cannot do a shape is left out of its row.
+to 16 they are rotated through more memory than the caches hold, unless the shape says "hot". A
+contender's result is compared with the exact product before it is timed.
+
+The peers of int8 need torch and onnxruntime with onnx; those of the other formats also
+ai-edge-litert (XNNPACK), openvino and llama-cpp-python (ggml), this one built for the machine:
+
+    CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python --no-deps llama-cpp-python
+
+Written with torch 2.13, onnxruntime 1.32, ai-edge-litert 2.3, openvino 2026.4 and llama-cpp-python
+0.3.36 (ggml 0.25). A peer that is not installed or cannot do a shape is left out of the row and
+named at the end. torch's float32 and bfloat16 have rows of their own and count as no peers.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from contenders import BASELINES, CONTENDERS, FORMATS, OURS, Job, Ready, build
 
-SHAPES = [
+INT8_SHAPES = [
     "512,4096,4096",
     "2048,4096,4096",
     "128,4096,4096",
@@ -42,136 +57,49 @@ SHAPES = [
     "7,1000,333,hot",
     "33,4095,1111,hot",
 ]
+DYNAMIC_SHAPES = [
+    "128,4096,4096",
+    "512,4096,4096",
+    "4,4096,4096,hot",
+    "16,4096,4096,hot",
+    "4,4096,4096",
+    "16,4096,4096",
+    "1,4096,4096",
+    "1,11008,4096",
+    "1,32000,4096",
+    "7,1000,333,hot",
+    "33,4095,1111,hot",
+]
 ROUNDS = 7
 PAUSE_SECONDS = 0.06
-Calls = list[Callable[[], object]]
-
-
-def data(m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 X and W of all values."""
-    rng = np.random.default_rng(0)
-    shape = (m, k), (n, k)
-    x, w = (rng.integers(-128, 128, s, dtype=np.int8) for s in shape)
-    return x, w
-
-
-def quantmm(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
-    """quantmm, int8 x int8 to float32 with scales."""
-    import quantmm as qmm
-
-    x, w = data(m, n, k)
-    kernel = qmm.compile(qmm.MatmulSpec(n=n, k=k), num_threads=threads)
-    q = qmm.QTensor(w, np.full(n, 0.01, np.float32), None, "int8", None, (n, k))
-    out = np.empty((m, n), np.float32)
-    linears = [kernel.bind(q, x_scale=0.01) for _ in range(copies)]
-    return [functools.partial(linear, x, out) for linear in linears]
-
-
-def onednn(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
-    """OneDNN as torch brings it, int8 x int8 to float32 with scales, packed weight."""
-    import torch
-
-    torch.set_num_threads(threads)
-    x, w = data(m, n, k)
-    unsigned = torch.from_numpy(x).view(torch.uint8) ^ 128
-    scale, zero = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int32)
-    pack = torch.ops.onednn.qlinear_prepack
-    weights = [pack(torch.from_numpy(w.copy()), [m, k]) for _ in range(copies)]
-    run = torch.ops.onednn.qlinear_pointwise
-    end: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
-    return [functools.partial(run, unsigned, 0.01, 128, p, scale, zero, *end) for p in weights]
-
-
-def torch_int_mm(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
-    """torch._int_mm, int8 x int8 to int32, nothing packed; refuses some shapes."""
-    import torch
-
-    torch.set_num_threads(threads)
-    x, w = data(m, n, k)
-    tensor = torch.from_numpy(x)
-    weights = [torch.from_numpy(w.copy()).t() for _ in range(copies)]
-    return [functools.partial(torch._int_mm, tensor, v) for v in weights]
-
-
-def onnxruntime(m: int, n: int, k: int, threads: int, copies: int) -> Calls:
-    """MatMulInteger of onnxruntime, uint8 x int8 to int32, packed weight."""
-    import onnxruntime as ort
-    from onnx import TensorProto, helper, numpy_helper
-
-    x, w = data(m, n, k)
-    x = (x.astype(np.int16) + 128).astype(np.uint8)
-    nodes, outputs, constants = [], [], []
-    zero = numpy_helper.from_array(np.array(128, np.uint8), "zero")
-    for i in range(copies):
-        # Identical constants would be shared, so every copy differs in one row.
-        values = w.copy()
-        values[0] = i
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(values.T), f"w{i}"))
-        nodes.append(helper.make_node("MatMulInteger", ["x", f"w{i}", "zero"], [f"y{i}"]))
-        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.INT32, [m, n]))
-    inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, [m, k])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, [zero, *constants])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
-    model.ir_version = 10
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding = session.io_binding()
-    binding.bind_cpu_input("x", x)
-    results = [np.empty((m, n), np.int32) for _ in range(copies)]
-    for i, y in enumerate(results):
-        binding.bind_output(f"y{i}", "cpu", 0, np.int32, [m, n], y.ctypes.data)
-
-    def every_copy() -> object:
-        session.run_with_iobinding(binding)
-        return x, results  # which the binding only points to
-
-    return [every_copy]
-
-
-CONTENDERS = {
-    "quantmm": quantmm,
-    "onednn": onednn,
-    "int_mm": torch_int_mm,
-    "onnxruntime": onnxruntime,
-}
-#: Contenders whose one call computes all copies.
-ALL_AT_ONCE = {"onnxruntime"}
+#: What all contenders of a row may occupy; whoever goes beyond is left out.
+MEMORY_BYTES = 15 << 30
 
 
 def worker(name: str) -> None:
     """Serve one contender: a line in is a request, a line out the answer."""
-    calls: Calls = []
-    per_call = 1
+    # Libraries that print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    ready: Ready | None = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if "shape" in request:
-                calls, per_call = setup(name, request)
+            if "job" in request:
+                ready = build(name, Job(**request["job"]))
                 answer: Any = "ready"
             elif name == "limits":
                 answer = measure_limits(request["threads"])
             else:
-                answer = turn(calls) / per_call
+                assert ready is not None
+                answer = turn(ready.calls) / ready.per_call
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+            reason = str(error).strip().partition("\n")[0]
+            answer = {"error": f"{type(error).__name__}: {reason}"}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-def setup(name: str, request: dict[str, Any]) -> tuple[Calls, int]:
-    """Build a contender for a shape."""
-    m, n, k = request["shape"]
-    copies = request["copies"]
-    calls = CONTENDERS[name](m, n, k, request["threads"], copies)
-    for call in calls:
-        call()
-    return calls, copies if name in ALL_AT_ONCE else 1
-
-
-def turn(calls: Calls) -> float:
+def turn(calls: list[Callable[[], object]]) -> float:
     """Seconds per call: a few calls to wake everything, then enough to trust the clock."""
     rotation = itertools.cycle(calls)
     start = time.perf_counter()
@@ -186,8 +114,6 @@ def turn(calls: Calls) -> float:
 
 def measure_limits(threads: int) -> dict[str, float]:
     """GOPS and GB/s now."""
-    import dataclasses
-
     from quantmm import targets
     from quantmm.bench import limits
 
@@ -199,58 +125,85 @@ class Contender:
     """A worker process."""
 
     def __init__(self, name: str, threads: int) -> None:
-        import os
-
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.messages = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self.messages,
             text=True,
             env=environment,
         )
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for its answer; {"error": reason} if there is none."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        return json.loads(answer) if answer else {"error": self.last_words()}
+
+    def last_words(self) -> str:
+        """Why the process ended."""
+        code = self.process.wait()
+        self.messages.seek(0)
+        lines = self.messages.read().split("\n")
+        return ": ".join([f"exit code {code}", *[line for line in lines if line.strip()][-1:]])
+
+    def memory(self) -> int:
+        """Bytes that the process occupies."""
+        import psutil
+
+        return psutil.Process(self.process.pid).memory_info().rss
 
     def close(self) -> None:
         """End the process."""
         self.process.kill()
         self.process.wait()
+        self.messages.close()
 
 
-def compare(shape: tuple[int, int, int], cold: bool, threads: int) -> dict[str, Any]:
+def compare(job: Job, cold: bool) -> dict[str, Any]:
     """One shape: every contender's times, and the limits beside them."""
-    from quantmm.bench.run import copies_for
-
-    _, n, k = shape
-    request = {"shape": shape, "threads": threads, "copies": copies_for(n * k) if cold else 1}
-    workers = {name: Contender(name, threads) for name in (*CONTENDERS, "limits")}
+    workers: dict[str, Contender] = {}
     absent = {}
+    samples: dict[str, list[Any]] = {}
     try:
-        for name in CONTENDERS:
-            answer = workers[name].ask(request)
+        for name in CONTENDERS[job.format_name]:
+            workers[name] = Contender(name, job.threads)
+            answer = workers[name].ask({"job": dataclasses.asdict(job)})
             if answer != "ready":
                 absent[name] = answer["error"]
-        names = [name for name in CONTENDERS if name not in absent]
-        samples: dict[str, list[Any]] = {name: [] for name in (*names, "limits")}
+            elif sum(process.memory() for process in workers.values()) > MEMORY_BYTES:
+                absent[name] = "not enough memory for this shape"
+            else:
+                samples[name] = []
+            if name in absent:
+                workers.pop(name).close()
+        workers["limits"], samples["limits"] = Contender("limits", job.threads), []
         for _ in range(ROUNDS):
-            for name in samples:
-                samples[name].append(workers[name].ask({"threads": threads}))
+            for name in [*samples]:
+                answer = workers[name].ask({"threads": job.threads})
+                if name != "limits" and isinstance(answer, dict):
+                    absent[name] = answer["error"]
+                    del samples[name]
+                else:
+                    samples[name].append(answer)
                 time.sleep(PAUSE_SECONDS)
     finally:
         for process in workers.values():
             process.close()
     limits = samples.pop("limits")
     return {
-        "shape": shape,
+        "format": job.format_name,
+        "shape": (job.m, job.n, job.k),
         "cold": cold,
-        "threads": threads,
+        "threads": job.threads,
         "absent": absent,
         "gops": statistics.median(limit["gops"] for limit in limits),
         "gbps": statistics.median(limit["gbps"] for limit in limits),
@@ -259,25 +212,39 @@ def compare(shape: tuple[int, int, int], cold: bool, threads: int) -> dict[str, 
     }
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the Markdown table."""
+def title(row: dict[str, Any]) -> str:
+    """The shape and where its weights come from."""
+    return "{} x {} x {}".format(*row["shape"]) + (" cold" if row["cold"] else "")
+
+
+def lines(row: dict[str, Any]) -> list[str]:
+    """Rows of the Markdown table: quantmm beside its best peer, then what is no peer."""
     m, n, k = row["shape"]
-    ours = row["median"]["quantmm"]
+    median = row["median"]
     compute = 2 * m * n * k / row["gops"] / 1e9
-    floor = max(compute, n * k / row["gbps"] / 1e9) if row["cold"] else compute
-    peers = {name: t for name, t in row["median"].items() if name != "quantmm"}
-    best = min(peers, key=lambda name: peers[name])
+    read = FORMATS[row["format"]].weight_bytes(n, k) / row["gbps"] / 1e9
+    floor = max(compute, read) if row["cold"] else compute
+    ours = median.get(OURS)
+    peers = [name for name in median if name != OURS and name not in BASELINES]
+    best = min(peers, key=lambda name: median[name], default=None)
     cells = [
-        f"{m} x {n} x {k}" + (" cold" if row["cold"] else ""),
+        title(row),
         str(row["threads"]),
         f"{floor * 1e3:.4f}",
-        f"{ours * 1e3:.4f}",
-        f"{row['least']['quantmm'] * 1e3:.4f}",
-        f"{floor / ours:.0%}",
-        f"{best} {peers[best] * 1e3:.4f}",
-        f"{peers[best] / ours:.2f}",
+        f"{ours * 1e3:.4f}" if ours else "",
+        f"{row['least'][OURS] * 1e3:.4f}" if ours else "",
+        f"{floor / ours:.0%}" if ours else "",
     ]
-    return "| " + " | ".join(cells) + " |"
+    table = [cells + beside(row, best) if best else [*cells, "", ""]]
+    empty = [""] * len(cells)
+    table += [empty + beside(row, name) for name in BASELINES if name in median]
+    return ["| " + " | ".join(each) + " |" for each in table]
+
+
+def beside(row: dict[str, Any], name: str) -> list[str]:
+    """A contender's time and its ratio to quantmm's."""
+    theirs, ours = row["median"][name], row["median"].get(OURS)
+    return [f"{name} {theirs * 1e3:.4f}", f"{theirs / ours:.2f}" if ours else ""]
 
 
 HEADER = """\
@@ -285,27 +252,51 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|"""
 
 
+def absences(rows: list[dict[str, Any]]) -> list[str]:
+    """Who was left out, of which rows unless of all, and why."""
+    titles: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, reason in row["absent"].items():
+            titles.setdefault((name, reason), []).append(title(row))
+    lines = []
+    for (name, reason), where in titles.items():
+        places = "" if len(where) == len(rows) else " at " + ", ".join(dict.fromkeys(where))
+        lines.append(f"without {name}{places}: {reason}")
+    return lines
+
+
+def job_of(format_name: str, text: str, threads: int) -> tuple[Job, bool]:
+    """The job that a shape asks for, and whether its weights come from memory."""
+    from quantmm.bench.run import COLD_ROWS, copies_for
+
+    sizes, hot = text.split(",")[:3], text.endswith("hot")
+    m, n, k = int(sizes[0]), int(sizes[1]), int(sizes[2])
+    cold = m <= COLD_ROWS and not hot
+    copies = copies_for(FORMATS[format_name].weight_bytes(n, k)) if cold else 1
+    return Job(format_name, m, n, k, threads, copies), cold
+
+
 def main() -> None:
     """Compare on the shapes asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--format", choices=[*FORMATS], default="int8")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--shapes", nargs="+", default=SHAPES)
+    parser.add_argument("--shapes", nargs="+", help="M,N,K or M,N,K,hot")
     parser.add_argument("--json", help="also write every figure to this file")
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker)
         return
+    shapes = DYNAMIC_SHAPES if FORMATS[arguments.format].dynamic else INT8_SHAPES
     rows = []
     print(HEADER)
     for threads in arguments.threads:
-        for text in arguments.shapes:
-            sizes, hot = text.split(",")[:3], text.endswith("hot")
-            shape = int(sizes[0]), int(sizes[1]), int(sizes[2])
-            rows.append(compare(shape, shape[0] <= 16 and not hot, threads))
-            print(line(rows[-1]), flush=True)
-    for name, reason in rows[-1]["absent"].items():
-        print(f"without {name}: {reason}")
+        for text in arguments.shapes or shapes:
+            rows.append(compare(*job_of(arguments.format, text, threads)))
+            print("\n".join(lines(rows[-1])), flush=True)
+    for absence in absences(rows):
+        print(absence)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)
