@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import targets
-from .compiler.kernel import Kernel, Linear
+from .compiler.kernel import Kernel
 from .compiler.kernel_file import load
+from .compiler.linear import Linear
 from .compiler.quality import ErrorRow, error_report
 from .compiler.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
 from .compiler.reference import reference

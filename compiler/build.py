@@ -13,9 +13,12 @@ from tvm import tirx
 from .. import schedules, targets
 from ..errors import TargetError, UnsupportedError
 from ..schedules import SCHEDULE_VERSION, Variant, gemm, gemv
-from ..targets import Target, WeightLayout, weight_layout
+from ..targets import Target, WeightLayout
 from . import frontend, lowering
-from .kernel import MAX_ELEMENTS, Kernel, KernelInfo
+from .arrays import MAX_ELEMENTS
+from .kernel import Kernel, KernelInfo
+from .operands import layout_for, operands
+from .rounding import sum_groups_through_double
 from .spec import MatmulSpec
 from .tiles import store_within
 
@@ -42,25 +45,27 @@ def compile(
         A spec that is not compiled yet.
     """
     row = targets.find(target)
-    refuse_unsupported(spec, row)
-    layout = weight_layout(spec.n, spec.k, row.instruction)
+    refuse_unsupported(row)
+    chosen = operands(spec, row)
+    layout = layout_for(spec, chosen)
     if math.prod(layout.shape) > MAX_ELEMENTS:
         raise UnsupportedError(
             f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
         )
-    chosen = choose_variants(spec, row, layout)
-    module = machine_code(spec, row, layout, chosen)
+    variants = choose_variants(spec, row, layout)
+    module = machine_code(spec, row, variants)
     info = KernelInfo(
         spec=spec,
         target=row.name,
-        instruction=row.instruction.name,
+        instruction=chosen.instruction.name,
         features=tuple(sorted(row.features)),
         architecture=row.architecture or platform.machine(),
         layout=layout,
-        arguments=frontend.arguments(spec, row.instruction),
+        arguments=frontend.arguments(spec, chosen),
+        x_offset=chosen.x_offset,
         variants=tuple(
             (v.name, v.strategy, v.tile.rows, v.tile.blocks, v.cost(layout.n_blocks))
-            for v in chosen
+            for v in variants
         ),
         block_rows=max(1, row.cache_bytes // layout.k_padded),
         versions={
@@ -71,29 +76,8 @@ def compile(
     return Kernel(info, module, num_threads)
 
 
-def refuse_unsupported(spec: MatmulSpec, target: Target) -> None:
-    """Raise for what has a meaning but no kernel yet, and for targets of another architecture."""
-    built = {
-        "weight": ("int8",),
-        "activation": ("int8", "uint8"),
-        "weight_zero_point": (False,),
-        "dynamic": (False,),
-        "input": (None,),
-        "out": ("float32", "int32"),
-        "activation_fn": (None,),
-        "residual": (False,),
-    }
-    for name, values in built.items():
-        if getattr(spec, name) not in values:
-            raise UnsupportedError(
-                f"{name}={getattr(spec, name)!r} is not compiled yet; "
-                f"compile builds {name} in {values} (reference computes every spec)"
-            )
-    if spec.groups > 1:
-        raise UnsupportedError(
-            f"group_size={spec.group_size} is not compiled yet; compile builds group_size in "
-            "(None, 'tensor') (reference computes every spec)"
-        )
+def refuse_unsupported(target: Target) -> None:
+    """Raise for targets of another architecture."""
     if target.architecture not in (None, platform.machine()):
         raise TargetError(
             f"target {target.name} is for {target.architecture}; compiling for another "
@@ -110,20 +94,22 @@ def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> t
     return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks)),)
 
 
-def lower(
-    spec: MatmulSpec, target: Target, layout: WeightLayout, variant: Variant
-) -> tirx.PrimFunc:
+def lower(spec: MatmulSpec, target: Target, variant: Variant) -> tirx.PrimFunc:
     """One variant as a scheduled function over the caller's arrays."""
-    program = frontend.program(spec, layout, target, variant.tile)
+    chosen = operands(spec, target)
+    layout = layout_for(spec, chosen)
+    program = frontend.program(spec, layout, target, chosen, variant.tile)
     func = RECIPES[variant.strategy](program)
+    if program.grouped and not target.fused_multiply_add:
+        func = sum_groups_through_double(func)
     return store_within(program, func, spec.n).with_attr("global_symbol", variant.name)
 
 
 def machine_code(
-    spec: MatmulSpec, target: Target, layout: WeightLayout, chosen: tuple[Variant, ...]
+    spec: MatmulSpec, target: Target, variants: tuple[Variant, ...]
 ) -> tvm.runtime.Executable:
     """The variants compiled into one module, for the LLVM options of `target`."""
-    mod = tvm.IRModule({v.name: lower(spec, target, layout, v) for v in chosen})
+    mod = tvm.IRModule({v.name: lower(spec, target, v) for v in variants})
     llvm = tvm.target.Target({"kind": "llvm", **target.llvm})
     return tvm.compile(mod, target=llvm, tir_pipeline=lowering.PIPELINE)
 
@@ -136,11 +122,12 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     form : "te" for the unscheduled TensorExpression, "tir" for the schedule, "ll" or "asm".
     """
     row = targets.find(target)
-    refuse_unsupported(spec, row)
-    layout = weight_layout(spec.n, spec.k, row.instruction)
+    refuse_unsupported(row)
+    chosen = operands(spec, row)
+    layout = layout_for(spec, chosen)
     (variant,) = choose_variants(dataclasses.replace(spec, m=m), row, layout)
     if form == "te":
-        return str(frontend.program(spec, layout, row, variant.tile).func.script())
+        return str(frontend.program(spec, layout, row, chosen, variant.tile).func.script())
     if form == "tir":
-        return str(lower(spec, row, layout, variant).script())
-    return str(machine_code(spec, row, layout, (variant,)).mod.inspect_source(form))
+        return str(lower(spec, row, variant).script())
+    return str(machine_code(spec, row, (variant,)).mod.inspect_source(form))

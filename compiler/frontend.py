@@ -1,143 +1,195 @@
 """The multiplication as a TensorExpression, for one strategy's tile of rows.
 
-    xp[mo, mi, kb, r, kk]  = x[row, kb * k_block + kk], as the byte that the instruction reads
-    acc[mo, mi, r, nb, l]  = sum over k of xp * w                      the dot products
-    y[mo, mi, r, nb, l]    = epilogue(acc)                             one tile of the output
+    xp[mo, mi, kb, r, kk]          the activations in blocks; `activations` has the way there
+    wu[nb, step, l, d]             weights of 4 bits, unpacked
+    acc[mo, mi, g, r, nb, l]       sum over the k of group g of xp * w        the dot products
+    total[mo, mi, r, nb, l]        sum over g of acc * scale                  where there are groups
+    y[mo, mi, r, nb, l]            epilogue(total or acc)                     one tile of the output
 
-with row = (mo * mi_extent + mi) * rows + r and column = nb * lanes + l. What lies beyond the matrix
-(rows of the last tile, blocks of the last panel) is computed from its last row or block and never
-stored: `tiles.store_within` maps y to the caller's array. M and the two tile counts are run-time
-numbers, so one function serves every M.
-
-An activation byte that the instruction reads with the other sign is xored with 0x80. That adds
-`shift` to every x, and so to its zero point: acc - (zx + shift) * sum_k w is the exact result.
+with row = (mo * mi_extent + mi) * rows + r. What lies beyond the matrix (rows of the last tile,
+blocks of the last panel) is computed from its last row or block and never stored:
+`tiles.store_within` maps y to the caller's array. M and the two tile counts are run-time numbers,
+so one function serves every M.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import te, tirx
+from tvm.ir import Expr
 
 from ..schedules.program import Program, Tile
-from ..targets import Instruction, Target, WeightLayout
-from .spec import MatmulSpec
+from ..targets import Target, WeightLayout
+from . import functions
+from .activations import Packed, Rows, pack
+from .operands import Operands, needs_w_sum, needs_x_sum
+from .rounding import multiply_add
+from .spec import MatmulSpec, stored_as
 
 
-def shift(spec: MatmulSpec, instruction: Instruction) -> int:
-    """What the xor with 0x80 adds to an activation, 0 when the instruction reads it as it is."""
-    if spec.activation == instruction.x_dtype:
-        return 0
-    return 128 if instruction.x_dtype == "uint8" else -128
-
-
-def arguments(spec: MatmulSpec, instruction: Instruction) -> tuple[str, ...]:
+def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
     """Names of a kernel's array arguments in order; two tile counts (mo, mi) follow them."""
-    names = ["x", "w"]
-    if spec.activation_zero_point or shift(spec, instruction):
-        names.append("w_sum")
-    if spec.out != "int32":
-        names += ["w_scale", "x_scale"]
-    if spec.activation_zero_point:
-        names.append("x_zero_point")
-    if spec.bias:
-        names.append("bias")
-    return (*names, "y")
+    needed = {
+        "x": True,
+        "w": True,
+        "w_sum": needs_w_sum(spec, chosen),
+        "w_zero_point": spec.weight_zero_point,
+        "w_scale": spec.out != "int32",
+        "x_scale": not spec.dynamic and (spec.out != "int32" or spec.input is not None),
+        "x_zero_point": not spec.dynamic and spec.activation_zero_point,
+        "bias": spec.bias,
+        "residual": spec.residual,
+        "out_scale": spec.requantized,
+        "out_zero_point": spec.requantized,
+        "y": True,
+    }
+    return tuple(name for name in needed if needed[name])
 
 
-def program(spec: MatmulSpec, layout: WeightLayout, target: Target, tile: Tile) -> Program:
+def program(
+    spec: MatmulSpec, layout: WeightLayout, target: Target, chosen: Operands, tile: Tile
+) -> Program:
     """The TensorExpression of `spec` in tiles of `tile.rows` x `tile.blocks * lanes`.
 
-    Shapes of the arguments: x (M, k), w `layout.shape` int8, w_sum, w_scale and bias
-    (n_blocks * lanes,), x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says.
+    Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum
+    int32, w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes); x_scale
+    and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and out_zero_point
+    (1,); residual and y in tiles.
     """
-    instruction = target.instruction
     m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
-    rows = tile.rows
-    columns = layout.n_blocks * layout.lanes
-    whole_panels = -(-layout.n_blocks // tile.blocks) * tile.blocks
-    per_x = m if spec.activation_scale == "row" else 1
-    placeholders = {
-        "x": te.placeholder((m, spec.k), spec.activation, "x"),
-        "w": te.placeholder(layout.shape, instruction.w_dtype, "w"),
-        "w_sum": te.placeholder((columns,), "int32", "w_sum"),
-        "w_scale": te.placeholder((columns,), "float32", "w_scale"),
-        "x_scale": te.placeholder((per_x,), "float32", "x_scale"),
-        "x_zero_point": te.placeholder((per_x,), "int32", "x_zero_point"),
-        "bias": te.placeholder((columns,), "float32", "bias"),
-    }
-    x, w = placeholders["x"], placeholders["w"]
-    offset = shift(spec, instruction)
+    rows = Rows(m, mo, mi, tile.rows)
+    panels = -(-layout.n_blocks // tile.blocks)
+    shape = (*rows.shape, panels * tile.blocks, layout.lanes)
+    inputs = placeholders(spec, layout, rows, shape)
+    packed = pack(spec, layout, target, chosen, rows, inputs)
 
-    def row(o: tirx.Var, i: tirx.Var, r: tirx.Var) -> tirx.Var:
-        return tirx.min((o * mi + i) * rows + r, m - 1)
+    def block(nb: Expr) -> Expr:
+        return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
 
-    def packed(o: tirx.Var, i: tirx.Var, kb: tirx.Var, r: tirx.Var, kk: tirx.Var) -> tirx.Var:
-        byte = x[row(o, i, r), column_of(layout, kb, kk)].astype(instruction.x_dtype)
-        return byte ^ tirx.const(offset, instruction.x_dtype) if offset else byte
+    acc = dot_products(layout, packed, inputs["w"], shape, block)
 
-    def block(nb: tirx.Var) -> tirx.Var:
-        return nb if whole_panels == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
+    def exact(o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        """The sum of (x - zx) * (w - zw) over group g: see `operands`."""
+        value = acc[o, i, g, r, nb, lane]
+        if needs_w_sum(spec, chosen):
+            w_sum = inputs["w_sum"][block(nb), g, lane]
+            if packed.zero_point is not None:
+                w_sum = (packed.zero_point(o, i, r) + chosen.x_offset) * w_sum
+            value = value - w_sum
+        if needs_x_sum(spec, chosen):
+            x_sum = packed.stages["x_sum"][o, i, g, r]
+            if spec.weight_zero_point:
+                x_sum = x_sum * inputs["w_zero_point"][block(nb), g, lane].astype("int32")
+            value = value - x_sum
+        return value
 
-    xp = te.compute((mo, mi, layout.k_blocks, rows, layout.k_block), packed, "xp")
+    def scaled(o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        scale = inputs["w_scale"][block(nb), g, lane]
+        return exact(o, i, g, r, nb, lane).astype("float32") * scale
 
-    k = te.reduce_axis((0, layout.k_padded), "k")
-    acc = te.compute(
-        (mo, mi, rows, whole_panels, layout.lanes),
-        lambda o, i, r, nb, lane: te.sum(
-            xp[o, i, k // layout.k_block, r, k % layout.k_block].astype("int32")
-            * w[block(nb), k // layout.depth, lane, k % layout.depth].astype("int32"),
-            axis=k,
-        ),
-        "acc",
-    )
+    if layout.groups > 1:
+        group = te.reduce_axis((0, layout.groups), "g")
+        total = te.compute(
+            shape,
+            lambda o, i, r, nb, lane: te.sum(scaled(o, i, group, r, nb, lane), axis=group),
+            "total",
+        )
 
-    def epilogue(o: tirx.Var, i: tirx.Var, r: tirx.Var, nb: tirx.Var, lane: tirx.Var) -> tirx.Var:
-        n = block(nb) * layout.lanes + lane
-        at = row(o, i, r) if spec.activation_scale == "row" else 0
-        value = acc[o, i, r, nb, lane]
-        if spec.activation_zero_point:
-            zero = placeholders["x_zero_point"][at] + offset
-            value = value - zero * placeholders["w_sum"][n]
-        elif offset:
-            value = value - offset * placeholders["w_sum"][n]
+    def value(o: Expr, i: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        """Everything of the epilogue that needs no array of the output's shape."""
+        if spec.out == "int32":
+            return exact(o, i, 0, r, nb, lane)
+        in_w = total[o, i, r, nb, lane] if layout.groups > 1 else scaled(o, i, 0, r, nb, lane)
+        scale = packed.scale(o, i, r)
+        if spec.bias:
+            result = multiply_add(target, in_w, scale, inputs["bias"][block(nb), 0, lane])
+        else:
+            result = in_w * scale
+        return functions.activation(spec.activation_fn, result)
+
+    def stored(value: Expr, *at: Expr) -> Expr:
+        """`value` with the residual, in the output's format."""
         if spec.out == "int32":
             return value
-        value = value.astype("float32") * placeholders["w_scale"][n]
-        scale = placeholders["x_scale"][at]
-        if spec.bias:
-            return multiply_add(target, value, scale, placeholders["bias"][n])
-        return value * scale
+        if spec.residual:
+            value = value + functions.widen(inputs["residual"][at], spec.residual_dtype, target)
+        if not spec.requantized:
+            return functions.narrow(value, spec.out, target)
+        quotient = value / inputs["out_scale"][0]
+        return functions.to_integer(quotient, inputs["out_zero_point"][0], spec.out).astype(
+            spec.out
+        )
 
-    shape = (mo, mi, rows, whole_panels, layout.lanes)
     stages: tuple[str, ...] = ("y",)
-    if spec.n % layout.lanes:
-        # The ragged block is stored one column at a time. From memory: indexed one by one, the
+    if spec.n < layout.lanes:
+        # The only block is stored one column at a time. From memory: indexed one by one, the
         # accumulators could not stay in registers.
         stages = ("whole", "y")
-        whole = te.compute(shape, epilogue, "whole")
-        y = te.compute(shape, lambda *at: whole[at], "y")
+        whole = te.compute(shape, value, "whole")
+        y = te.compute(shape, lambda *at: stored(whole[at], *at), "y")
     else:
-        y = te.compute(shape, epilogue, "y")
-    inputs = [placeholders[name] for name in arguments(spec, instruction)[:-1]]
-    func = te.create_prim_func([*inputs, y, mo, mi])
-    return Program(func, stages, tile, layout, instruction)
+        y = te.compute(shape, lambda *at: stored(value(*at), *at), "y")
+    ordered = [inputs[name] for name in arguments(spec, chosen)[:-1]]
+    func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
+    return Program(func, tuple(packed.stages), stages, tile, layout, chosen.instruction)
 
 
-def multiply_add(target: Target, a: tirx.Var, b: tirx.Var, c: tirx.Var) -> tirx.Var:
-    """A * b + c in float32 with one rounding.
+def placeholders(
+    spec: MatmulSpec, layout: WeightLayout, rows: Rows, tiles: tuple[Expr | int, ...]
+) -> dict[str, te.Tensor]:
+    """Every array that a kernel may take, by name."""
+    per_x = rows.m if spec.activation_scale == "row" else 1
+    per_group = layout.n_blocks, layout.groups, layout.lanes
+    per_column = layout.n_blocks, 1, layout.lanes
+    x_columns = layout.k_even // 2 if spec.packed_activation else spec.k
+    shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
+        "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
+        "w": (layout.shape, layout.stored_dtype),
+        "w_sum": (per_group, "int32"),
+        "w_zero_point": (per_group, layout.dtype),
+        "w_scale": (per_group, "float32"),
+        "x_scale": ((per_x,), "float32"),
+        "x_zero_point": ((per_x,), "int32"),
+        "bias": (per_column, "float32"),
+        "residual": (tiles, stored_as(spec.residual_dtype)),
+        "out_scale": ((1,), "float32"),
+        "out_zero_point": ((1,), "int32"),
+    }
+    return {name: te.placeholder(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
 
-    TVM lets LLVM contract the expression to the target's instruction. Without one, float64 holds
-    the product exactly, and the sum is rounded there and once more.
-    """
-    if target.fused_multiply_add:
-        return a * b + c
-    a, b, c = (value.astype("float64") for value in (a, b, c))
-    return (a * b + c).astype("float32")
 
+def dot_products(
+    layout: WeightLayout,
+    packed: Packed,
+    w: te.Tensor,
+    tiles: tuple[Expr | int, ...],
+    block: Callable[[Expr], Expr],
+) -> te.Tensor:
+    """The block "acc", and before it "wu" when two weights share a byte."""
+    depth, k_block = layout.depth, layout.k_block
+    if layout.bits == 4:
+        wu = te.compute(
+            (tiles[3], layout.k_padded // depth, layout.lanes, depth),
+            lambda nb, step, lane, d: (
+                w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
+                & tirx.const(15, "uint8")
+            ).astype(layout.dtype),
+            "wu",
+        )
 
-def column_of(layout: WeightLayout, kb: tirx.Var, kk: tirx.Var) -> tirx.Var:
-    """The k of byte `kk` of block `kb`; see `layout` for the last block."""
-    if layout.last_start < 0:
-        return tirx.min(kk, layout.k - 1)
-    if layout.k_padded == layout.k:
-        return kb * layout.k_block + kk
-    return tirx.min(kb * layout.k_block, layout.last_start) + kk
+    def weight(nb: Expr, k: Expr, lane: Expr) -> Expr:
+        if layout.bits == 4:
+            return wu[nb, k // depth, lane, k % depth]
+        return w[block(nb), k // depth, lane, k % depth]
+
+    xp = packed.stages["xp"]
+    per_group = layout.k_padded // layout.groups
+    kk = te.reduce_axis((0, per_group), "kk")
+
+    def dot(o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        k = g * per_group + kk
+        x = xp[o, i, k // k_block, r, k % k_block]
+        return te.sum(x.astype("int32") * weight(nb, k, lane).astype("int32"), axis=kk)
+
+    return te.compute((*tiles[:2], layout.groups, *tiles[2:]), dot, "acc")

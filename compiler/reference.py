@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError
-from .quantize import QTensor, check_scale, check_zero_point, quantize, spread
+from .quantize import QTensor, check_scale, check_zero_point, quantize, spread, unpack_int4
 from .spec import INTEGER_RANGE, MatmulSpec
 
-_erf: Any = np.vectorize(math.erf, otypes=[np.float64])
+_erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def reference(
@@ -41,8 +41,8 @@ def reference(
 
     Parameters
     ----------
-    x : (M, k) floats when `spec.input` is set; otherwise integers of `spec.activation` (for int4
-        not packed), or a `QTensor` that brings its scale and zero point.
+    x : (M, k) floats when `spec.input` is set; otherwise integers of `spec.activation` (int4 also
+        packed, as uint8 of (M, ceil(k / 2))), or a `QTensor` that brings its scale and zero point.
     w : the quantized weight, (n, k).
     bias : float32 (n,), when `spec.bias`.   residual : (M, n), when `spec.residual`.
     x_scale, x_zero_point : scalar or (M,); not for dynamic specs.
@@ -106,6 +106,8 @@ def activations(
         q, x_scale, x_zero_point = x.unpacked(), x.scale, x.zero_point
     else:
         q = np.asarray(x)
+        if spec.packed_activation and q.dtype == np.uint8:
+            q = unpack_int4(q, spec.k)
     least, greatest = INTEGER_RANGE[spec.activation]
     if q.ndim != 2 or q.shape[1] != spec.k or q.dtype.kind not in "iu":
         raise ArrayError(f"x is {q.dtype.name}{q.shape}; expected integers of (M, {spec.k})")
@@ -129,10 +131,18 @@ def apply(function: str | None, y: np.ndarray) -> np.ndarray:
     if function == "relu":
         return np.maximum(y, np.float32(0))
     if function == "gelu":
-        return (0.5 * v * (1 + _erf(v / math.sqrt(2)))).astype(np.float32)
+        return (0.5 * v * _erfc(-v / math.sqrt(2))).astype(np.float32)
+    if function == "gelu_tanh":
+        return sigmoid_times(v, 2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))
     if function == "silu":
-        return (v / (1 + np.exp(-v))).astype(np.float32)
+        return sigmoid_times(v, v)
     return y
+
+
+def sigmoid_times(v: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """V / (1 + exp(-u)), rounded to float32; exp(-u) may be infinite."""
+    with np.errstate(over="ignore"):
+        return (v / (1 + np.exp(-u))).astype(np.float32)
 
 
 def store(out: str, y: np.ndarray, scale: float | None, zero_point: int) -> np.ndarray:

@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "activation_scale": ("tensor", "row"),
     "input": (None, *FLOAT_TYPES),
     "out": (*FLOAT_TYPES, "int32", "int8", "uint8"),
-    "activation_fn": (None, "relu", "gelu", "silu"),
+    "activation_fn": (None, "relu", "gelu", "gelu_tanh", "silu"),
 }
 FLAGS = ("weight_zero_point", "activation_zero_point", "dynamic", "bias", "residual")
 
@@ -48,7 +48,8 @@ class MatmulSpec:
     input : None when X arrives quantized, else the float type in which it arrives.
     out : float type of Y, "int8" or "uint8" (requantized), or "int32" (the bare accumulator).
     bias, residual : whether a float32 bias[n] and a residual[m, n] are added.
-    activation_fn : None, "relu", "gelu" (the erf form) or "silu", applied after the bias.
+    activation_fn : None, "relu", "gelu" (the erf form), "gelu_tanh" (its approximation through
+        tanh) or "silu", applied after the bias.
     m : the only number of rows that will be called, or None for any.
 
     Raises
@@ -115,6 +116,26 @@ class MatmulSpec:
             )
 
     @property
+    def four_bit_weight(self) -> bool:
+        """Whether the weight is stored two values to a byte."""
+        return self.weight.endswith("int4")
+
+    @property
+    def packed_activation(self) -> bool:
+        """Whether X arrives two values to a byte."""
+        return self.activation == "int4" and self.input is None
+
+    @property
+    def requantized(self) -> bool:
+        """Whether Y is rounded to integers with a scale and zero point of its own."""
+        return self.out in ("int8", "uint8")
+
+    @property
+    def residual_dtype(self) -> str:
+        """The format in which the residual arrives: that of a float out, else float32."""
+        return self.out if self.out in FLOAT_TYPES else "float32"
+
+    @property
     def k_of_group(self) -> int:
         """The number of products that one int32 accumulator sums."""
         return min(self.k, self.group_size) if isinstance(self.group_size, int) else self.k
@@ -162,6 +183,15 @@ class MatmulSpec:
         if missing := sorted({"n", "k"} - set(fields)):
             raise SpecError(f"a spec needs {missing[0]!r}")
         return cls(**fields)
+
+
+def stored_as(dtype: str) -> str:
+    """The dtype under which a kernel takes an array of `dtype`.
+
+    NumPy hands neither packed nibbles nor bfloat16 over, and not every CPU reads float16: those are
+    passed as the unsigned integers that they occupy.
+    """
+    return {"int4": "uint8", "float16": "uint16", "bfloat16": "uint16"}.get(dtype, dtype)
 
 
 def check_positive(name: str, value: object) -> None:

@@ -24,7 +24,7 @@ from tvm.s_tir.schedule import LoopRV
 
 from .prefetch import prefetch_next_panel
 from .program import Program
-from .steps import keep_in_registers, tile, write_back
+from .steps import keep_in_registers, pack, tile, write_back
 
 CACHE_LINE = 64
 #: Tiles of x up to which packing takes less time than a launch of the thread pool.
@@ -34,7 +34,8 @@ FEW_TILES = 2
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemm in register tiles of `program.tile`."""
     sch = Schedule(program.func)
-    packing = pack_in_parallel(sch)
+    packing = pack(sch, program)
+    sch.parallel(packing)
     loops = tile(sch, program)
     task = sch.fuse(loops.mo, loops.panel)
     sch.parallel(task)
@@ -43,7 +44,9 @@ def schedule(program: Program) -> tirx.PrimFunc:
     func = pack_few_alone(sch, packing)
     if program.instruction.lanes * program.instruction.depth < CACHE_LINE:
         return func  # a step of weights is too small for a prefetch of its own
-    return prefetch_next_panel(func, program, *map(sch.get, (task, loops.mi, loops.kb)))
+    group = sch.get(loops.g).loop_var if program.grouped else 0
+    mi, kb = sch.get(loops.mi), sch.get(loops.kb)
+    return prefetch_next_panel(func, program, sch.get(task), mi, kb, group)
 
 
 def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:
@@ -53,24 +56,26 @@ def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:
     def either(loop: tirx.For) -> tirx.Stmt:
         if not loop.loop_var.same_as(parallel.loop_var):
             return loop
-        alone = tirx.Var("tile", "int32")
-
-        def renamed(var: tirx.Var) -> tirx.Var:
-            return alone if var.same_as(loop.loop_var) else var
-
-        body = tvm_ffi.structural_map(loop.body, [(tirx.Var, renamed)])
-        serial = tirx.For(alone, loop.min, loop.extent, tirx.ForKind.SERIAL, body)
+        alone = copy(loop)
+        serial = tirx.For(alone.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, alone.body)
         return tirx.IfThenElse(loop.extent > FEW_TILES, loop, serial)
 
     func = sch.mod["main"]
     return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.For, either)]))
 
 
-def pack_in_parallel(sch: Schedule) -> LoopRV:
-    """One task per tile of rows; row after row, a block of K per copy. Returns the tasks' loop."""
-    mo, mi, kb, r, kk = sch.get_loops(sch.get_sblock("xp"))
-    sch.reorder(r, kb)
-    tasks = sch.fuse(mo, mi)
-    sch.parallel(tasks)
-    sch.vectorize(kk)
-    return tasks
+def copy(loop: tirx.For) -> tirx.For:
+    """The loop with variables of its own: TVM wants every variable defined in one place."""
+    defined: list[tirx.Var] = []
+
+    def note(stmt: tirx.Stmt) -> tirx.Stmt:
+        defined.append(stmt.loop_var if isinstance(stmt, tirx.For) else stmt.var)
+        return stmt
+
+    tvm_ffi.structural_map(loop, [(tirx.For, note), (tirx.Bind, note)])
+    fresh = [tirx.Var(var.name, str(var.ty)) for var in defined]
+
+    def renamed(var: tirx.Var) -> tirx.Var:
+        return next((new for old, new in zip(defined, fresh, strict=True) if var.same_as(old)), var)
+
+    return tvm_ffi.structural_map(loop, [(tirx.Var, renamed)])

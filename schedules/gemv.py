@@ -15,13 +15,13 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from .program import Program
-from .steps import keep_in_registers, tile, write_back
+from .steps import keep_in_registers, pack, tile, write_back
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemv: `tile.blocks` streams of weights for `tile.rows` rows."""
     sch = Schedule(program.func)
-    sch.vectorize(sch.get_loops(sch.get_sblock("xp"))[-1])
+    pack(sch, program)
     loops = tile(sch, program)
     sch.parallel(sch.fuse(loops.mo, loops.panel))
     keep_in_registers(sch, program, loops)

@@ -18,7 +18,12 @@ READ, INTO_L2, DATA = 0, 2, 1
 
 
 def prefetch_next_panel(
-    func: tirx.PrimFunc, program: Program, task: tirx.For, mi: tirx.For, kb: tirx.For
+    func: tirx.PrimFunc,
+    program: Program,
+    task: tirx.For,
+    mi: tirx.For,
+    kb: tirx.For,
+    group: tirx.Var | int,
 ) -> tirx.PrimFunc:
     """The scheduled `func` with prefetches at the head of its loop over blocks of K.
 
@@ -27,7 +32,7 @@ def prefetch_next_panel(
     layout, blocks = program.layout, program.tile.blocks
     panels = -(-layout.n_blocks // blocks)
     (w,) = (param for param in func.params if param.name == "w")
-    steps = layout.k_block // layout.depth
+    steps = layout.k_block // (layout.depth * layout.steps_per_byte)
     panel = tirx.min(task.loop_var % panels + 1, panels - 1)
     # A single tile reads its own panel from memory, and has no time to spare for the next.
     lines_per_tile = tirx.if_then_else(
@@ -37,7 +42,8 @@ def prefetch_next_panel(
 
     def fetch(step: tirx.Var, block: tirx.Var) -> tirx.Stmt:
         nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
-        line = tirx.address_of(tirx.BufferLoad(w, [nb, kb.loop_var * steps + step, 0, 0]))
+        k_block = group * (layout.k_blocks // layout.groups) + kb.loop_var
+        line = tirx.address_of(tirx.BufferLoad(w, [nb, k_block * steps + step, 0, 0]))
         return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L2, DATA))
 
     def with_prefetch(loop: tirx.For) -> tirx.For:

@@ -26,12 +26,29 @@ class Tile:
 class Program:
     """A TensorExpression on its way to a kernel.
 
-    Its blocks are "xp" (packed activations), "acc" (dot products) and `stages`, which lead from a
-    tile of dot products to the result "y".
+    Attributes
+    ----------
+    packing : its blocks that bring a tile of x into the order in which "acc" reads it: the range,
+        scale and zero point of each row where they are found in the call, "xp" (the integers) and
+        "x_sum" (their sums per group).
+    stages : its blocks that lead from a tile of sums to the result "y". Between `packing` and them
+        lie "acc" (dot products per group), with 4-bit weights "wu" (unpacked ones) before it and
+        with groups "total" (their scaled sum) behind it.
     """
 
     func: tirx.PrimFunc
+    packing: tuple[str, ...]
     stages: tuple[str, ...]
     tile: Tile
     layout: WeightLayout
     instruction: Instruction
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether weights are unpacked between memory and the instruction."""
+        return self.layout.bits < 8
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several groups are scaled and summed."""
+        return self.layout.groups > 1

@@ -14,11 +14,17 @@ from .program import Program
 
 @dataclass(frozen=True)
 class TileLoops:
-    """The loops of the block "acc", outermost first: mo, panel, mi, kb, ks, r, block, lane, d."""
+    """The loops around a register tile, outermost first.
+
+    mo, panel, mi choose the tile, g the group; kb, ks walk along K; r and block over the tile; lane
+    and d are the instruction. `first` is where a tile's reduction begins: g where groups are
+    summed, kb elsewhere.
+    """
 
     mo: LoopRV
     panel: LoopRV
     mi: LoopRV
+    g: LoopRV
     kb: LoopRV
     ks: LoopRV
     r: LoopRV
@@ -27,19 +33,57 @@ class TileLoops:
     d: LoopRV
 
 
+def pack(schedule: Schedule, program: Program) -> LoopRV:
+    """One tile of rows after the other, all steps of its packing together. Returns that loop."""
+    first, *others = program.packing
+    mo, mi, *_ = schedule.get_loops(schedule.get_sblock(first))
+    tile = schedule.fuse(mo, mi)
+    for name in others:
+        schedule.reverse_compute_at(schedule.get_sblock(name), tile, preserve_unit_loops=True)
+    *_, kb, r, kk = schedule.get_loops(schedule.get_sblock("xp"))
+    schedule.reorder(r, kb)  # row after row, a block of K per copy
+    if program.layout.pairs:
+        half, kk = schedule.split(kk, [2, None])
+        schedule.unroll(half)
+    schedule.vectorize(kk)
+    return tile
+
+
 def tile(schedule: Schedule, program: Program) -> TileLoops:
-    """Order the loops of "acc" around a register tile and put the epilogue behind each tile."""
-    layout = program.layout
+    """Order the loops of the result around a register tile and compute the sums inside them."""
+    layout, blocks = program.layout, program.tile.blocks
+    *before, y = map(schedule.get_sblock, program.stages)
+    mo, mi, r, nb, lane = schedule.get_loops(y)
+    panel, block = schedule.split(nb, [None, blocks])
+    schedule.reorder(mo, panel, mi, r, block, lane)
+    for stage in reversed(before):
+        schedule.compute_at(stage, mi, preserve_unit_loops=True)
+    inner = mi
+    if program.grouped:
+        total = schedule.get_sblock("total")
+        schedule.compute_at(total, mi, preserve_unit_loops=True)
+        r, block, lane, inner = schedule.get_loops(total)[-4:]
+        schedule.reorder(inner, r, block, lane)
+        unroll_tile(schedule, r, block, lane)
     acc = schedule.get_sblock("acc")
-    mo, mi, r, nb, lane, k = schedule.get_loops(acc)
-    panel, block = schedule.split(nb, [None, program.tile.blocks])
-    kb, ks, d = schedule.split(k, [None, layout.k_block // layout.depth, layout.depth])
-    schedule.reorder(mo, panel, mi, kb, ks, r, block, lane, d)
+    schedule.compute_at(acc, inner, preserve_unit_loops=True)
+    g, r, block, lane, k = schedule.get_loops(acc)[-5:]
+    steps = layout.k_block // layout.depth
+    kb, ks, d = schedule.split(k, [None, steps, layout.depth])
+    schedule.reorder(g, kb, ks, r, block, lane, d)
+    if program.unpacks:
+        ks, half = schedule.split(ks, [None, layout.steps_per_byte])
+        schedule.unroll(half)
     schedule.unroll(r)
     schedule.unroll(block)
-    for stage in program.stages:
-        schedule.reverse_compute_at(schedule.get_sblock(stage), mi, preserve_unit_loops=True)
-    return TileLoops(mo, panel, mi, kb, ks, r, block, lane, d)
+    return TileLoops(mo, panel, mi, inner if program.grouped else g, kb, ks, r, block, lane, d)
+
+
+def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> None:
+    """Straight-line code for the tile, vectors along its columns."""
+    schedule.unroll(r)
+    schedule.unroll(block)
+    schedule.vectorize(lane)
 
 
 def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) -> None:
@@ -47,7 +91,22 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) ->
 
     To be called when the loops are final: afterwards "acc" is no longer a plain reduction.
     """
+    if program.unpacks:
+        unpack(schedule, program, loops)
     write_as_instruction(schedule, program.instruction, loops.kb, loops.lane, loops.d)
+    if program.grouped:
+        zero = schedule.decompose_reduction(schedule.get_sblock("total"), loops.g)
+        unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
+
+
+def unpack(schedule: Schedule, program: Program, loops: TileLoops) -> None:
+    """Both nibbles of a panel's weights become vectors just before the instructions read them."""
+    block = schedule.get_sblock("wu")
+    schedule.compute_at(block, loops.ks, preserve_unit_loops=True)
+    nb, step, lane, d = schedule.get_loops(block)[-4:]
+    schedule.unroll(nb)
+    schedule.unroll(step)
+    schedule.vectorize(schedule.fuse(lane, d))
 
 
 def write_as_instruction(
@@ -59,19 +118,13 @@ def write_as_instruction(
         schedule.unroll(d)
         schedule.vectorize(lane)
     zero = schedule.decompose_reduction(schedule.get_sblock("acc"), first)
-    *unrolled, zero_lane = schedule.get_loops(zero)[-3:]
-    for loop in unrolled:
-        schedule.unroll(loop)
-    schedule.vectorize(zero_lane)
+    unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
     if instruction.intrinsic is not None:
         module = importlib.import_module(f"..targets.{instruction.intrinsic}", __package__)
-        schedule.tensorize(lane, module.NAME)
+        schedule.tensorize(lane, module.NAMES[instruction.x_dtype, instruction.w_dtype])
 
 
 def write_back(schedule: Schedule, program: Program) -> None:
     """The epilogue, one vector of `lanes` outputs at a time."""
     for stage in program.stages:
-        *unrolled, lane = schedule.get_loops(schedule.get_sblock(stage))[-3:]
-        for loop in unrolled:
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
+        unroll_tile(schedule, *schedule.get_loops(schedule.get_sblock(stage))[-3:])

@@ -40,14 +40,17 @@ def emulated(target: Target) -> Target:
 
     Layout, tiles and schedule stay those of the chip.
     """
-    plain = dataclasses.replace(target.instruction, intrinsic=None, mnemonic=None)
+    plain = tuple(
+        dataclasses.replace(instruction, intrinsic=None, mnemonic=None)
+        for instruction in target.instructions
+    )
     return dataclasses.replace(
         target,
         name=f"{target.name} (emulated)",
         architecture=None,
         llvm={},
         features=frozenset(),
-        instruction=plain,
+        instructions=plain,
     )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from .target import Instruction, Target
 
-#: int8 x int8 products widened to int32; LLVM picks whatever the baseline CPU has.
-WIDEN = Instruction(
-    name="widening multiply-add",
-    mnemonic=None,
-    x_dtype="int8",
-    w_dtype="int8",
-    lanes=8,
-    depth=1,
+#: Products of bytes widened to int32; LLVM picks whatever the baseline CPU has.
+WIDEN = tuple(
+    Instruction(
+        name="widening multiply-add",
+        mnemonic=None,
+        x_dtype=x_dtype,
+        w_dtype=w_dtype,
+        lanes=8,
+        depth=1,
+    )
+    for x_dtype in ("int8", "uint8")
+    for w_dtype in ("int8", "uint8")
 )
 
 GENERIC = Target(
@@ -20,7 +24,7 @@ GENERIC = Target(
     architecture=None,
     llvm={},
     features=frozenset(),
-    instruction=WIDEN,
+    instructions=WIDEN,
     vector_bytes=16,
     vector_registers=16,
     cache_bytes=2 << 20,

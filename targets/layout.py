@@ -1,9 +1,14 @@
-"""The private weight layout: [N / lanes][K / depth][lanes][depth], and what padding K costs.
+"""The private weight layout: [N / lanes][K / depth][lanes][depth], and what padding costs.
 
-One instruction reads `lanes * depth` weights from consecutive bytes. N is padded with zero rows.
-K is cut into blocks of `k_block` bytes, the unit in which activations are copied; when K is not a
-multiple of it, the last block starts at K - k_block and so overlaps its neighbour. Its copy of the
-activations then needs no guard, and its repeated weights are zero.
+One instruction reads `lanes * depth` weights from consecutive bytes. 4-bit weights lie two to a
+byte, [N / lanes][K / (2 depth)][lanes][depth]: the low nibbles feed one instruction, the high ones
+the next, so that one load and three operations on it feed two.
+
+Nothing is padded that can overlap. When N is no multiple of `lanes`, the last block of columns
+starts at N - lanes, and computes again what its neighbour computed. K is cut into blocks of
+`k_block`, the unit in which activations are copied; when K is no multiple of it, the last block
+starts at K - k_block, and what it repeats is multiplied by zero. Groups are whole blocks; where the
+last one is shorter than the others, the blocks behind the end of K are zero.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import numpy as np
 
 from .target import Instruction
 
-#: Sizes of a block of K in bytes; a cache line is the natural copy.
+#: Sizes of a block of K; a cache line of activations is the natural copy.
 K_BLOCKS = (64, 32, 16, 8, 4)
 #: How much larger than K the padded K may be before a smaller block is taken.
 PADDING_LIMIT = 1.01
@@ -27,6 +32,12 @@ class WeightLayout:
     Attributes
     ----------
     n, k : of the weight.   lanes, depth : of the instruction.   k_block : see above.
+    group_size : k per group, a multiple of k_block; None when all of a row is one group.
+    bits : 8 or 4, of a stored weight.
+    dtype : in which the instruction reads weights.
+    offset : what is added to every weight before it is stored.
+    pairs : within a block of K the even positions come first, then the odd ones. That is the order
+        in which packed 4-bit activations unpack without a shuffle.
     """
 
     n: int
@@ -34,6 +45,11 @@ class WeightLayout:
     lanes: int
     depth: int
     k_block: int
+    group_size: int | None = None
+    bits: int = 8
+    dtype: str = "int8"
+    offset: int = 0
+    pairs: bool = False
 
     @property
     def n_blocks(self) -> int:
@@ -41,9 +57,16 @@ class WeightLayout:
         return -(-self.n // self.lanes)
 
     @property
+    def groups(self) -> int:
+        """Groups along K."""
+        return 1 if self.group_size is None else -(-self.k // self.group_size)
+
+    @property
     def k_blocks(self) -> int:
         """Blocks of `k_block` columns."""
-        return -(-self.k // self.k_block)
+        if self.group_size is None:
+            return -(-self.k // self.k_block)
+        return self.groups * (self.group_size // self.k_block)
 
     @property
     def k_padded(self) -> int:
@@ -51,33 +74,106 @@ class WeightLayout:
         return self.k_blocks * self.k_block
 
     @property
+    def steps_per_byte(self) -> int:
+        """Instructions that one packed vector feeds."""
+        return 8 // self.bits
+
+    @property
+    def stored_dtype(self) -> str:
+        """The packed weight's dtype."""
+        return "uint8" if self.bits == 4 else self.dtype
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """The packed weight's shape."""
-        return self.n_blocks, self.k_padded // self.depth, self.lanes, self.depth
+        steps = self.k_padded // (self.depth * self.steps_per_byte)
+        return self.n_blocks, steps, self.lanes, self.depth
+
+    @property
+    def k_even(self) -> int:
+        """K, rounded up to whole bytes of packed activations."""
+        return self.k + self.k % 2 if self.pairs else self.k
 
     @property
     def last_start(self) -> int:
         """The k at which the last block starts; negative when K is shorter than a block."""
-        return self.k - self.k_block
+        return self.k_even - self.k_block
+
+    @property
+    def last_column(self) -> int:
+        """The n at which the last block of columns starts; 0 when N is shorter than a block."""
+        return max(0, self.n - self.lanes)
 
     def pack(self, w: np.ndarray) -> np.ndarray:
-        """`w` (n, k) of int8 in this layout."""
-        rows = np.zeros((self.n_blocks * self.lanes, self.k_padded), w.dtype)
+        """`w` (n, k) of integers in this layout."""
+        rows = np.zeros((self.n_blocks * self.lanes, self.k_padded), self.stored_dtype)
         whole = self.k // self.k_block * self.k_block
         rows[: self.n, :whole] = w[:, :whole]
         if rest := self.k - whole:
             # The last block ends at K (or starts at 0 when K is shorter than a block).
-            end = self.k_padded if self.last_start >= 0 else rest
-            rows[: self.n, end - rest : end] = w[:, whole:]
-        split = rows.reshape(self.n_blocks, self.lanes, -1, self.depth)
-        return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+            start = whole if self.last_start < 0 else 2 * whole - self.last_start
+            rows[: self.n, start : start + rest] = w[:, whole:]
+        if self.offset:
+            offset = np.array(self.offset % 256, np.uint8).view(rows.dtype)
+            rows[: self.n, :whole] += offset
+            if rest:
+                rows[: self.n, start : start + rest] += offset
+        if self.n > self.lanes and self.n % self.lanes:
+            overlap = rows[self.last_column : self.n].copy()
+            rows[-self.lanes :] = overlap
+        if self.pairs:
+            blocks = rows.reshape(len(rows), self.k_blocks, self.k_block // 2, 2)
+            rows = blocks.transpose(0, 1, 3, 2).reshape(rows.shape)
+        split = rows.reshape(self.n_blocks, self.lanes, -1, self.steps_per_byte, self.depth)
+        data = split[:, :, :, 0]
+        if self.bits == 4:
+            data = data | split[:, :, :, 1] << 4
+        return np.ascontiguousarray(data.transpose(0, 2, 1, 3))
+
+    def pack_columns(self, values: np.ndarray) -> np.ndarray:
+        """Numbers per column and group, (n, groups), as (n_blocks, groups, lanes)."""
+        groups = values.shape[1]
+        columns = np.zeros((self.n_blocks * self.lanes, groups), values.dtype)
+        columns[: self.n] = values
+        if self.n > self.lanes and self.n % self.lanes:
+            columns[-self.lanes :] = values[self.last_column :]
+        blocks = columns.reshape(self.n_blocks, self.lanes, groups)
+        return np.ascontiguousarray(blocks.transpose(0, 2, 1))
 
 
-def weight_layout(n: int, k: int, instruction: Instruction) -> WeightLayout:
-    """The layout for an (n, k) weight: the longest block of K that wastes at most 1 %."""
-    blocks = [b for b in K_BLOCKS if b % instruction.depth == 0]
-    for block in blocks:
-        if block <= k and -(-k // block) * block <= PADDING_LIMIT * k:
-            return WeightLayout(n, k, instruction.lanes, instruction.depth, block)
-    least_waste = min(blocks, key=lambda block: -(-k // block) * block)
-    return WeightLayout(n, k, instruction.lanes, instruction.depth, least_waste)
+def weight_layout(
+    n: int,
+    k: int,
+    instruction: Instruction,
+    *,
+    group_size: int | None = None,
+    bits: int = 8,
+    offset: int = 0,
+    pairs: bool = False,
+) -> WeightLayout:
+    """The layout for an (n, k) weight.
+
+    Its blocks of K are the longest that divide the group, or without groups the longest that waste
+    at most 1 %.
+    """
+    unit = instruction.depth * (8 // bits)
+    sizes = [size for size in K_BLOCKS if size % unit == 0]
+    if group_size is not None and group_size < k:
+        k_block = next(size for size in sizes if group_size % size == 0)
+    else:
+        group_size = None
+        padded = {size: -(-k // size) * size for size in sizes}
+        fits = (size for size in sizes if size <= k and padded[size] <= PADDING_LIMIT * k)
+        k_block = next(fits, min(sizes, key=lambda size: padded[size]))
+    return WeightLayout(
+        n,
+        k,
+        instruction.lanes,
+        instruction.depth,
+        k_block,
+        group_size,
+        bits,
+        instruction.w_dtype,
+        offset,
+        pairs,
+    )

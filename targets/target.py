@@ -23,7 +23,8 @@ class Instruction:
     w_dtype: str
     lanes: int
     depth: int
-    #: Module of this package that holds the intrinsic beside the loop that it means.
+    #: Module of this package that holds the intrinsic beside the loop that it means, under
+    #: NAMES[x_dtype, w_dtype].
     intrinsic: str | None = None
 
     @property
@@ -42,7 +43,7 @@ class Target:
     architecture : `platform.machine()` of the chips that can run it; None for any.
     llvm : options of TVM's "llvm" target.
     features : CPU features (Linux's /proc/cpuinfo names) without which the code must not run.
-    instruction : the dot product that its kernels are made of.
+    instructions : its dot products, one per pairing of signs that the chip has.
     vector_bytes, vector_registers : the register file that a tile of accumulators must fit.
     cache_bytes : the share of the last-level cache for a block of packed activations. They are
         streamed once per panel of weights, so L2 need not hold them, but memory is too slow.
@@ -53,10 +54,20 @@ class Target:
     architecture: str | None
     llvm: dict[str, object] = field(hash=False)
     features: frozenset[str]
-    instruction: Instruction
+    instructions: tuple[Instruction, ...]
     vector_bytes: int
     vector_registers: int
     cache_bytes: int
+
+    @property
+    def instruction(self) -> Instruction:
+        """The dot product that stands for the chip in tables and in the formula of its peak."""
+        return self.instructions[0]
+
+    @property
+    def half_floats(self) -> bool:
+        """Whether float16 and float32 are converted by an instruction."""
+        return "f16c" in self.features
 
     @property
     def fused_multiply_add(self) -> bool:

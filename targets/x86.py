@@ -22,14 +22,17 @@ X86_64_V4 = frozenset(
     ]
 )
 
-VPDPBUSD_ZMM = Instruction(
-    name="vpdpbusd zmm",
-    mnemonic="vpdpbusd",
-    x_dtype="uint8",
-    w_dtype="int8",
-    lanes=16,
-    depth=4,
-    intrinsic="vpdpbusd_zmm",
+VPDPBUSD_ZMM = tuple(
+    Instruction(
+        name="vpdpbusd zmm",
+        mnemonic="vpdpbusd",
+        x_dtype=x_dtype,
+        w_dtype=w_dtype,
+        lanes=16,
+        depth=4,
+        intrinsic="vpdpbusd_zmm",
+    )
+    for x_dtype, w_dtype in (("uint8", "int8"), ("int8", "uint8"))
 )
 
 X86_TARGETS = (
@@ -39,7 +42,7 @@ X86_TARGETS = (
         architecture="x86_64",
         llvm={"mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
         features=X86_64_V4 | {"avx512_vnni"},
-        instruction=VPDPBUSD_ZMM,
+        instructions=VPDPBUSD_ZMM,
         vector_bytes=64,
         vector_registers=32,
         cache_bytes=8 << 20,

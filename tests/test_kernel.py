@@ -17,7 +17,7 @@ SEEDS = st.integers(0, 2**32)
 def run(kernel, m, rng):
     spec = kernel.spec
     w = problems.weight(rng, spec)
-    x = problems.lay_out(rng, problems.integers(rng, spec.activation, (m, spec.k)))
+    x = problems.lay_out(rng, problems.activation(rng, spec, m))
     bind, call = problems.bind_arguments(rng, spec), problems.call_arguments(rng, spec, m)
     y = kernel.bind(w, **bind)(x, **call)
     problems.assert_agrees(y, qmm.reference(spec, x, w, **bind, **call))

@@ -57,25 +57,6 @@ def test_unknown_target():
         qmm.compile(SPEC, "z80")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"weight": "int4"}, "weight='int4' is not compiled yet"),
-        ({"activation": "int4"}, "activation='int4' is not compiled yet"),
-        ({"group_size": 32}, "group_size=32 is not compiled yet"),
-        ({"weight_zero_point": True}, "weight_zero_point=True is not compiled yet"),
-        ({"input": "float32"}, "input='float32' is not compiled yet"),
-        ({"input": "float32", "dynamic": True}, "is not compiled yet"),
-        ({"out": "int8"}, "out='int8' is not compiled yet"),
-        ({"activation_fn": "relu"}, "activation_fn='relu' is not compiled yet"),
-        ({"residual": True}, "residual=True is not compiled yet"),
-    ],
-)
-def test_what_is_not_built_says_so(fields, message):
-    with pytest.raises(UnsupportedError, match=message):
-        qmm.compile(qmm.MatmulSpec(n=8, k=64, **fields))
-
-
 def test_a_weight_beyond_int32_offsets():
     with pytest.raises(UnsupportedError, match="has more than 2"):
         qmm.compile(qmm.MatmulSpec(n=1 << 17, k=1 << 15))
@@ -92,13 +73,28 @@ def test_tiles_fit_the_register_file(target):
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
-@pytest.mark.parametrize("k", [1, 3, 4, 5, 31, 63, 64, 65, 100, 333, 1111, 4096])
-def test_layout_holds_every_weight_once(target, k):
-    layout = targets.weight_layout(19, k, target.instruction)
-    w = np.arange(1, 19 * k + 1, dtype=np.int64).reshape(19, k)
+@pytest.mark.parametrize("n", [1, 16, 19])
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 31, 63, 64, 65, 100, 333, 1111])
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("group_size", [None, 24, 128])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layout_holds_every_weight_once_and_in_order(target, n, k, pairs, group_size, bits):
+    layout = targets.weight_layout(
+        n, k, target.instruction, group_size=group_size, bits=bits, pairs=pairs
+    )
+    w = np.random.default_rng(k).integers(1, 1 << (bits - 1), (n, k)).astype(np.int8)
     packed = layout.pack(w)
     assert packed.shape == layout.shape
-    np.testing.assert_array_equal(np.sort(packed[packed > 0]), w.ravel())
+    low_then_high = [packed & 15, packed >> 4] if bits == 4 else [packed]
+    steps = np.stack(low_then_high, axis=2)  # [blocks][step][half][lanes][depth]
+    for nb in range(layout.n_blocks):
+        for lane in range(layout.lanes):
+            row = steps[nb, :, :, lane].reshape(layout.k_blocks, -1)
+            if pairs:
+                row = row.reshape(len(row), 2, -1).transpose(0, 2, 1)
+            column = min(nb * layout.lanes, layout.last_column) + lane
+            expected = w[column] if column < n else []
+            np.testing.assert_array_equal(row[row > 0], expected)
 
 
 @pytest.mark.parametrize(("n", "k"), [(1000, 333), (4095, 1111), (4096, 4096), (768, 3072)])

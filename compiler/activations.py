@@ -1,0 +1,240 @@
+"""The first half of the TensorExpression: X becomes the bytes that the instruction reads.
+
+    x_range[mo, mi, r]             the range of a row, as integers that sort like its floats
+    x_scale, x_zero_point          what `quantize` makes of that range
+    xp[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
+    x_sum[mo, mi, g, r]            sums of xp over each group
+
+Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xp
+that stand for no k hold 0, so that they add nothing to a product or a sum.
+
+NaN and infinity sort above every finite number, so a row that holds one gets a scale that is not
+finite, which its float results then are not either; other rows never see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from ..targets import Target, WeightLayout
+from . import functions
+from .operands import Operands, needs_x_sum
+from .spec import INTEGER_RANGE, MatmulSpec
+
+PerRow = Callable[[Expr, Expr, Expr], Expr]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The run-time numbers of one function, and where its tiles lie in X."""
+
+    m: tirx.Var
+    mo: tirx.Var
+    mi: tirx.Var
+    per_tile: int
+
+    @property
+    def shape(self) -> tuple[Expr, Expr, int]:
+        """One number per row of every tile."""
+        return self.mo, self.mi, self.per_tile
+
+    def at(self, o: Expr, i: Expr, r: Expr) -> Expr:
+        """The row of X that row `r` of tile (o, i) computes."""
+        return tirx.min((o * self.mi + i) * self.per_tile + r, self.m - 1)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The quantized activations.
+
+    Attributes
+    ----------
+    stages : the tensors that are computed, in order.
+    scale, zero_point : of the row (o, i, r); no zero point where the spec has none.
+    """
+
+    stages: dict[str, te.Tensor]
+    scale: PerRow
+    zero_point: PerRow | None
+
+
+def pack(
+    spec: MatmulSpec,
+    layout: WeightLayout,
+    target: Target,
+    chosen: Operands,
+    rows: Rows,
+    inputs: dict[str, te.Tensor],
+) -> Packed:
+    """X of `inputs` in the order in which a tile reads it."""
+    stages: dict[str, te.Tensor] = {}
+    if spec.dynamic:
+        scale, zero_point = own_range(spec, target, rows, inputs["x"], stages)
+    else:
+        scale = given(spec, rows, inputs["x_scale"])
+        zero_point = None
+        if spec.activation_zero_point:
+            zero_point = given(spec, rows, inputs["x_zero_point"])
+
+    def byte(o: Expr, i: Expr, r: Expr, start: Expr, kk: Expr) -> Expr:
+        """The integer at position `kk` of the block of K that starts at `start`."""
+        row, dtype = rows.at(o, i, r), chosen.instruction.x_dtype
+        x = inputs["x"]
+        if spec.packed_activation:
+            half = layout.k_block // 2
+            nibble = x[row, start // 2 + kk % half].astype("int32") >> (kk // half * 4) & 15
+            return ((nibble ^ 8) + (chosen.x_offset - 8)).astype(dtype)
+        value = x[row, start + kk]
+        if spec.input is None:
+            # The other sign of a byte is its upper bit.
+            value = value.astype(dtype)
+            return (
+                value ^ tirx.const(-128 if dtype == "int8" else 128, dtype)
+                if chosen.x_offset
+                else value
+            )
+        zero = tirx.const(0, "int32") if zero_point is None else zero_point(o, i, r)
+        quotient = functions.widen(value, spec.input, target) / scale(o, i, r)
+        return functions.to_integer(quotient, zero, spec.activation, chosen.x_offset).astype(dtype)
+
+    stages["xp"] = xp = te.compute(
+        (rows.mo, rows.mi, layout.k_blocks, rows.per_tile, layout.k_block),
+        lambda o, i, kb, r, kk: in_blocks(
+            layout, kb, kk, lambda start, at: byte(o, i, r, start, at), chosen.instruction.x_dtype
+        ),
+        "xp",
+    )
+    if needs_x_sum(spec, chosen):
+        per_group = layout.k_padded // layout.groups
+        # With zero points the weight's part of the correction differs from column to column.
+        factor = 1 if spec.weight_zero_point else chosen.w_offset
+        at = te.reduce_axis((0, per_group), "kk")
+        stages["x_sum"] = te.compute(
+            (rows.mo, rows.mi, layout.groups, rows.per_tile),
+            lambda o, i, g, r: te.sum(
+                xp[
+                    o,
+                    i,
+                    (g * per_group + at) // layout.k_block,
+                    r,
+                    (g * per_group + at) % layout.k_block,
+                ].astype("int32")
+                * factor,
+                axis=at,
+            ),
+            "x_sum",
+        )
+    return Packed(stages, scale, zero_point)
+
+
+def in_blocks(
+    layout: WeightLayout, kb: Expr, kk: Expr, byte: Callable[[Expr, Expr], Expr], dtype: str
+) -> Expr:
+    """What stands at position `kk` of block `kb`: `byte(start, kk)`, or 0 where there is no k."""
+    whole = layout.k // layout.k_block
+    start = kb * layout.k_block
+    if whole == layout.k_blocks:
+        return byte(start, kk)
+    column = position(layout, kk)
+    if layout.last_start >= 0:
+        first = whole * layout.k_block - layout.last_start  # the first that is not a repetition
+        last, own = byte(tirx.const(layout.last_start, "int32"), kk), column >= first
+        if layout.k_even > layout.k:
+            own = tirx.And(own, column < layout.k_block - 1)
+    else:
+        last, own = byte(tirx.const(0, "int32"), within(layout, kk)), column < layout.k
+    nothing = tirx.const(0, dtype)
+    result = tirx.Select(own, last, nothing)
+    if whole + 1 < layout.k_blocks:
+        result = tirx.if_then_else(kb == whole, result, nothing)
+    return result if whole == 0 else tirx.if_then_else(kb < whole, byte(start, kk), result)
+
+
+def position(layout: WeightLayout, kk: Expr) -> Expr:
+    """How far behind its block's start the k at position `kk` lies."""
+    half = layout.k_block // 2
+    return kk % half * 2 + kk // half if layout.pairs else kk
+
+
+def within(layout: WeightLayout, kk: Expr) -> Expr:
+    """`kk`, or where X is shorter than a block and ends before it, a position that X has."""
+    if not layout.pairs:
+        return tirx.min(kk, layout.k - 1)
+    half = layout.k_block // 2
+    return tirx.min(kk % half, layout.k_even // 2 - 1) + kk // half * half
+
+
+def own_range(
+    spec: MatmulSpec, target: Target, rows: Rows, x: te.Tensor, stages: dict[str, te.Tensor]
+) -> tuple[PerRow, PerRow | None]:
+    """Scale and zero point of every row from its own range, as `quantize` finds them."""
+    given_as = spec.input
+    assert given_as is not None
+    least, greatest = INTEGER_RANGE[spec.activation]
+    k = te.reduce_axis((0, spec.k), "k")
+
+    def raw(o: Expr, i: Expr, r: Expr, at: Expr) -> Expr:
+        return functions.bits(functions.widen(x[rows.at(o, i, r), at], given_as, target))
+
+    def scale_stage(width: PerRow, steps: int) -> te.Tensor:
+        def scale(o: Expr, i: Expr, r: Expr) -> Expr:
+            value = width(o, i, r) / tirx.const(steps, "float32")
+            one = tirx.const(1, "float32")
+            return tirx.Select(value == tirx.const(0, "float32"), one, value)
+
+        stages["x_scale"] = te.compute(rows.shape, scale, "x_scale")
+        return stages["x_scale"]
+
+    if not spec.activation_zero_point:
+        stages["x_range"] = magnitude = te.compute(
+            rows.shape,
+            lambda o, i, r: te.max(raw(o, i, r, k) & 0x7FFFFFFF, axis=k),
+            "x_range",
+        )
+        scale = scale_stage(lambda *at: functions.from_bits(magnitude[at]), greatest)
+        return lambda *at: scale[at], None
+
+    both = te.comm_reducer(
+        lambda a, b: (tirx.max(a[0], b[0]), tirx.min(a[1], b[1])),
+        lambda *dtypes: (tirx.min_value("int32"), tirx.max_value("int32")),
+    )
+
+    def keys(o: Expr, i: Expr, r: Expr) -> Expr:
+        key = ordered(raw(o, i, r, k))
+        return both((key, key), axis=k)
+
+    high, low = te.compute(rows.shape, keys, "x_range")
+    stages["x_range"] = high
+
+    def end(key: te.Tensor, bound: Callable[[Expr, Expr], Expr]) -> PerRow:
+        return lambda *at: functions.from_bits(ordered(bound(key[at], tirx.const(0, "int32"))))
+
+    top, bottom = end(high, tirx.max), end(low, tirx.min)
+    scale = scale_stage(lambda *at: top(*at) - bottom(*at), greatest - least)
+
+    def zero(o: Expr, i: Expr, r: Expr) -> Expr:
+        value = tirx.const(least, "float32") - bottom(o, i, r) / scale[o, i, r]
+        return functions.to_integer(value, tirx.const(0, "int32"), spec.activation) & 0xFF
+
+    def signed(o: Expr, i: Expr, r: Expr) -> Expr:
+        low_byte = zero(o, i, r)
+        return low_byte if least == 0 else (low_byte ^ 128) - 128
+
+    stages["x_zero_point"] = zero_point = te.compute(rows.shape, signed, "x_zero_point")
+    return lambda *at: scale[at], lambda *at: zero_point[at]
+
+
+def ordered(raw: Expr) -> Expr:
+    """The bits of a float32 as an int32 that sorts like it, and back: its own inverse."""
+    return raw ^ ((raw >> 31) & 0x7FFFFFFF)
+
+
+def given(spec: MatmulSpec, rows: Rows, values: te.Tensor) -> PerRow:
+    """An argument of one number, or one per row."""
+    if spec.activation_scale == "row":
+        return lambda o, i, r: values[rows.at(o, i, r)]
+    return lambda o, i, r: values[0]

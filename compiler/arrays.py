@@ -1,0 +1,167 @@
+"""The caller's arrays as tvm_ffi tensors: checked, and copied only where a kernel cannot read them.
+
+NumPy, torch and every other library with DLPack on the CPU. float16 and bfloat16 go to a kernel as
+uint16, packed 4-bit integers as uint8 (`spec.stored_as`).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import ArrayError
+from .runtime import tvm_ffi
+from .spec import stored_as
+
+#: Kernels compute offsets in int32.
+MAX_ELEMENTS = 2**31 - 1
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype for a float or integer format; 4-bit integers are bytes."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
+    """`x` (M, columns) as a tensor whose rows are contiguous; copies what is not.
+
+    Raises
+    ------
+    ArrayError
+        No array, or one of another shape, dtype or device.
+    """
+    if not isinstance(x, np.ndarray):
+        return import_dlpack(name, x, dtype, columns)
+    if x.ndim != 2 or x.shape[1] != columns or x.dtype != dtype:
+        raise ArrayError(f"{name} is {x.dtype.name}{x.shape}; expected {dtype.name}(M, {columns})")
+    row, column = x.strides
+    size = dtype.itemsize
+    fits = (
+        column == size
+        and columns * size <= row <= MAX_ELEMENTS // max(1, x.shape[0])
+        and not row % size
+        and x.flags.writeable
+        and x.dtype.isnative
+    )
+    return tensor(x if fits else np.array(x, dtype.newbyteorder("="), order="C"))
+
+
+def tensor(array: np.ndarray) -> Any:
+    """A NumPy array of a format that kernels take, as a tensor over the same memory."""
+    stored = stored_as(array.dtype.name)
+    return tvm_ffi.from_dlpack(array if stored == array.dtype.name else array.view(stored))
+
+
+def import_dlpack(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
+    """As `import_array`, for arrays of other libraries."""
+    given = from_dlpack(name, x)
+    device = str(given.device)
+    if not device.startswith("cpu"):
+        raise ArrayError(f"{name} is on {device}; this kernel reads arrays of the CPU")
+    shape, found = tuple(given.shape), str(given.dtype)
+    if len(shape) != 2 or shape[1] != columns or found != dtype.name:
+        raise ArrayError(f"{name} is {found}{shape}; expected {dtype.name}(M, {columns})")
+    row, column = given.strides
+    fits = column == 1 and columns <= row <= MAX_ELEMENTS // max(1, shape[0])
+    stored = stored_as(dtype.name)
+    if fits and stored == found:
+        return given
+    same_bits = viewed(name, x, stored)
+    return tvm_ffi.from_dlpack(same_bits if fits else copied(name, same_bits))
+
+
+def from_dlpack(name: str, x: Any) -> Any:
+    """`x` through DLPack."""
+    if not hasattr(x, "__dlpack__"):
+        raise ArrayError(
+            f"{name} is {type(x).__name__}; expected an array (NumPy, torch or DLPack)"
+        )
+    try:
+        return tvm_ffi.from_dlpack(x)
+    except Exception as error:
+        raise ArrayError(f"{name} cannot be read through DLPack: {error}") from error
+
+
+def viewed(name: str, x: Any, stored: str) -> Any:
+    """The array of another library with its elements taken for `stored` of the same size."""
+    if is_torch(x):
+        return x.view(getattr(sys.modules["torch"], stored))
+    try:
+        return np.from_dlpack(x).view(stored)
+    except Exception as error:
+        raise ArrayError(
+            f"{name} is {type(x).__name__}, which NumPy cannot read ({error}); "
+            "pass a NumPy array or a torch tensor"
+        ) from error
+
+
+def copied(name: str, x: Any) -> np.ndarray:
+    """A contiguous NumPy copy."""
+    return np.array(np.from_dlpack(x), order="C")
+
+
+def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -> Any:
+    """The caller's array as a tensor that a kernel may write; what does not fit is an error."""
+    if isinstance(out, np.ndarray):
+        array, found = out, out.dtype.name
+    else:
+        given = from_dlpack(name, out)
+        found = str(given.dtype)
+        array = None
+        if str(given.device).startswith("cpu"):
+            array = np.from_dlpack(viewed(name, out, stored_as(found)))
+    if array is None or array.shape != shape or found != dtype.name:
+        place = "another device's " if array is None else f"{found}{array.shape}; "
+        raise ArrayError(f"{name} is {place}expected {dtype.name}{shape}")
+    row, column = array.strides
+    if (
+        not array.dtype.isnative
+        or not array.flags.writeable
+        or column != dtype.itemsize
+        or row < shape[1] * dtype.itemsize
+        or row % dtype.itemsize
+        or row * shape[0] > MAX_ELEMENTS * dtype.itemsize
+    ):
+        raise ArrayError(
+            f"{name} has strides {array.strides}; expected a writable array with contiguous rows"
+        )
+    return tensor(array)
+
+
+def refuse_overlap(name: str, written: Any, other_name: str, read: Any) -> None:
+    """Refuse a tensor to be written that shares bytes with one that is read meanwhile."""
+    (first, end), (other_first, other_end) = extent(written), extent(read)
+    if first < other_end and other_first < end:
+        raise ArrayError(f"{name} shares memory with {other_name}; expected memory of its own")
+
+
+def extent(tensor: Any) -> tuple[int, int]:
+    """The addresses between which a matrix lies."""
+    rows, columns = tensor.shape
+    last = (rows - 1) * tensor.strides[0] + columns
+    start = tensor.data_ptr()
+    return start, start + last * np.dtype(str(tensor.dtype)).itemsize
+
+
+def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:
+    """An empty array of the library that `like` comes from, torch or NumPy."""
+    if is_torch(like):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype.name))
+    return np.empty(shape, dtype)
+
+
+def new_tensor(array: Any) -> Any:
+    """The tensor over an array that `new_array` made."""
+    if isinstance(array, np.ndarray):
+        return tensor(array)
+    stored = stored_as(str(array.dtype).removeprefix("torch."))
+    return tvm_ffi.from_dlpack(array.view(getattr(sys.modules["torch"], stored)))
+
+
+def is_torch(x: Any) -> bool:
+    """Whether `x` is a torch tensor, without importing torch."""
+    return type(x).__module__.partition(".")[0] == "torch"

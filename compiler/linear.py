@@ -1,0 +1,295 @@
+"""A kernel with a packed weight: binding it once, and the call.
+
+Like `kernel`, this needs NumPy, tvm_ffi and libtvm_runtime.so, no compiler.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArrayError
+from ..targets import WeightLayout
+from . import runtime
+from .arrays import (
+    export_array,
+    import_array,
+    new_array,
+    new_tensor,
+    numpy_dtype,
+    refuse_overlap,
+)
+from .quantize import QTensor, check_scale, check_zero_point
+from .runtime import aligned, tvm_ffi
+from .spec import MatmulSpec
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
+
+#: Numbers that come with a call or are bound beforehand, and the type in which a kernel takes them.
+SCALARS: dict[str, type[np.generic]] = {
+    "x_scale": np.float32,
+    "x_zero_point": np.int32,
+    "out_scale": np.float32,
+    "out_zero_point": np.int32,
+}
+
+
+class Linear:
+    """A kernel with a packed weight: y = linear(x). Made by `Kernel.bind`.
+
+    Arrays may be NumPy, torch or anything with DLPack on the CPU. Rows may lie at any distance and
+    any address; other strides (and read-only or big-endian arrays) are copied first.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        w: QTensor,
+        bias: npt.ArrayLike | None,
+        scalars: dict[str, npt.ArrayLike | None],
+    ) -> None:
+        spec, layout = kernel.spec, kernel.info.layout
+        check_weight(spec, w)
+        self.kernel = kernel
+        # What every call hands over; x comes before, y and the tile counts after.
+        self._names = kernel.info.arguments[1:-1]
+        constants = packed_weight(spec, layout, kernel.info.x_offset, w)
+        if spec.bias:
+            constants["bias"] = layout.pack_columns(check_bias(bias, spec.n))
+        elif bias is not None:
+            raise ArrayError("a bias was given; the spec has bias=False")
+        self._arrays = {name: aligned(constants[name]) for name in self._names if name in constants}
+        self._defaults = {
+            name: self._numbers(name, value, None)
+            for name, value in {"out_zero_point": 0, **scalars}.items()
+            if value is not None
+        }
+        bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
+        if spec.activation_scale == "row":
+            # One number per row, and how many rows there are only a call knows.
+            for name in ("x_scale", "x_zero_point"):
+                bound.pop(name, None)
+        self._bound = [
+            tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
+        ]
+        self._complete = None not in self._bound
+        self._x_dtype = numpy_dtype(
+            "uint8" if spec.packed_activation else spec.input or spec.activation
+        )
+        self._x_columns = -(-spec.k // 2) if spec.packed_activation else spec.k
+        self._out_dtype = numpy_dtype(spec.out)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight with its sums, scales and bias."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def __call__(
+        self,
+        x: Any,
+        out: Any = None,
+        *,
+        residual: Any = None,
+        x_scale: npt.ArrayLike | None = None,
+        x_zero_point: npt.ArrayLike | None = None,
+        out_scale: npt.ArrayLike | None = None,
+        out_zero_point: npt.ArrayLike | None = None,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Y = X Wᵀ.
+
+        Parameters
+        ----------
+        x : (M, k) of `spec.input`, or without one of `spec.activation` (int4: (M, ceil(k / 2))
+            uint8, see `pack_int4`), or a `QTensor`, which brings its scale and zero point.
+        out : (M, n) of `spec.out` to write to; a new array like x (torch or NumPy) when None.
+        residual : (M, n) of `spec.residual_dtype`, when the spec has one.
+        x_scale, x_zero_point : scalar, or (M,) when `spec.activation_scale` is "row"; instead of
+            the bound ones. A dynamic spec finds its own.
+        out_scale, out_zero_point : scalars for int8 and uint8 outputs, instead of the bound ones.
+        num_threads : for this call only.
+
+        Returns
+        -------
+        `out`, or the new array. Where a dynamic spec meets a row of X with NaN or infinity, float
+        results of that row are NaN or infinite and integer ones arbitrary; other rows are right.
+
+        Raises
+        ------
+        ArrayError
+            An array of the wrong shape, dtype, rank or device, or a scale that is missing.
+        """
+        kernel = self.kernel
+        spec = kernel.spec
+        if isinstance(x, QTensor):
+            x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
+        source = import_array("x", x, self._x_dtype, self._x_columns)
+        m = source.shape[0]
+        function, mo, mi = kernel._ready.get(m) or kernel._prepare(m)
+        shape = m, spec.n
+        if out is None:
+            result = new_array(x, shape, self._out_dtype)
+            y = new_tensor(result)
+        else:
+            result, y = out, export_array("out", out, self._out_dtype, shape)
+            refuse_overlap("out", y, "x", source)
+        bound = self._bound
+        if (
+            not self._complete
+            or x_scale is not None
+            or x_zero_point is not None
+            or out_scale is not None
+            or out_zero_point is not None
+            or residual is not None
+        ):
+            given = {
+                "x_scale": x_scale,
+                "x_zero_point": x_zero_point,
+                "out_scale": out_scale,
+                "out_zero_point": out_zero_point,
+            }
+            bound = self._with_call(m, given, residual, y)
+        runtime.use_threads(kernel.num_threads if num_threads is None else num_threads)
+        function(source, *bound, y, mo, mi)
+        return result
+
+    def _open(self, x: QTensor, x_scale: Any, x_zero_point: Any) -> tuple[np.ndarray, Any, Any]:
+        """The integers, scale and zero point of a quantized activation."""
+        spec = self.kernel.spec
+        if spec.input is not None:
+            raise ArrayError(
+                f"x is a QTensor; this kernel quantizes {spec.input} activations itself"
+            )
+        if x.dtype != spec.activation or x.shape[1] != spec.k:
+            raise ArrayError(
+                f"x is {x.dtype}{x.shape}; expected {spec.activation} of (M, {spec.k})"
+            )
+        if x_scale is not None or x_zero_point is not None:
+            raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
+        if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
+            raise ArrayError("x has zero points; the spec has activation_zero_point=False")
+        scale = x.scale if "x_scale" in self._names else None
+        zero = x.zero_point
+        if zero is None and spec.activation_zero_point:
+            zero = np.zeros(x.scale.shape, np.int32)
+        return x.data, scale, zero if spec.activation_zero_point else None
+
+    def _with_call(self, m: int, given: dict[str, Any], residual: Any, y: Any) -> list[Any]:
+        """The bound arguments with this call's own in place."""
+        spec = self.kernel.spec
+        for name, value in given.items():
+            if value is not None and name not in self._names:
+                raise ArrayError(f"{name} was given; {why_no(name, spec)}")
+        if residual is not None and not spec.residual:
+            raise ArrayError("a residual was given; the spec has residual=False")
+        arguments = list(self._bound)
+        for i, name in enumerate(self._names):
+            if name == "residual":
+                arguments[i] = self._residual(residual, m, y)
+                continue
+            value = given.get(name)
+            if value is None and arguments[i] is not None:
+                continue
+            if value is None:
+                value = self._defaults.get(name)
+            if value is None:
+                raise ArrayError(f"{name} is missing; give it to bind or to the call")
+            arguments[i] = tvm_ffi.from_dlpack(self._numbers(name, value, m))
+        return arguments
+
+    def _residual(self, residual: Any, m: int, y: Any) -> Any:
+        """The residual as a kernel reads it."""
+        spec = self.kernel.spec
+        if residual is None:
+            raise ArrayError(f"residual is missing; the spec adds one of ({m}, {spec.n})")
+        dtype = numpy_dtype(spec.residual_dtype)
+        added = import_array("residual", residual, dtype, spec.n)
+        if added.shape[0] != m:
+            raise ArrayError(f"residual has {added.shape[0]} rows; expected {m}")
+        refuse_overlap("out", y, "residual", added)
+        return added
+
+    def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:
+        """A scale or zero point in the shape that the kernel takes: (1,), or (m,) for rows."""
+        spec = self.kernel.spec
+        if name not in self._names and name != "out_zero_point":
+            raise ArrayError(f"{name} was given; {why_no(name, spec)}")
+        dtype = SCALARS[name]
+        array = np.asarray(value)
+        rows = spec.activation_scale == "row" and m is not None and name.startswith("x_")
+        if array.size != 1 and not (rows and array.shape == (m,)):
+            expected = f"a scalar or ({m},)" if rows else "a scalar"
+            raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")
+        if dtype is np.int32 and array.dtype.kind not in "iu":
+            raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
+        if array.dtype.kind not in "fiu":
+            raise ArrayError(f"{name} is {array.dtype.name}; expected numbers")
+        values = np.empty((m,) if rows and m is not None else (1,), dtype)
+        values[...] = array.reshape(-1)
+        if dtype is np.float32:
+            check_scale(values, values.shape)
+        else:
+            holds = spec.activation if name == "x_zero_point" else spec.out
+            if spec.requantized or name == "x_zero_point":
+                check_zero_point(values, values.shape, holds)
+        return aligned(values)
+
+
+def why_no(name: str, spec: MatmulSpec) -> str:
+    """Why a spec takes no argument `name`."""
+    if name.startswith("out_"):
+        return f"only int8 and uint8 outputs have one, the spec has out={spec.out!r}"
+    if spec.dynamic:
+        return "a dynamic spec finds it from X"
+    if name == "x_zero_point":
+        return "the spec has activation_zero_point=False"
+    return "out='int32' is the sum without scales"
+
+
+def packed_weight(
+    spec: MatmulSpec, layout: WeightLayout, x_offset: int, w: QTensor
+) -> dict[str, np.ndarray]:
+    """Everything that a kernel reads of a weight, in its private layout."""
+    integers = w.unpacked()
+    zero = np.zeros((spec.n, layout.groups), np.int32)
+    if w.zero_point is not None:
+        zero += np.reshape(w.zero_point, (-1, layout.groups) if w.zero_point.ndim else ())
+    size = layout.group_size or spec.k
+    starts = np.arange(0, spec.k, size)
+    sums = np.add.reduceat(integers, starts, axis=1, dtype=np.int32)
+    sums -= zero * np.diff(np.append(starts, spec.k)).astype(np.int32)
+    if not spec.activation_zero_point:
+        sums *= np.int32(x_offset)  # the whole correction
+    scale = np.reshape(w.scale, (-1, layout.groups) if w.scale.ndim else (1, 1))
+    return {
+        "w": layout.pack(integers),
+        "w_sum": layout.pack_columns(sums),
+        "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
+        "w_scale": layout.pack_columns(np.broadcast_to(scale, (spec.n, layout.groups))),
+    }
+
+
+def check_bias(bias: npt.ArrayLike | None, n: int) -> np.ndarray:
+    """The bias as float32 (n, 1)."""
+    values = np.asarray(bias if bias is not None else ())
+    if values.shape != (n,) or values.dtype.kind not in "fiu":
+        raise ArrayError(f"bias is {values.dtype.name}{values.shape}; expected float32({n},)")
+    return values.astype(np.float32)[:, None]
+
+
+def check_weight(spec: MatmulSpec, w: object) -> None:
+    """Refuse a weight that is not quantized as `spec` says."""
+    if not isinstance(w, QTensor):
+        raise ArrayError(f"w is {type(w).__name__}; expected a QTensor, see quantize")
+    given = w.dtype, w.shape, w.group_size
+    expected = spec.weight, (spec.n, spec.k), spec.group_size
+    if given != expected:
+        raise ArrayError(
+            f"w is {given[0]}{given[1]} with group_size={given[2]}; "
+            f"expected {expected[0]}{expected[1]} with group_size={expected[2]}"
+        )
+    if w.zero_point is not None and w.zero_point.any() and not spec.weight_zero_point:
+        raise ArrayError("w has zero points; the spec has weight_zero_point=False")

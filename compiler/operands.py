@@ -1,0 +1,79 @@
+"""How a spec's integers reach the instruction: which pairing of signs, and what is added to them.
+
+With X' = X + x_offset and W' = W + w_offset, as the instruction reads them,
+
+    sum (X - zx) (W - zw) = sum X' W' - (zx + x_offset) sum (W - zw) - (zw + w_offset) sum X'
+
+over the k of one group. The sum of W - zw is known when the weight is packed; the sum of X' is only
+needed where zw + w_offset is not zero. All of it is exact modulo 2**32, and so in int32 whenever
+the left side fits (gemmlowp, doc/low-precision.md, has the correction with its zero points).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..targets import Instruction, Target, WeightLayout, weight_layout
+from .spec import INTEGER_RANGE, MatmulSpec
+
+
+@dataclass(frozen=True)
+class Operands:
+    """An instruction of the target, and what is added to both sides before it reads them."""
+
+    instruction: Instruction
+    x_offset: int
+    w_offset: int
+
+
+def operands(spec: MatmulSpec, target: Target) -> Operands:
+    """The pairing of signs with the least correction.
+
+    A 4-bit weight is stored as 0 to 15, which either sign reads. An offset of W needs sums of X in
+    every call, an offset of X only sums of W at packing: so the weight's sign decides first.
+    """
+    x_dtype = "uint8" if spec.activation == "uint8" else "int8"
+    candidates = [
+        Operands(
+            instruction, sign_offset(x_dtype, instruction.x_dtype), w_offset(spec, instruction)
+        )
+        for instruction in target.instructions
+    ]
+    return min(candidates, key=lambda c: (c.w_offset != 0, c.x_offset != 0))
+
+
+def w_offset(spec: MatmulSpec, instruction: Instruction) -> int:
+    """What is added to a weight so that the instruction reads it."""
+    if spec.four_bit_weight:
+        return -INTEGER_RANGE[spec.weight][0]
+    return sign_offset(spec.weight, instruction.w_dtype)
+
+
+def sign_offset(given: str, read: str) -> int:
+    """What turns a byte of one sign into one of the other."""
+    if given == read:
+        return 0
+    return 128 if read == "uint8" else -128
+
+
+def layout_for(spec: MatmulSpec, chosen: Operands) -> WeightLayout:
+    """The private layout of the spec's weight."""
+    return weight_layout(
+        spec.n,
+        spec.k,
+        chosen.instruction,
+        group_size=spec.group_size if isinstance(spec.group_size, int) else None,
+        bits=4 if spec.four_bit_weight else 8,
+        offset=chosen.w_offset,
+        pairs=spec.packed_activation,
+    )
+
+
+def needs_x_sum(spec: MatmulSpec, chosen: Operands) -> bool:
+    """Whether sums of the activations enter the correction."""
+    return spec.weight_zero_point or chosen.w_offset != 0
+
+
+def needs_w_sum(spec: MatmulSpec, chosen: Operands) -> bool:
+    """Whether sums of the weights enter the correction."""
+    return spec.activation_zero_point or chosen.x_offset != 0
