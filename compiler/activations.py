@@ -25,6 +25,9 @@ from . import functions
 from .operands import Operands, needs_x_sum
 from .spec import INTEGER_RANGE, MatmulSpec
 
+#: Sums of activations are formed in vectors of this many int32.
+SUM_LANES = 16
+
 PerRow = Callable[[Expr, Expr, Expr], Expr]
 
 
@@ -109,25 +112,9 @@ def pack(
         "xp",
     )
     if needs_x_sum(spec, chosen):
-        per_group = layout.k_padded // layout.groups
         # With zero points the weight's part of the correction differs from column to column.
         factor = 1 if spec.weight_zero_point else chosen.w_offset
-        at = te.reduce_axis((0, per_group), "kk")
-        stages["x_sum"] = te.compute(
-            (rows.mo, rows.mi, layout.groups, rows.per_tile),
-            lambda o, i, g, r: te.sum(
-                xp[
-                    o,
-                    i,
-                    (g * per_group + at) // layout.k_block,
-                    r,
-                    (g * per_group + at) % layout.k_block,
-                ].astype("int32")
-                * factor,
-                axis=at,
-            ),
-            "x_sum",
-        )
+        stages |= group_sums(layout, rows, xp, factor)
     return Packed(stages, scale, zero_point)
 
 
@@ -152,6 +139,28 @@ def in_blocks(
     if whole + 1 < layout.k_blocks:
         result = tirx.if_then_else(kb == whole, result, nothing)
     return result if whole == 0 else tirx.if_then_else(kb < whole, byte(start, kk), result)
+
+
+def group_sums(
+    layout: WeightLayout, rows: Rows, xp: te.Tensor, factor: int
+) -> dict[str, te.Tensor]:
+    """`factor` times the sum of every group of every row, first in lanes and then across them."""
+    per_group, lanes = layout.k_padded // layout.groups, min(SUM_LANES, layout.k_block)
+    step, across = te.reduce_axis((0, per_group // lanes), "step"), te.reduce_axis((0, lanes), "l")
+
+    def partial(o: Expr, i: Expr, g: Expr, r: Expr, lane: Expr) -> Expr:
+        k = g * per_group + step * lanes + lane
+        byte = xp[o, i, k // layout.k_block, r, k % layout.k_block]
+        return te.sum(byte.astype("int32"), axis=step)
+
+    shape = rows.mo, rows.mi, layout.groups, rows.per_tile
+    x_lanes = te.compute((*shape, lanes), partial, "x_lanes")
+    x_sum = te.compute(
+        shape,
+        lambda o, i, g, r: te.sum(x_lanes[o, i, g, r, across] * factor, axis=across),
+        "x_sum",
+    )
+    return {"x_lanes": x_lanes, "x_sum": x_sum}
 
 
 def position(layout: WeightLayout, kk: Expr) -> Expr:

@@ -16,6 +16,9 @@ from ..errors import ArrayError
 from .runtime import tvm_ffi
 from .spec import stored_as
 
+#: NumPy dtypes that a kernel takes as another one of the same size.
+VIEWED = {np.dtype(t): np.dtype(np.uint16) for t in (np.float16, ml_dtypes.bfloat16)}
+
 #: Kernels compute offsets in int32.
 MAX_ELEMENTS = 2**31 - 1
 
@@ -51,8 +54,8 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
 
 def tensor(array: np.ndarray) -> Any:
     """A NumPy array of a format that kernels take, as a tensor over the same memory."""
-    stored = stored_as(array.dtype.name)
-    return tvm_ffi.from_dlpack(array if stored == array.dtype.name else array.view(stored))
+    stored = VIEWED.get(array.dtype)
+    return tvm_ffi.from_dlpack(array if stored is None else array.view(stored))
 
 
 def import_dlpack(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
@@ -105,25 +108,27 @@ def copied(name: str, x: Any) -> np.ndarray:
 
 def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -> Any:
     """The caller's array as a tensor that a kernel may write; what does not fit is an error."""
+    array, fits = out, False
     if isinstance(out, np.ndarray):
-        array, found = out, out.dtype.name
+        fits = out.dtype == dtype
     else:
         given = from_dlpack(name, out)
-        found = str(given.dtype)
-        array = None
-        if str(given.device).startswith("cpu"):
-            array = np.from_dlpack(viewed(name, out, stored_as(found)))
-    if array is None or array.shape != shape or found != dtype.name:
-        place = "another device's " if array is None else f"{found}{array.shape}; "
-        raise ArrayError(f"{name} is {place}expected {dtype.name}{shape}")
+        if not str(given.device).startswith("cpu"):
+            raise ArrayError(f"{name} is on {given.device}; this kernel writes arrays of the CPU")
+        fits = str(given.dtype) == dtype.name
+        array = np.from_dlpack(viewed(name, out, stored_as(str(given.dtype))))
+    if not fits or array.shape != shape:
+        found = array.dtype.name if array is out else str(given.dtype)
+        raise ArrayError(f"{name} is {found}{array.shape}; expected {dtype.name}{shape}")
     row, column = array.strides
+    size = dtype.itemsize
     if (
         not array.dtype.isnative
         or not array.flags.writeable
-        or column != dtype.itemsize
-        or row < shape[1] * dtype.itemsize
-        or row % dtype.itemsize
-        or row * shape[0] > MAX_ELEMENTS * dtype.itemsize
+        or column != size
+        or row < shape[1] * size
+        or row % size
+        or row * shape[0] > MAX_ELEMENTS * size
     ):
         raise ArrayError(
             f"{name} has strides {array.strides}; expected a writable array with contiguous rows"
@@ -131,19 +136,22 @@ def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -
     return tensor(array)
 
 
-def refuse_overlap(name: str, written: Any, other_name: str, read: Any) -> None:
-    """Refuse a tensor to be written that shares bytes with one that is read meanwhile."""
-    (first, end), (other_first, other_end) = extent(written), extent(read)
-    if first < other_end and other_first < end:
+def refuse_overlap(name: str, out: Any, other_name: str, x: Any) -> None:
+    """Refuse an array to be written that shares bytes with one that is read meanwhile."""
+    if isinstance(out, np.ndarray) and isinstance(x, np.ndarray):
+        shared = np.may_share_memory(out, x)
+    else:
+        y, source = (tvm_ffi.from_dlpack(array) for array in (out, x))
+        distance = source.data_ptr() - y.data_ptr()
+        shared = 0 <= distance < length(y) or 0 <= -distance < length(source)
+    if shared:
         raise ArrayError(f"{name} shares memory with {other_name}; expected memory of its own")
 
 
-def extent(tensor: Any) -> tuple[int, int]:
-    """The addresses between which a matrix lies."""
-    rows, columns = tensor.shape
-    last = (rows - 1) * tensor.strides[0] + columns
-    start = tensor.data_ptr()
-    return start, start + last * np.dtype(str(tensor.dtype)).itemsize
+def length(matrix: Any) -> int:
+    """Bytes from the first element of a tensor to behind its last."""
+    rows, columns = matrix.shape
+    return ((rows - 1) * matrix.strides[0] + columns) * (matrix.dtype.bits // 8)
 
 
 def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:

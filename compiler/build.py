@@ -87,7 +87,7 @@ def refuse_unsupported(target: Target) -> None:
 
 def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
     """Every variant, or for a spec with a fixed M the one that M uses."""
-    every = schedules.variants(target)
+    every = schedules.variants(target, layout)
     if spec.m is None:
         return every
     m = spec.m
@@ -100,7 +100,7 @@ def lower(spec: MatmulSpec, target: Target, variant: Variant) -> tirx.PrimFunc:
     layout = layout_for(spec, chosen)
     program = frontend.program(spec, layout, target, chosen, variant.tile)
     func = RECIPES[variant.strategy](program)
-    if program.grouped and not target.fused_multiply_add:
+    if program.layout.groups > 1 and not target.fused_multiply_add:
         func = sum_groups_through_double(func)
     return store_within(program, func, spec.n).with_attr("global_symbol", variant.name)
 

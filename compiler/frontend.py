@@ -2,8 +2,8 @@
 
     xp[mo, mi, kb, r, kk]          the activations in blocks; `activations` has the way there
     wu[nb, step, l, d]             weights of 4 bits, unpacked
-    acc[mo, mi, g, r, nb, l]       sum over the k of group g of xp * w        the dot products
-    total[mo, mi, r, nb, l]        sum over g of acc * scale                  where there are groups
+    acc[mo, mi, p, r, nb, l]       sum over the k of part p of xp * w         the dot products
+    total[mo, mi, r, nb, l]        sum over p of acc, for groups times scale  where K is in parts
     y[mo, mi, r, nb, l]            epilogue(total or acc)                     one tile of the output
 
 with row = (mo * mi_extent + mi) * rows + r. What lies beyond the matrix (rows of the last tile,
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..schedules.program import Program, Tile
+from ..schedules.program import Program, Tile, parts_of
 from ..targets import Target, WeightLayout
 from . import functions
 from .activations import Packed, Rows, pack
@@ -67,11 +67,12 @@ def program(
     def block(nb: Expr) -> Expr:
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
 
-    acc = dot_products(layout, packed, inputs["w"], shape, block)
+    parts = parts_of(layout, tile)
+    acc = dot_products(layout, parts, packed, inputs["w"], shape, block)
+    part = te.reduce_axis((0, parts), "part")
 
-    def exact(o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
-        """The sum of (x - zx) * (w - zw) over group g: see `operands`."""
-        value = acc[o, i, g, r, nb, lane]
+    def exact(value: Expr, o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        """`value`, the sum of products over group g, with the corrections of `operands`."""
         if needs_w_sum(spec, chosen):
             w_sum = inputs["w_sum"][block(nb), g, lane]
             if packed.zero_point is not None:
@@ -84,23 +85,23 @@ def program(
             value = value - x_sum
         return value
 
-    def scaled(o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+    def scaled(value: Expr, o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
         scale = inputs["w_scale"][block(nb), g, lane]
-        return exact(o, i, g, r, nb, lane).astype("float32") * scale
+        return exact(value, o, i, g, r, nb, lane).astype("float32") * scale
 
-    if layout.groups > 1:
-        group = te.reduce_axis((0, layout.groups), "g")
-        total = te.compute(
-            shape,
-            lambda o, i, r, nb, lane: te.sum(scaled(o, i, group, r, nb, lane), axis=group),
-            "total",
-        )
+    def term(o: Expr, i: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        value = acc[o, i, part, r, nb, lane]
+        return value if layout.groups == 1 else scaled(value, o, i, part, r, nb, lane)
+
+    if parts > 1:
+        total = te.compute(shape, lambda *at: te.sum(term(*at), axis=part), "total")
 
     def value(o: Expr, i: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
         """Everything of the epilogue that needs no array of the output's shape."""
+        sums = total[o, i, r, nb, lane] if parts > 1 else acc[o, i, 0, r, nb, lane]
         if spec.out == "int32":
-            return exact(o, i, 0, r, nb, lane)
-        in_w = total[o, i, r, nb, lane] if layout.groups > 1 else scaled(o, i, 0, r, nb, lane)
+            return exact(sums, o, i, 0, r, nb, lane)
+        in_w = sums if layout.groups > 1 else scaled(sums, o, i, 0, r, nb, lane)
         scale = packed.scale(o, i, r)
         if spec.bias:
             result = multiply_add(target, in_w, scale, inputs["bias"][block(nb), 0, lane])
@@ -132,7 +133,7 @@ def program(
         y = te.compute(shape, lambda *at: stored(value(*at), *at), "y")
     ordered = [inputs[name] for name in arguments(spec, chosen)[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
-    return Program(func, tuple(packed.stages), stages, tile, layout, chosen.instruction)
+    return Program(func, tuple(packed.stages), stages, parts, tile, layout, chosen.instruction)
 
 
 def placeholders(
@@ -161,6 +162,7 @@ def placeholders(
 
 def dot_products(
     layout: WeightLayout,
+    parts: int,
     packed: Packed,
     w: te.Tensor,
     tiles: tuple[Expr | int, ...],
@@ -184,12 +186,12 @@ def dot_products(
         return w[block(nb), k // depth, lane, k % depth]
 
     xp = packed.stages["xp"]
-    per_group = layout.k_padded // layout.groups
-    kk = te.reduce_axis((0, per_group), "kk")
+    per_part = layout.k_padded // parts
+    kk = te.reduce_axis((0, per_part), "kk")
 
-    def dot(o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
-        k = g * per_group + kk
+    def dot(o: Expr, i: Expr, p: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+        k = p * per_part + kk
         x = xp[o, i, k // k_block, r, k % k_block]
         return te.sum(x.astype("int32") * weight(nb, k, lane).astype("int32"), axis=kk)
 
-    return te.compute((*tiles[:2], layout.groups, *tiles[2:]), dot, "acc")
+    return te.compute((*tiles[:2], parts, *tiles[2:]), dot, "acc")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..targets import Target
+from ..targets import Target, WeightLayout
 from .program import Program, Tile
 
 __all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
@@ -17,9 +17,14 @@ GEMV_ROWS = 4
 #: Every number of rows up to this one has a tile of its own, so that no M is much worse than M + 1.
 #: Nine rows of three blocks fill 31 of 32 registers.
 MAX_ROWS = 9
-#: Streams of weights that the hardware prefetchers follow well: 4 read memory at full speed, 8 lose
-#: a tenth (docs/performance.md).
+#: Streams of 8-bit weights that the hardware prefetchers follow well: 4 read memory at full speed,
+#: 8 lose a tenth (docs/performance.md).
 MAX_STREAMS = 4
+#: Streams of 4-bit weights by rows of a gemv, whose prefetches are our own: fewer streams leave
+#: more of each one under way, more rows need more accumulators.
+STREAMS_4BIT = {1: 1, 2: 1, 3: 1, 4: 2}
+#: How much longer a tile takes that keeps some of its sums in memory.
+SPILLED = 1.05
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Variant:
 
     strategy: str
     tile: Tile
+    #: Relative time of one tile over a panel.
+    panel_cost: float
 
     @property
     def name(self) -> str:
@@ -35,26 +42,58 @@ class Variant:
         return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks}"
 
     def cost(self, n_blocks: int) -> float:
-        """Relative time of one tile of rows over `n_blocks` blocks of columns.
-
-        Issue slots of the dot products or of the loads that feed them, whichever is more, and a
-        share for reading the weights once per tile; times the panels, the last one as long as any.
-        """
-        rows, blocks = self.tile.rows, self.tile.blocks
-        panel = max(rows * blocks, rows + blocks) + 0.3 * blocks
-        return -(-n_blocks // blocks) * panel
+        """Relative time of one tile of rows over all panels, the last one as long as any."""
+        return -(-n_blocks // self.tile.blocks) * self.panel_cost
 
 
-def variants(target: Target) -> tuple[Variant, ...]:
+def variants(target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
     """The functions of a kernel for `target`: one per number of rows in a tile."""
-    return tuple(
-        Variant("gemv" if rows <= GEMV_ROWS else "gemm", Tile(rows, widest(target, rows)))
-        for rows in range(1, MAX_ROWS + 1)
-    )
+    return tuple(variant(target, layout, rows) for rows in range(1, MAX_ROWS + 1))
 
 
-def widest(target: Target, rows: int) -> int:
-    """The most blocks whose accumulators, weights and one broadcast fit the register file."""
-    registers_per_block = max(1, target.instruction.lanes * 4 // target.vector_bytes)
-    blocks = (target.vector_registers - 1) // ((rows + 1) * registers_per_block)
-    return max(1, min(blocks, MAX_STREAMS if rows <= GEMV_ROWS else blocks))
+def variant(target: Target, layout: WeightLayout, rows: int) -> Variant:
+    """The function for tiles of `rows` rows."""
+    strategy = "gemv" if rows <= GEMV_ROWS else "gemm"
+    tile = Tile(rows, widest(target, layout, rows))
+    spilled = registers(target, layout, tile) > target.vector_registers
+    cost = panel_cost(tile, 0.5 if layout.bits == 4 else 0.3)
+    return Variant(strategy, tile, cost * (SPILLED if spilled else 1))
+
+
+def panel_cost(tile: Tile, per_weight: float) -> float:
+    """Issue slots of the dot products or of the loads that feed them, whichever is more.
+
+    And `per_weight` slots for every vector of weights that is read, and unpacked if need be.
+    """
+    rows, blocks = tile.rows, tile.blocks
+    return max(rows * blocks, rows + blocks) + per_weight * blocks
+
+
+def widest(target: Target, layout: WeightLayout, rows: int) -> int:
+    """The most blocks that fit the register file, and that memory can feed.
+
+    Two blocks at least where groups double the accumulators: a second pass over x costs more than
+    sums that pass through memory once per group.
+    """
+    most = target.vector_registers
+    if rows <= GEMV_ROWS:
+        most = STREAMS_4BIT[rows] if layout.bits == 4 else MAX_STREAMS
+    fits = [
+        blocks
+        for blocks in range(1, most + 1)
+        if registers(target, layout, Tile(rows, blocks)) <= target.vector_registers
+    ]
+    least = 2 if layout.groups > 1 and rows > GEMV_ROWS else 1
+    return max([least, *fits])
+
+
+def registers(target: Target, layout: WeightLayout, tile: Tile) -> int:
+    """Vector registers that a tile needs: sums, weights, and the broadcast activations.
+
+    Groups have two sums, of integers and of floats; 4-bit weights are two vectors once they are
+    unpacked, with a mask.
+    """
+    per_block = max(1, layout.lanes * 4 // target.vector_bytes)
+    sums = tile.rows * (2 if layout.groups > 1 else 1)
+    weights, constants = (2, 2) if layout.bits == 4 else (1, 1)
+    return tile.blocks * (sums + weights) * per_block + constants

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import tvm_ffi
 from tvm import tirx
-from tvm.s_tir import Schedule
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV
 
 from .prefetch import prefetch_next_panel
-from .program import Program
+from .program import CACHE_LINE, Program
 from .steps import keep_in_registers, pack, tile, write_back
 
-CACHE_LINE = 64
 #: Tiles of x up to which packing takes less time than a launch of the thread pool.
 FEW_TILES = 2
 
@@ -34,38 +33,45 @@ FEW_TILES = 2
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemm in register tiles of `program.tile`."""
     sch = Schedule(program.func)
-    packing = pack(sch, program)
-    sch.parallel(packing)
+    packing = pack(sch, program, parallel=True)
     loops = tile(sch, program)
     task = sch.fuse(loops.mo, loops.panel)
     sch.parallel(task)
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = pack_few_alone(sch, packing)
-    if program.instruction.lanes * program.instruction.depth < CACHE_LINE:
-        return func  # a step of weights is too small for a prefetch of its own
-    group = sch.get(loops.g).loop_var if program.grouped else 0
+    if program.step_bytes < CACHE_LINE or loops.joined:
+        return func  # a step of weights, or a block, is too small for a prefetch of its own
+    part = sch.get(loops.part).loop_var if program.summed else 0
     mi, kb = sch.get(loops.mi), sch.get(loops.kb)
-    return prefetch_next_panel(func, program, sch.get(task), mi, kb, group)
+    return prefetch_next_panel(func, program, sch.get(task), mi, kb, part)
 
 
 def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:
     """The function with few tiles packed by the calling thread: waking the pool takes longer."""
     parallel = sch.get(packing)
+    func = sch.mod["main"]
+    root = func.body.block
+    # What only the packing uses gets memory of its own in the copy: shared by both, it would have
+    # to outlive them, and be as large as for all tiles at once.
+    scratch = [b for b in root.alloc_buffers if b.name.startswith(("x_lanes", "x_range"))]
+    own = [tirx.decl_buffer(b.shape, b.dtype, b.name) for b in scratch]
 
     def either(loop: tirx.For) -> tirx.Stmt:
         if not loop.loop_var.same_as(parallel.loop_var):
             return loop
-        alone = copy(loop)
+        alone = copy(loop, scratch, own)
         serial = tirx.For(alone.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, alone.body)
         return tirx.IfThenElse(loop.extent > FEW_TILES, loop, serial)
 
-    func = sch.mod["main"]
-    return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.For, either)]))
+    body = tvm_ffi.structural_map(root.body, [(tirx.For, either)])
+    buffers = [*root.alloc_buffers, *own]
+    block = SBlock([], root.reads, root.writes, root.name_hint, body, alloc_buffers=buffers)
+    return func.with_body(SBlockRealize([], True, block))
 
 
-def copy(loop: tirx.For) -> tirx.For:
-    """The loop with variables of its own: TVM wants every variable defined in one place."""
+def copy(loop: tirx.For, buffers: list[tirx.Var], own: list[tirx.Var]) -> tirx.For:
+    """The loop with variables of its own, as TVM wants them, and `own` instead of `buffers`."""
     defined: list[tirx.Var] = []
 
     def note(stmt: tirx.Stmt) -> tirx.Stmt:
@@ -73,9 +79,10 @@ def copy(loop: tirx.For) -> tirx.For:
         return stmt
 
     tvm_ffi.structural_map(loop, [(tirx.For, note), (tirx.Bind, note)])
-    fresh = [tirx.Var(var.name, str(var.ty)) for var in defined]
+    old = [*defined, *buffers]
+    new = [*(tirx.Var(var.name, str(var.ty)) for var in defined), *own]
 
     def renamed(var: tirx.Var) -> tirx.Var:
-        return next((new for old, new in zip(defined, fresh, strict=True) if var.same_as(old)), var)
+        return next((b for a, b in zip(old, new, strict=True) if var.same_as(a)), var)
 
     return tvm_ffi.structural_map(loop, [(tirx.Var, renamed)])

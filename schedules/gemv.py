@@ -4,7 +4,8 @@ for x: pack                             a few KB, not worth waking the threads f
 parallel over (mo, panel):              each thread streams its own contiguous part of w
   for mi in the tiles of the block:
     acc[rows, blocks, lanes] = 0
-    for kb, ks:                         `blocks` streams of w at a time, each read once
+    for kb, ks:                         `blocks` streams of w at a time, each read once; of 4-bit
+                                        weights those that come later are asked for
       for r, block: acc += xp * w
     y = epilogue(acc)
 """
@@ -14,16 +15,22 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.s_tir import Schedule
 
-from .program import Program
+from .prefetch import prefetch_ahead
+from .program import CACHE_LINE, Program
 from .steps import keep_in_registers, pack, tile, write_back
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemv: `tile.blocks` streams of weights for `tile.rows` rows."""
     sch = Schedule(program.func)
-    pack(sch, program)
+    pack(sch, program, parallel=False)
     loops = tile(sch, program)
-    sch.parallel(sch.fuse(loops.mo, loops.panel))
+    task = sch.fuse(loops.mo, loops.panel)
+    sch.parallel(task)
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
-    return sch.mod["main"]
+    func = sch.mod["main"]
+    if program.layout.bits == 8 or program.step_bytes < CACHE_LINE or loops.joined:
+        return func  # the hardware's prefetchers keep up with that
+    part = sch.get(loops.part).loop_var if program.summed else 0
+    return prefetch_ahead(func, program, sch.get(task), sch.get(loops.kb), part)

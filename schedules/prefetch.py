@@ -1,9 +1,13 @@
-"""Prefetching the next panel of weights while this one is multiplied.
+"""Prefetching weights.
 
-A task reads its panel of w from L2, once per tile of rows; only the first tile meets weights that
-are still in memory or L3, and would wait for them. So the tiles of the panel before ask for them:
-while a tile works on block kb, it fetches some lines of the next panel's block kb, the first tile
-the first lines and so on, few enough at a time that its own loads do not wait.
+In a gemm, the next panel while this one is multiplied. A task reads its panel of w from L2, once
+per tile of rows; only the first tile meets weights that are still in memory or L3, and would wait
+for them. So the tiles of the panel before ask for them: while a tile works on block kb, it fetches
+some lines of the next panel's block kb, the first tile the first lines and so on, few enough at a
+time that its own loads do not wait.
+
+In a gemv of 4-bit weights, a few KB ahead of what is read: unpacking fills the core's window of
+instructions sooner than its queue of outstanding reads.
 """
 
 from __future__ import annotations
@@ -13,8 +17,12 @@ from tvm import tirx
 
 from .program import Program
 
-#: Arguments of llvm.prefetch: read, into L2 (prefetcht1), data cache.
-READ, INTO_L2, DATA = 0, 2, 1
+#: Arguments of llvm.prefetch: read; into L2 (prefetcht1) or L1 (prefetcht0); data cache.
+READ, INTO_L2, INTO_L1, DATA = 0, 2, 3, 1
+
+#: Steps between asking for weights and reading them: 4 KB, about what one core has under way when
+#: it reads memory at full speed (docs/performance.md).
+AHEAD = 64
 
 
 def prefetch_next_panel(
@@ -23,7 +31,7 @@ def prefetch_next_panel(
     task: tirx.For,
     mi: tirx.For,
     kb: tirx.For,
-    group: tirx.Var | int,
+    part: tirx.Var | int,
 ) -> tirx.PrimFunc:
     """The scheduled `func` with prefetches at the head of its loop over blocks of K.
 
@@ -42,7 +50,7 @@ def prefetch_next_panel(
 
     def fetch(step: tirx.Var, block: tirx.Var) -> tirx.Stmt:
         nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
-        k_block = group * (layout.k_blocks // layout.groups) + kb.loop_var
+        k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
         line = tirx.address_of(tirx.BufferLoad(w, [nb, k_block * steps + step, 0, 0]))
         return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L2, DATA))
 
@@ -58,6 +66,50 @@ def prefetch_next_panel(
         body = tirx.SeqStmt([tirx.IfThenElse(first_line < steps, some, None), loop.body])
         return tirx.For(
             loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
+        )
+
+    body = tvm_ffi.structural_map(func.body, [(tirx.For, with_prefetch)])
+    return func.with_body(body)
+
+
+def prefetch_ahead(
+    func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Var | int
+) -> tirx.PrimFunc:
+    """The scheduled `func` asking in every step for the weights that it reads AHEAD steps later.
+
+    A step is what one load brings. Behind the end of a panel lies the next one, which the
+    hardware's prefetchers would only find when it is read.
+    """
+    layout, blocks = program.layout, program.tile.blocks
+    panels, steps = -(-layout.n_blocks // blocks), layout.shape[1]
+    per_block = layout.k_block // (layout.depth * layout.steps_per_byte)
+    (w,) = (param for param in func.params if param.name == "w")
+    k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
+
+    def fetch(ks: tirx.Var) -> tirx.Stmt:
+        step = k_block * per_block + ks + AHEAD
+        beyond = tirx.if_then_else(step >= steps, 1, 0)
+        panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
+        block = tirx.Var("block", "int32")
+        nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
+        line = tirx.address_of(tirx.BufferLoad(w, [nb, (step - beyond * steps) % steps, 0, 0]))
+        one = tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L1, DATA))
+        return tirx.For(block, 0, blocks, tirx.ForKind.UNROLLED, one)
+
+    def with_prefetch(loop: tirx.For) -> tirx.For:
+        if not loop.loop_var.same_as(kb.loop_var):
+            return loop
+        (ks,) = (stmt for stmt in [loop.body] if isinstance(stmt, tirx.For))
+        inner = tirx.For(
+            ks.loop_var,
+            ks.min,
+            ks.extent,
+            ks.kind,
+            tirx.SeqStmt([fetch(ks.loop_var), ks.body]),
+            annotations=ks.annotations,
+        )
+        return tirx.For(
+            loop.loop_var, loop.min, loop.extent, loop.kind, inner, annotations=loop.annotations
         )
 
     body = tvm_ffi.structural_map(func.body, [(tirx.For, with_prefetch)])

@@ -12,19 +12,23 @@ from ..targets import Instruction
 from .program import Program
 
 
+#: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
+#: unroll it, load the weights of every step at once and run out of registers.
+SHORT = 8
+
+
 @dataclass(frozen=True)
 class TileLoops:
     """The loops around a register tile, outermost first.
 
-    mo, panel, mi choose the tile, g the group; kb, ks walk along K; r and block over the tile; lane
-    and d are the instruction. `first` is where a tile's reduction begins: g where groups are
-    summed, kb elsewhere.
+    mo, panel, mi choose the tile, part the part of K; kb, ks walk along K; r and block over the
+    tile; lane and d are the instruction.
     """
 
     mo: LoopRV
     panel: LoopRV
     mi: LoopRV
-    g: LoopRV
+    part: LoopRV
     kb: LoopRV
     ks: LoopRV
     r: LoopRV
@@ -32,21 +36,41 @@ class TileLoops:
     lane: LoopRV
     d: LoopRV
 
+    @property
+    def joined(self) -> bool:
+        """Whether kb and ks are one loop."""
+        return self.kb is self.ks
 
-def pack(schedule: Schedule, program: Program) -> LoopRV:
+
+def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     """One tile of rows after the other, all steps of its packing together. Returns that loop."""
     first, *others = program.packing
-    mo, mi, *_ = schedule.get_loops(schedule.get_sblock(first))
-    tile = schedule.fuse(mo, mi)
+    tile = schedule.get_loops(schedule.get_sblock(first))[1]
     for name in others:
         schedule.reverse_compute_at(schedule.get_sblock(name), tile, preserve_unit_loops=True)
+    if parallel:
+        schedule.parallel(tile)
     *_, kb, r, kk = schedule.get_loops(schedule.get_sblock("xp"))
     schedule.reorder(r, kb)  # row after row, a block of K per copy
     if program.layout.pairs:
         half, kk = schedule.split(kk, [2, None])
         schedule.unroll(half)
     schedule.vectorize(kk)
+    if "x_sum" in program.packing:
+        sum_in_lanes(schedule)
     return tile
+
+
+def sum_in_lanes(schedule: Schedule) -> None:
+    """Each group's sum of activations as one vector, whose lanes are added at its end."""
+    lanes = schedule.get_sblock("x_lanes")
+    *_, r, _ = schedule.get_loops(schedule.get_sblock("x_sum"))
+    schedule.compute_at(lanes, r, preserve_unit_loops=True)
+    lane, step = schedule.get_loops(lanes)[-2:]
+    schedule.reorder(step, lane)
+    schedule.vectorize(lane)
+    zero = schedule.decompose_reduction(lanes, step)
+    schedule.vectorize(schedule.get_loops(zero)[-1])
 
 
 def tile(schedule: Schedule, program: Program) -> TileLoops:
@@ -59,7 +83,7 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     for stage in reversed(before):
         schedule.compute_at(stage, mi, preserve_unit_loops=True)
     inner = mi
-    if program.grouped:
+    if program.summed:
         total = schedule.get_sblock("total")
         schedule.compute_at(total, mi, preserve_unit_loops=True)
         r, block, lane, inner = schedule.get_loops(total)[-4:]
@@ -67,16 +91,18 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
         unroll_tile(schedule, r, block, lane)
     acc = schedule.get_sblock("acc")
     schedule.compute_at(acc, inner, preserve_unit_loops=True)
-    g, r, block, lane, k = schedule.get_loops(acc)[-5:]
+    part, r, block, lane, k = schedule.get_loops(acc)[-5:]
     steps = layout.k_block // layout.depth
     kb, ks, d = schedule.split(k, [None, steps, layout.depth])
-    schedule.reorder(g, kb, ks, r, block, lane, d)
+    schedule.reorder(part, kb, ks, r, block, lane, d)
     if program.unpacks:
         ks, half = schedule.split(ks, [None, layout.steps_per_byte])
         schedule.unroll(half)
+    if steps <= SHORT:
+        kb = ks = schedule.fuse(kb, ks)
     schedule.unroll(r)
     schedule.unroll(block)
-    return TileLoops(mo, panel, mi, inner if program.grouped else g, kb, ks, r, block, lane, d)
+    return TileLoops(mo, panel, mi, inner if program.summed else part, kb, ks, r, block, lane, d)
 
 
 def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> None:
@@ -94,8 +120,8 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) ->
     if program.unpacks:
         unpack(schedule, program, loops)
     write_as_instruction(schedule, program.instruction, loops.kb, loops.lane, loops.d)
-    if program.grouped:
-        zero = schedule.decompose_reduction(schedule.get_sblock("total"), loops.g)
+    if program.summed:
+        zero = schedule.decompose_reduction(schedule.get_sblock("total"), loops.part)
         unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
 
 
