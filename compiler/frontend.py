@@ -96,12 +96,17 @@ def program(
     if parts > 1:
         total = te.compute(shape, lambda *at: te.sum(term(*at), axis=part), "total")
 
+    # Nothing between a product and a sum: then they are one operation, as with a bias.
+    residual_is_addend = spec.residual and not spec.bias and spec.activation_fn is None
+
     def value(o: Expr, i: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
         """Everything of the epilogue that needs no array of the output's shape."""
         sums = total[o, i, r, nb, lane] if parts > 1 else acc[o, i, 0, r, nb, lane]
         if spec.out == "int32":
             return exact(sums, o, i, 0, r, nb, lane)
         in_w = sums if layout.groups > 1 else scaled(sums, o, i, 0, r, nb, lane)
+        if residual_is_addend:
+            return in_w
         scale = packed.scale(o, i, r)
         if spec.bias:
             result = multiply_add(target, in_w, scale, inputs["bias"][block(nb), 0, lane])
@@ -114,7 +119,11 @@ def program(
         if spec.out == "int32":
             return value
         if spec.residual:
-            value = value + functions.widen(inputs["residual"][at], spec.residual_dtype, target)
+            added = functions.widen(inputs["residual"][at], spec.residual_dtype, target)
+            if residual_is_addend:
+                value = multiply_add(target, value, packed.scale(*at[:3]), added)
+            else:
+                value = value + added
         if not spec.requantized:
             return functions.narrow(value, spec.out, target)
         quotient = value / inputs["out_scale"][0]

@@ -3,6 +3,7 @@
     acc[m, n, g] = sum over k in group g of (qX[m, k] - zX[m]) * (qW[n, k] - zW[n, g])     int32
     t[m, n]      = acc[m, n, 0] * sW[n, 0];  t = fma(acc[m, n, g], sW[n, g], t) for g = 1, 2, ...
     y[m, n]      = t * sX[m],  with a bias fma(t, sX[m], bias[n]);  activation_fn;  + residual
+                   (without bias and activation_fn  fma(t, sX[m], residual[m, n]))
 
 Every step is one float32 rounding (half to even); int32 is converted to float32 first. fma rounds
 once: it is computed here through float64, where the product is exact. A float16 or bfloat16 out is
@@ -74,13 +75,21 @@ def reference(
             k = slice(g * spec.group_size, (g + 1) * spec.group_size)
             acc = xs[:, k] @ ws[:, k].T
             y = fma(acc.astype(np.float32), w.scale[:, g], y)
-    y = fma(y, sx, row_vector("bias", bias, spec.n)) if spec.bias else y * sx
+    added = np.zeros((), np.float32)
+    if spec.residual:
+        given = np.asarray(() if residual is None else residual)
+        if given.shape != (m, spec.n):
+            raise ArrayError(f"residual has shape {given.shape}; expected {(m, spec.n)}")
+        added = given.astype(np.float32)
+    if spec.bias:
+        y = fma(y, sx, row_vector("bias", bias, spec.n))
+    elif spec.residual and spec.activation_fn is None:
+        return store(spec.out, fma(y, sx, added), out_scale, out_zero_point)
+    else:
+        y = y * sx
     y = apply(spec.activation_fn, y)
     if spec.residual:
-        added = np.asarray(() if residual is None else residual)
-        if added.shape != (m, spec.n):
-            raise ArrayError(f"residual has shape {added.shape}; expected {(m, spec.n)}")
-        y = y + added.astype(np.float32)
+        y = y + added
     return store(spec.out, y, out_scale, out_zero_point)
 
 
@@ -154,7 +163,8 @@ def store(out: str, y: np.ndarray, scale: float | None, zero_point: int) -> np.n
         check_zero_point(np.asarray(zero_point, np.int32), (), out)
         q = np.rint(y / np.float32(scale)) + zero_point
         return np.clip(q, least, greatest).astype(out)
-    return y.astype(ml_dtypes.bfloat16 if out == "bfloat16" else out)
+    with np.errstate(over="ignore"):  # what float16 cannot hold is infinite
+        return y.astype(ml_dtypes.bfloat16 if out == "bfloat16" else out)
 
 
 def row_vector(name: str, value: npt.ArrayLike | None, n: int) -> np.ndarray:
