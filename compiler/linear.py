@@ -64,9 +64,11 @@ class Linear:
         self._arrays = {name: aligned(constants[name]) for name in self._names if name in constants}
         self._defaults = {
             name: self._numbers(name, value, None)
-            for name, value in {"out_zero_point": 0, **scalars}.items()
+            for name, value in scalars.items()
             if value is not None
         }
+        if spec.requantized and "out_zero_point" not in self._defaults:
+            self._defaults["out_zero_point"] = self._numbers("out_zero_point", 0, None)
         bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
         if spec.activation_scale == "row":
             # One number per row, and how many rows there are only a call knows.
@@ -216,7 +218,7 @@ class Linear:
     def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:
         """A scale or zero point in the shape that the kernel takes: (1,), or (m,) for rows."""
         spec = self.kernel.spec
-        if name not in self._names and name != "out_zero_point":
+        if name not in self._names:
             raise ArrayError(f"{name} was given; {why_no(name, spec)}")
         dtype = SCALARS[name]
         array = np.asarray(value)
@@ -234,8 +236,7 @@ class Linear:
             check_scale(values, values.shape)
         else:
             holds = spec.activation if name == "x_zero_point" else spec.out
-            if spec.requantized or name == "x_zero_point":
-                check_zero_point(values, values.shape, holds)
+            check_zero_point(values, values.shape, holds)
         return aligned(values)
 
 

@@ -11,7 +11,6 @@ from tvm.s_tir.schedule import LoopRV
 from ..targets import Instruction
 from .program import Program
 
-
 #: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
 #: unroll it, load the weights of every step at once and run out of registers.
 SHORT = 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import problems
@@ -72,7 +74,7 @@ def test_three_layers_chain_in_int8():
     x = qmm.quantize(rng.standard_normal((m, sizes[0])), "int8", group_size="tensor")
     scale, zero = x.scale, 0
     ours, theirs = x.data, x.data
-    for layer, (k, n) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (k, n) in enumerate(itertools.pairwise(sizes)):
         last = layer == len(sizes) - 2
         spec = qmm.MatmulSpec(
             n=n,
@@ -196,9 +198,14 @@ def test_refused_arguments():
     quantized = np.ones((2, 16), np.int8)
     with pytest.raises(ArrayError, match="out_scale is missing"):
         requantized(quantized, x_scale=1.0)
+    w = problems.weight(rng, requantized.kernel.spec)
+    for given in ({}, {"out_zero_point": 0}):
+        y = requantized.kernel.bind(w, x_scale=1.0, out_scale=40.0, **given)(quantized)
+        expected = qmm.reference(requantized.kernel.spec, quantized, w, x_scale=1.0, out_scale=40.0)
+        problems.assert_agrees(y, expected)
     with pytest.raises(ArrayError, match="zero_point 256; uint8 holds 0 to 255"):
         requantized(quantized, x_scale=1.0, out_scale=1.0, out_zero_point=256)
-    with pytest.raises(ArrayError, match="scale 0.0; expected positive"):
+    with pytest.raises(ArrayError, match=r"scale 0\.0; expected positive"):
         requantized(quantized, x_scale=1.0, out_scale=0.0)
     added, _ = linear(residual=True)
     with pytest.raises(ArrayError, match=r"residual is missing; the spec adds one of \(2, 8\)"):
