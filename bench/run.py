@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import targets
+from ..compiler.arrays import numpy_dtype
 from ..compiler.build import compile
 from ..compiler.kernel import Kernel
 from ..compiler.problem import Problem
@@ -68,20 +70,28 @@ def bench(
         kernel = kernels[n, k]
         limit = limits.measure(row, threads)
         cold = m <= COLD_ROWS
-        copies = copies_for(n * k) if cold else 1
+        weight_bytes = math.prod(kernel.info.layout.shape) + scale_bytes(kernel)
+        copies = copies_for(weight_bytes) if cold else 1
         with numpy_threads(threads):
             times = interleaved(
                 {
                     "quantmm": kernel_calls(kernel, m, copies, threads),
-                    "numpy": numpy_calls(m, n, k, max(1, copies // 4)),
+                    "numpy": numpy_calls(m, n, k, copies_for(4 * n * k) if cold else 1),
                 }
             )
-        yield make_row(kernel, (m, n, k), limit, cold, times)
+        yield make_row(kernel, (m, n, k), weight_bytes, limit, cold, times)
+
+
+def scale_bytes(kernel: Kernel) -> int:
+    """Bytes that a call reads beside the packed weight: a float32 per scale."""
+    layout = kernel.info.layout
+    return 4 * layout.n_blocks * layout.lanes * layout.groups
 
 
 def make_row(
     kernel: Kernel,
     shape: tuple[int, int, int],
+    weight_bytes: int,
     limit: limits.Limits,
     cold: bool,
     times: dict[str, Time],
@@ -89,7 +99,7 @@ def make_row(
     """Put one shape's times beside its limits."""
     m, n, k = shape
     ours = times["quantmm"]
-    floor = limit.floor(m, n, k, n * k, cold)
+    floor = limit.floor(m, n, k, weight_bytes, cold)
     return Row(
         m=m,
         n=n,
@@ -100,7 +110,7 @@ def make_row(
         median=ours.median,
         least=ours.least,
         gops=2 * m * n * k / ours.median / 1e9,
-        gbps=n * k / ours.median / 1e9,
+        gbps=weight_bytes / ours.median / 1e9,
         floor=floor,
         share=floor / ours.median,
         numpy=times["numpy"].median,
@@ -114,7 +124,7 @@ def kernel_calls(kernel: Kernel, m: int, copies: int, threads: int) -> list[Call
     x, w = problem.activation(), problem.weight()
     static = {name: v for name, v in problem.call_arguments().items() if np.ndim(v) == 0}
     per_call = {name: v for name, v in problem.call_arguments().items() if np.ndim(v)}
-    out = np.empty((m, kernel.spec.n), kernel.spec.out)
+    out = np.empty((m, kernel.spec.n), numpy_dtype(kernel.spec.out))
     calls: list[Callable[[], object]] = []
     for _ in range(copies):
         linear = kernel.bind(w, **problem.bind_arguments(), **static)

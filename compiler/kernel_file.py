@@ -29,7 +29,7 @@ from .kernel import Kernel, KernelInfo, check_machine
 from .runtime import tvm_ffi
 
 MAGIC = b"quantmm\0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = struct.Struct("<8sII32s")
 
 

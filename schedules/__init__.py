@@ -10,7 +10,7 @@ from .program import Program, Tile
 __all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
 
 #: Counts changes of the recipes; a record or file of another version is not used.
-SCHEDULE_VERSION = 1
+SCHEDULE_VERSION = 2
 
 #: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
 GEMV_ROWS = 4

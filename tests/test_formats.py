@@ -199,8 +199,8 @@ def test_refused_arguments():
     with pytest.raises(ArrayError, match="out_scale is missing"):
         requantized(quantized, x_scale=1.0)
     w = problems.weight(rng, requantized.kernel.spec)
-    for given in ({}, {"out_zero_point": 0}):
-        y = requantized.kernel.bind(w, x_scale=1.0, out_scale=40.0, **given)(quantized)
+    for zero in ({}, {"out_zero_point": 0}):
+        y = requantized.kernel.bind(w, x_scale=1.0, out_scale=40.0, **zero)(quantized)
         expected = qmm.reference(requantized.kernel.spec, quantized, w, x_scale=1.0, out_scale=40.0)
         problems.assert_agrees(y, expected)
     with pytest.raises(ArrayError, match="zero_point 256; uint8 holds 0 to 255"):
