@@ -21,10 +21,9 @@ from tvm.ir import Expr
 
 from ..schedules.program import Program, Tile, parts_of
 from ..targets import Target, WeightLayout
-from . import functions
 from .activations import Packed, Rows, pack
-from .operands import Operands, needs_w_sum, needs_x_sum
-from .rounding import multiply_add
+from .epilogue import Epilogue
+from .operands import Operands, needs_w_sum
 from .spec import MatmulSpec, stored_as
 
 
@@ -70,66 +69,25 @@ def program(
     parts = parts_of(layout, tile)
     acc = dot_products(layout, parts, packed, inputs["w"], shape, block)
     part = te.reduce_axis((0, parts), "part")
+    ending = Epilogue(spec, target, chosen, packed, inputs, block)
 
-    def exact(value: Expr, o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
-        """`value`, the sum of products over group g, with the corrections of `operands`."""
-        if needs_w_sum(spec, chosen):
-            w_sum = inputs["w_sum"][block(nb), g, lane]
-            if packed.zero_point is not None:
-                w_sum = (packed.zero_point(o, i, r) + chosen.x_offset) * w_sum
-            value = value - w_sum
-        if needs_x_sum(spec, chosen):
-            x_sum = packed.stages["x_sum"][o, i, g, r]
-            if spec.weight_zero_point:
-                x_sum = x_sum * inputs["w_zero_point"][block(nb), g, lane].astype("int32")
-            value = value - x_sum
-        return value
+    def dots(p: Expr | int, at: tuple[Expr, ...]) -> Expr:
+        index = (*at[:2], p, *at[2:])
+        return acc[index]
 
-    def scaled(value: Expr, o: Expr, i: Expr, g: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
-        scale = inputs["w_scale"][block(nb), g, lane]
-        return exact(value, o, i, g, r, nb, lane).astype("float32") * scale
-
-    def term(o: Expr, i: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
-        value = acc[o, i, part, r, nb, lane]
-        return value if layout.groups == 1 else scaled(value, o, i, part, r, nb, lane)
+    def term(*at: Expr) -> Expr:
+        value = dots(part, at)
+        return value if layout.groups == 1 else ending.scaled(value, part, at)
 
     if parts > 1:
         total = te.compute(shape, lambda *at: te.sum(term(*at), axis=part), "total")
 
-    # Nothing between a product and a sum: then they are one operation, as with a bias.
-    residual_is_addend = spec.residual and not spec.bias and spec.activation_fn is None
-
-    def value(o: Expr, i: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+    def value(*at: Expr) -> Expr:
         """Everything of the epilogue that needs no array of the output's shape."""
-        sums = total[o, i, r, nb, lane] if parts > 1 else acc[o, i, 0, r, nb, lane]
+        sums = total[at] if parts > 1 else dots(0, at)
         if spec.out == "int32":
-            return exact(sums, o, i, 0, r, nb, lane)
-        in_w = sums if layout.groups > 1 else scaled(sums, o, i, 0, r, nb, lane)
-        if residual_is_addend:
-            return in_w
-        scale = packed.scale(o, i, r)
-        if spec.bias:
-            result = multiply_add(target, in_w, scale, inputs["bias"][block(nb), 0, lane])
-        else:
-            result = in_w * scale
-        return functions.activation(spec.activation_fn, result)
-
-    def stored(value: Expr, *at: Expr) -> Expr:
-        """`value` with the residual, in the output's format."""
-        if spec.out == "int32":
-            return value
-        if spec.residual:
-            added = functions.widen(inputs["residual"][at], spec.residual_dtype, target)
-            if residual_is_addend:
-                value = multiply_add(target, value, packed.scale(*at[:3]), added)
-            else:
-                value = value + added
-        if not spec.requantized:
-            return functions.narrow(value, spec.out, target)
-        quotient = value / inputs["out_scale"][0]
-        return functions.to_integer(quotient, inputs["out_zero_point"][0], spec.out).astype(
-            spec.out
-        )
+            return ending.exact(sums, 0, at)
+        return ending.finished(sums if layout.groups > 1 else ending.scaled(sums, 0, at), at)
 
     stages: tuple[str, ...] = ("y",)
     if spec.n < layout.lanes:
@@ -137,9 +95,9 @@ def program(
         # accumulators could not stay in registers.
         stages = ("whole", "y")
         whole = te.compute(shape, value, "whole")
-        y = te.compute(shape, lambda *at: stored(whole[at], *at), "y")
+        y = te.compute(shape, lambda *at: ending.stored(whole[at], at), "y")
     else:
-        y = te.compute(shape, lambda *at: stored(value(*at), *at), "y")
+        y = te.compute(shape, lambda *at: ending.stored(value(*at), at), "y")
     ordered = [inputs[name] for name in arguments(spec, chosen)[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
     return Program(func, tuple(packed.stages), stages, parts, tile, layout, chosen.instruction)

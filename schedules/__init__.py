@@ -23,8 +23,10 @@ MAX_STREAMS = 4
 #: Streams of 4-bit weights by rows of a gemv, whose prefetches are our own: fewer streams leave
 #: more of each one under way, more rows need more accumulators.
 STREAMS_4BIT = {1: 1, 2: 1, 3: 1, 4: 2}
-#: How much longer a tile takes that keeps some of its sums in memory.
-SPILLED = 1.05
+#: Groups up to this size leave one stream: their scales are a second one beside each.
+SMALL_GROUP = 32
+#: How much longer a tile takes that keeps sums in memory: this many steps of K for every group.
+SPILLED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def variant(target: Target, layout: WeightLayout, rows: int) -> Variant:
     tile = Tile(rows, widest(target, layout, rows))
     spilled = registers(target, layout, tile) > target.vector_registers
     cost = panel_cost(tile, 0.5 if layout.bits == 4 else 0.3)
-    return Variant(strategy, tile, cost * (SPILLED if spilled else 1))
+    if spilled:
+        cost *= 1 + SPILLED_STEPS / (layout.group_size or layout.k)
+    return Variant(strategy, tile, cost)
 
 
 def panel_cost(tile: Tile, per_weight: float) -> float:
@@ -77,7 +81,8 @@ def widest(target: Target, layout: WeightLayout, rows: int) -> int:
     """
     most = target.vector_registers
     if rows <= GEMV_ROWS:
-        most = STREAMS_4BIT[rows] if layout.bits == 4 else MAX_STREAMS
+        small = layout.groups > 1 and (layout.group_size or 0) <= SMALL_GROUP
+        most = MAX_STREAMS if layout.bits == 8 else 1 if small else STREAMS_4BIT[rows]
     fits = [
         blocks
         for blocks in range(1, most + 1)

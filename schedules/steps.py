@@ -97,7 +97,7 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     if program.unpacks:
         ks, half = schedule.split(ks, [None, layout.steps_per_byte])
         schedule.unroll(half)
-    if steps <= SHORT:
+    if steps <= SHORT and layout.groups == 1 == program.parts:
         kb = ks = schedule.fuse(kb, ks)
     schedule.unroll(r)
     schedule.unroll(block)

@@ -61,6 +61,15 @@ def test_contenders_take_turns():
     assert changes >= 5
 
 
+def test_floats_and_groups_are_timed_by_the_bytes_that_they_read():
+    fields = {"weight": "int4", "group_size": 32, "input": "bfloat16", "dynamic": True}
+    fields |= {"out": "bfloat16", "residual": True}
+    (row,) = run.bench([(2, 128, 256)], fields, "host", 1)
+    read = 128 * 256 / 2 + 4 * 128 * 256 / 32
+    assert row.gbps * 1e9 * row.median == pytest.approx(read)
+    assert row.floor == pytest.approx(row.share * row.median)
+
+
 def test_rotated_weights_exceed_the_caches():
     for size in (1000, 16 << 20, 1 << 30):
         copies = run.copies_for(size)
