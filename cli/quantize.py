@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ..compiler.quality import ErrorRow, error_report
-from ..compiler.quantize import METHODS, PERCENTILE, quantize
+from ..compiler.quality import ErrorRow, error_report, quantize_weight
+from ..compiler.quantize import METHODS, PERCENTILE
 from ..compiler.spec import CHOICES
 from ..compiler.weights import find_matrix, save_weights
 from .options import HELP, GroupSize, format_options, make_spec
@@ -91,14 +91,7 @@ def quantize_command(
     ]
     if output is not None:
         (spec,) = specs
-        q = quantize(
-            matrix,
-            spec.weight,
-            group_size=spec.group_size,
-            symmetric=not spec.weight_zero_point,
-            method=method,
-            percentile=percentile,
-        )
+        q = quantize_weight(matrix, spec, method, percentile)
         save_weights(output, {name: (q, spec)})
     rows = error_report(matrix, specs, method=method, percentile=percentile)
     click.echo(f"{name} of {file}: N={n}, K={k}, {method}")

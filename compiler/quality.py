@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, SpecError
-from .quantize import dequantize, quantize
+from .quantize import QTensor, dequantize, quantize
 from .ranges import pieces
 from .spec import MatmulSpec
 
@@ -93,14 +93,7 @@ def error_report(
     single = weight.astype(np.float32), given.astype(np.float32)
     rows = [ErrorRow("float32", "float32", size, 1.0, *original.errors(*single))]
     for spec in specs:
-        q = quantize(
-            weight,
-            spec.weight,
-            group_size=spec.group_size,
-            symmetric=not spec.weight_zero_point,
-            method=method,
-            percentile=percentile,
-        )
+        q = quantize_weight(weight, spec, method, percentile)
         qx = quantize(
             given,
             spec.activation,
@@ -113,6 +106,20 @@ def error_report(
         labels = weight_label(spec), activation_label(spec)
         rows.append(ErrorRow(*labels, count, count / size, *errors))
     return rows
+
+
+def quantize_weight(
+    weight: np.ndarray, spec: MatmulSpec, method: str, percentile: float | None
+) -> QTensor:
+    """The weight in the formats of `spec`; `method` and `percentile` as `quantize` takes them."""
+    return quantize(
+        weight,
+        spec.weight,
+        group_size=spec.group_size,
+        symmetric=not spec.weight_zero_point,
+        method=method,
+        percentile=percentile,
+    )
 
 
 @dataclass(frozen=True, eq=False)
