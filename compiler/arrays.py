@@ -136,15 +136,10 @@ def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -
     return tensor(array)
 
 
-def refuse_overlap(name: str, out: Any, other_name: str, x: Any) -> None:
-    """Refuse an array to be written that shares bytes with one that is read meanwhile."""
-    if isinstance(out, np.ndarray) and isinstance(x, np.ndarray):
-        shared = np.may_share_memory(out, x)
-    else:
-        y, source = (tvm_ffi.from_dlpack(array) for array in (out, x))
-        distance = source.data_ptr() - y.data_ptr()
-        shared = 0 <= distance < length(y) or 0 <= -distance < length(source)
-    if shared:
+def refuse_overlap(name: str, written: Any, other_name: str, read: Any) -> None:
+    """Refuse a tensor to be written that shares bytes with one that is read meanwhile."""
+    distance = read.data_ptr() - written.data_ptr()
+    if 0 <= distance < length(written) or 0 <= -distance < length(read):
         raise ArrayError(f"{name} shares memory with {other_name}; expected memory of its own")
 
 

@@ -1,6 +1,6 @@
 """Float functions as TIR expressions, for vectors of any width and targets of any kind.
 
-Roundings are explicit: `to_byte` rounds half to even, conversions between float formats too. The
+Roundings are explicit: `to_integer` rounds half to even, conversions between float formats too. The
 activation functions are computed in float64 and rounded once, so they equal the reference's
 formulas in all but a few cases in a million, where they differ by one unit in the last place. What
 LLVM would turn into a call of libm per element (exp, rint) is written out.

@@ -137,7 +137,7 @@ class Linear:
             y = new_tensor(result)
         else:
             result, y = out, export_array("out", out, self._out_dtype, shape)
-            refuse_overlap("out", out, "x", x)
+            refuse_overlap("out", y, "x", source)
         bound = self._bound
         if (
             not self._complete
@@ -153,7 +153,7 @@ class Linear:
                 "out_scale": out_scale,
                 "out_zero_point": out_zero_point,
             }
-            bound = self._with_call(m, given, residual, out)
+            bound = self._with_call(m, given, residual, y)
         runtime.use_threads(kernel.num_threads if num_threads is None else num_threads)
         function(source, *bound, y, mo, mi)
         return result
@@ -179,7 +179,7 @@ class Linear:
             zero = np.zeros(x.scale.shape, np.int32)
         return x.data, scale, zero if spec.activation_zero_point else None
 
-    def _with_call(self, m: int, given: dict[str, Any], residual: Any, out: Any) -> list[Any]:
+    def _with_call(self, m: int, given: dict[str, Any], residual: Any, y: Any) -> list[Any]:
         """The bound arguments with this call's own in place."""
         spec = self.kernel.spec
         for name, value in given.items():
@@ -190,7 +190,7 @@ class Linear:
         arguments = list(self._bound)
         for i, name in enumerate(self._names):
             if name == "residual":
-                arguments[i] = self._residual(residual, m, out)
+                arguments[i] = self._residual(residual, m, y)
                 continue
             value = given.get(name)
             if value is None and arguments[i] is not None:
@@ -202,7 +202,7 @@ class Linear:
             arguments[i] = tvm_ffi.from_dlpack(self._numbers(name, value, m))
         return arguments
 
-    def _residual(self, residual: Any, m: int, out: Any) -> Any:
+    def _residual(self, residual: Any, m: int, y: Any) -> Any:
         """The residual as a kernel reads it."""
         spec = self.kernel.spec
         if residual is None:
@@ -211,8 +211,7 @@ class Linear:
         added = import_array("residual", residual, dtype, spec.n)
         if added.shape[0] != m:
             raise ArrayError(f"residual has {added.shape[0]} rows; expected {m}")
-        if out is not None:
-            refuse_overlap("out", out, "residual", residual)
+        refuse_overlap("out", y, "residual", added)
         return added
 
     def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:

@@ -169,6 +169,11 @@ def test_torch_floats_in_and_out(dtype):
     out = torch.empty((5, 50), dtype=tx.dtype)[:, :40]
     assert linear(tx.T.contiguous().T, out, residual=tr) is out
     np.testing.assert_array_equal(out.float().numpy(), expected)
+    # One library's array beside another's, and one that is read-only.
+    x.flags.writeable = False
+    np.testing.assert_array_equal(linear(x, out, residual=tr).float().numpy(), expected)
+    mixed = np.empty(y.shape, FLOATS[dtype])
+    np.testing.assert_array_equal(linear(tx, mixed, residual=residual), expected.astype(x.dtype))
     with pytest.raises(ArrayError, match="out shares memory with residual"):
         linear(tx, tr, residual=tr)
 
