@@ -31,5 +31,9 @@ class WeightFileError(QuantmmError, OSError):
     """A file of weights that cannot be read or written, or that is not what it says it is."""
 
 
+class RecordError(QuantmmError, OSError):
+    """A file of verification records that cannot be read or written, or is not what it says."""
+
+
 class ToolError(QuantmmError, RuntimeError):
     """A program or library that a step needs is missing or failed."""

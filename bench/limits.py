@@ -13,18 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 from tvm import te
+from tvm.ir import Expr
 from tvm.s_tir import Schedule
 
 from ..compiler import runtime
+from ..compiler.llvm import llvm_target
 from ..compiler.runtime import tvm_ffi
+from ..schedules.program import Tile
 from ..schedules.steps import write_as_instruction
-from ..targets import Target
+from ..targets import Target, machine
 
-#: Accumulators of the peak kernel: PEAK_ROWS x PEAK_BLOCKS, enough to hide the latency.
-PEAK_ROWS, PEAK_BLOCKS = 4, 4
-#: Steps of K whose operands stay in L1.
-PEAK_STEPS = 8
-PEAK_REPEATS = 8192
+#: Fragments of the peak kernel by the number of registers, enough to hide the latency.
+PEAK_TILES = {16: Tile(6, 2), 32: Tile(4, 4)}
+#: Steps of K whose operands stay in L1, and are too many for the compiler to unroll: it would
+#: multiply once and add the products again and again.
+PEAK_STEPS = 64
+PEAK_REPEATS = 1024
 
 #: Vectors that the read kernel sums independently, and the bytes that it reads.
 READ_STREAMS = 8
@@ -62,6 +66,7 @@ class Limits:
 
 def measure(target: Target, threads: int) -> Limits:
     """Measure `target`'s limits on this machine; takes about a second."""
+    machine.require(target.name, target.architecture, target.features)
     runtime.use_threads(threads)
     return Limits(
         threads, dot_gops(target, threads), *(read_gbps(target, threads, p) for p in (False, True))
@@ -71,14 +76,23 @@ def measure(target: Target, threads: int) -> Limits:
 def dot_gops(target: Target, threads: int) -> float:
     """Billions of operations per second of nothing but the dot-product instruction."""
     instruction = target.instruction
-    shape = PEAK_STEPS, PEAK_ROWS, instruction.depth
-    x = runtime.aligned(np.ones(shape, instruction.x_dtype))
-    w_shape = PEAK_STEPS, PEAK_BLOCKS, instruction.lanes, instruction.depth
-    w = runtime.aligned(np.ones(w_shape, instruction.w_dtype))
-    y = runtime.aligned_empty((threads, PEAK_ROWS, PEAK_BLOCKS, instruction.lanes), np.int32)
-    seconds = best(peak_kernel(target, threads), x, w, y)
+    kernel = peak_kernel(target, threads)
+    x, w, y = (runtime.aligned_empty(shape, dtype) for shape, dtype in peak_arrays(target, threads))
+    x[...], w[...] = 1, 1
     products = y.size * PEAK_REPEATS * PEAK_STEPS * instruction.depth
-    return 2 * products / seconds / 1e9
+    return 2 * products / best(kernel, x, w, y) / 1e9
+
+
+def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str]]:
+    """Shapes and dtypes of X, W and sums: fragments as the instruction reads and writes them."""
+    ins, tile = target.instruction, PEAK_TILES[target.vector_registers]
+    rows = (ins.rows,) if ins.rows > 1 else ()
+    inner = (ins.depth // ins.block_depth,) if ins.depth > ins.block_depth else ()
+    return [
+        ((PEAK_STEPS, tile.rows, *rows, ins.depth), ins.x_dtype),
+        ((PEAK_STEPS, tile.blocks, *inner, ins.lanes, ins.block_depth), ins.w_dtype),
+        ((threads, tile.rows, tile.blocks, *rows, ins.lanes), "int32"),
+    ]
 
 
 def read_gbps(target: Target, threads: int, huge_pages: bool) -> float:
@@ -95,29 +109,35 @@ def read_gbps(target: Target, threads: int, huge_pages: bool) -> float:
 def peak_kernel(target: Target, threads: int) -> tvm_ffi.Function:
     """acc[t, a, b] += x[s, a] * w[s, b], again and again, everything in registers and L1."""
     ins = target.instruction
-    x = te.placeholder((PEAK_STEPS, PEAK_ROWS, ins.depth), ins.x_dtype, "x")
-    w = te.placeholder((PEAK_STEPS, PEAK_BLOCKS, ins.lanes, ins.depth), ins.w_dtype, "w")
+    (x_shape, _), (w_shape, _), (y_shape, _) = peak_arrays(target, threads)
+    x = te.placeholder(x_shape, ins.x_dtype, "x")
+    w = te.placeholder(w_shape, ins.w_dtype, "w")
     repeat = te.reduce_axis((0, PEAK_REPEATS), "repeat")
     step = te.reduce_axis((0, PEAK_STEPS), "step")
     d = te.reduce_axis((0, ins.depth), "d")
-    acc = te.compute(
-        (threads, PEAK_ROWS, PEAK_BLOCKS, ins.lanes),
-        lambda t, a, b, lane: te.sum(
-            x[step, a, d].astype("int32") * w[step, b, lane, d].astype("int32"),
-            axis=[repeat, step, d],
-        ),
-        "acc",
-    )
+
+    def dot(_: Expr, a: Expr, b: Expr, *at: Expr) -> Expr:
+        *row, lane = at
+        x_index = step, a, *row, d
+        inner = ins.block_depth
+        w_index = (
+            (step, b, lane, d) if inner == ins.depth else (step, b, d // inner, lane, d % inner)
+        )
+        product = x[x_index].astype("int32") * w[w_index].astype("int32")
+        return te.sum(product, axis=[repeat, step, d])
+
+    acc = te.compute(y_shape, dot, "acc")
     sch = Schedule(te.create_prim_func([x, w, acc]))
     local = sch.cache_write("acc", 0, "global")
-    t, a, b, lane, repeat, step, d = sch.get_loops("acc")
-    sch.reorder(t, repeat, step, a, b, lane, d)
+    t, a, b, *fragment, repeat, step, d = sch.get_loops("acc")
+    sch.reorder(t, repeat, step, a, b, *fragment, d)
     sch.parallel(t)
     sch.unroll(a)
     sch.unroll(b)
     sch.reverse_compute_at(local, t)
     sch.vectorize(sch.get_loops(local)[-1])
-    write_as_instruction(sch, ins, repeat, lane, d)
+    tile = PEAK_TILES[target.vector_registers]
+    write_as_instruction(sch, ins, tile, repeat, (a, b), tuple(fragment), d)
     return function(sch, target)
 
 
@@ -149,8 +169,7 @@ def read_kernel(target: Target, threads: int, rows: int) -> tvm_ffi.Function:
 
 def function(sch: Schedule, target: Target) -> tvm_ffi.Function:
     """The compiled function of a schedule."""
-    module = tvm.compile(sch.mod, target=tvm.target.Target({"kind": "llvm", **target.llvm}))
-    return module["main"]
+    return tvm.compile(sch.mod, target=llvm_target(target))["main"]
 
 
 def best(kernel: tvm_ffi.Function, *arrays: np.ndarray) -> float:

@@ -10,13 +10,11 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from .. import __version__, targets
 from ..compiler import runtime
-from ..compiler.kernel_file import load
-from ..compiler.problem import Problem, check, random_spec
+from ..compiler.kernel_file import Stored, contents
 from ..compiler.quantize import quantize
 from ..compiler.reference import reference
 from ..compiler.spec import MatmulSpec
@@ -27,10 +25,13 @@ from .options import (
     make_spec,
     size_options,
     target_option,
+    targets_option,
     threads_option,
 )
 from .quantize import quantize_command
 from .tables import show
+from .targets import targets_command
+from .verify import verify_command
 
 FAILURE = 2
 
@@ -44,7 +45,9 @@ def cli() -> None:
     """
 
 
+cli.add_command(targets_command)
 cli.add_command(quantize_command)
+cli.add_command(verify_command)
 
 
 def run() -> None:
@@ -66,81 +69,30 @@ def complain(message: str) -> int:
     return FAILURE
 
 
-@cli.command("targets")
-def list_targets() -> None:
-    """List the targets, and which of them this machine can execute."""
-    table = Table("target", "instruction", "chips", "runs here", box=None, pad_edge=False)
-    best = targets.host()
-    for target in targets.TARGETS:
-        reason = targets.why_not_here(target)
-        here = ("yes (host)" if target is best else "yes") if reason is None else f"no: {reason}"
-        table.add_row(target.name, target.instruction.name, target.description, here)
-    show(table)
-
-
 @cli.command("compile")
 @size_options
 @click.option("--m", type=int, help="The only M that will be called; any when left out.")
 @format_options
-@target_option
+@targets_option
 @click.option("-o", "--output", required=True, type=click.Path(), help="The kernel file to write.")
 def compile_command(
-    n: int, k: int, m: int | None, target: str, output: str, **formats: Any
+    n: int, k: int, m: int | None, target: list[str], output: str, **formats: Any
 ) -> None:
-    """Compile a kernel and write it to a file that `quantmm.load` reads."""
-    from ..compiler.build import compile
+    """Compile a kernel and write it to a file that `quantmm.load` reads.
 
-    kernel = compile(make_spec(n, k, formats, m), target)
-    kernel.save(output)
-    click.echo(f"{output}: {kernel.spec.to_json()} for {kernel.info.target}")
-
-
-@cli.command()
-@click.option("--m", type=int, default=16, show_default=True, help="Rows of X.")
-@click.option("--n", type=int, help="Rows of W.")
-@click.option("--k", type=int, help="Columns of X and W.")
-@format_options
-@target_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides every number.")
-@click.option("--random", "count", type=click.IntRange(1), help="Check this many random problems.")
-def verify(
-    m: int,
-    n: int | None,
-    k: int | None,
-    target: str,
-    seed: int,
-    count: int | None,
-    **formats: Any,
-) -> None:
-    """Compare kernels with the reference: one problem, or --random many.
-
-    Integers must be equal, floats within one unit in the last place. The line that a failure
-    prints repeats it.
+    For several targets the file has a kernel for each, and loading takes the best one for its
+    machine. The targets may be other machines' than this one.
     """
     from ..compiler.build import compile
 
-    row = targets.find(target)
-    if count is None:
-        if n is None or k is None:
-            raise click.UsageError("give --n and --k, or --random COUNT")
-        problems = [Problem(make_spec(n, k, formats), m, seed)]
-    else:
-        problems = [random_problem(seed + i) for i in range(count)]
-    for problem in track(problems, "verify", transient=True, disable=len(problems) == 1):
-        # For the one M of the problem: a kernel for every M takes several times as long to compile.
-        kernel = compile(dataclasses.replace(problem.spec, m=problem.m), row)
-        if wrong := check(problem, kernel):
-            click.echo(problem.line(row.name))
-            raise QuantmmError(wrong)
-    click.echo(f"{len(problems)} of {len(problems)} problems agree with the reference")
-
-
-def random_problem(seed: int) -> Problem:
-    """A problem of any format, small and mostly ragged."""
-    rng = np.random.default_rng(seed)
-    n, k, m = (int(rng.integers(1, end)) for end in (200, 400, 80))
-    spec = random_spec(lambda choices: choices[int(rng.integers(len(choices)))], n, k)
-    return Problem(spec, m, seed)
+    spec = make_spec(n, k, formats, m)
+    rows = [targets.find(name) for name in target]
+    first, *others = [compile(spec, row) for row in rows]
+    first.save(output, *others)
+    click.echo(f"{output}: {spec.to_json()}")
+    for stored in contents(output):
+        info, size = stored.info, len(stored.library)
+        click.echo(f"  {info.target}: {info.instruction}, {info.architecture}, {size:,} bytes")
 
 
 @cli.command()
@@ -220,11 +172,10 @@ def inspect(
 ) -> None:
     """Show what a spec becomes for M rows: a report, the TensorExpression, TIR, LLVM or assembly.
 
-    With FILE, report what a kernel file holds.
+    With FILE, report what a kernel file holds, for this machine or others.
     """
     if file is not None:
-        kernel = load(file)
-        click.echo(json.dumps(kernel.info.to_dict(), indent=1))
+        click.echo(json.dumps(described(contents(file)), indent=1))
         return
     if n is None or k is None:
         raise click.UsageError("give --n and --k, or a kernel file")
@@ -235,6 +186,17 @@ def inspect(
         click.echo(json.dumps(compile(spec, target).report([m]), indent=1))
     else:
         click.echo(emit_code(spec, target, m, emit))
+
+
+def described(kernels: list[Stored]) -> dict[str, Any]:
+    """What a kernel file holds, best first, and why some of it does not run here."""
+    rows = []
+    for info in (stored.info for stored in kernels):
+        fields = info.to_dict()
+        spec = fields.pop("spec")
+        why_not = targets.machine.why_not(info.architecture, info.features)
+        rows.append({"why_not_here": why_not, **fields})
+    return {"spec": spec, "kernels": rows}
 
 
 @cli.command()

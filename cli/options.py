@@ -54,6 +54,19 @@ class Whole(click.ParamType[Any]):
         return [int(word) for word in words]
 
 
+class Names(click.ParamType[Any]):
+    """Names separated by commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        """A list of the names."""
+        names = [word.strip() for word in str(value).split(",")]
+        if not all(names):
+            self.fail(f"{value!r}; expected names such as x86-avx2,x86-avx512vnni", param, ctx)
+        return names
+
+
 def format_options(command: Command, but: Collection[str] = ()) -> Command:
     """One option per field of `MatmulSpec`, but for the sizes and those named."""
     for field in reversed(dataclasses.fields(MatmulSpec)):
@@ -89,6 +102,17 @@ def target_option(command: Command) -> Command:
     """--target."""
     return click.option(
         "--target", default="host", show_default=True, help="A name that `quantmm targets` lists."
+    )(command)
+
+
+def targets_option(command: Command) -> Command:
+    """--target, for one or several."""
+    return click.option(
+        "--target",
+        type=Names(),
+        default="host",
+        show_default=True,
+        help="Names that `quantmm targets` lists, separated by commas.",
     )(command)
 
 

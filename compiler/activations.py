@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..targets import Target, WeightLayout
+from ..targets import Instruction, Target, WeightLayout
 from . import functions
 from .operands import Operands, needs_x_sum
 from .spec import INTEGER_RANGE, MatmulSpec
@@ -114,7 +114,7 @@ def pack(
     if needs_x_sum(spec, chosen):
         # With zero points the weight's part of the correction differs from column to column.
         factor = 1 if spec.weight_zero_point else chosen.w_offset
-        stages |= group_sums(layout, rows, xp, factor)
+        stages |= group_sums(layout, chosen.instruction, rows, xp, factor)
     return Packed(stages, scale, zero_point)
 
 
@@ -142,16 +142,19 @@ def in_blocks(
 
 
 def group_sums(
-    layout: WeightLayout, rows: Rows, xp: te.Tensor, factor: int
+    layout: WeightLayout, instruction: Instruction, rows: Rows, xp: te.Tensor, factor: int
 ) -> dict[str, te.Tensor]:
     """`factor` times the sum of every group of every row, first in lanes and then across them."""
-    per_group, lanes = layout.k_padded // layout.groups, min(SUM_LANES, layout.k_block)
-    step, across = te.reduce_axis((0, per_group // lanes), "step"), te.reduce_axis((0, lanes), "l")
+    per_group = layout.k_blocks // layout.groups
+    # A matrix instruction's activations lie in pieces of its depth.
+    piece = layout.k_block if instruction.rows == 1 else instruction.depth
+    lanes = min(SUM_LANES, piece)
+    kb, step = te.reduce_axis((0, per_group), "kb"), te.reduce_axis((0, layout.k_block // lanes))
+    across = te.reduce_axis((0, lanes), "l")
 
     def partial(o: Expr, i: Expr, g: Expr, r: Expr, lane: Expr) -> Expr:
-        k = g * per_group + step * lanes + lane
-        byte = xp[o, i, k // layout.k_block, r, k % layout.k_block]
-        return te.sum(byte.astype("int32"), axis=step)
+        byte = xp[o, i, g * per_group + kb, r, step * lanes + lane]
+        return te.sum(byte.astype("int32"), axis=[kb, step])
 
     shape = rows.mo, rows.mi, layout.groups, rows.per_tile
     x_lanes = te.compute((*shape, lanes), partial, "x_lanes")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 from importlib.metadata import version
 
 import tvm
 from tvm import tirx
 
 from .. import schedules, targets
-from ..errors import TargetError, UnsupportedError
+from ..errors import UnsupportedError
 from ..schedules import SCHEDULE_VERSION, Variant, gemm, gemv
-from ..targets import Target, WeightLayout
+from ..targets import Target, WeightLayout, machine
 from . import frontend, lowering
 from .arrays import MAX_ELEMENTS
 from .kernel import Kernel, KernelInfo
-from .operands import layout_for, operands
+from .llvm import llvm_target
+from .operands import for_rows, layout_for, operands
 from .rounding import sum_groups_through_double
 from .spec import MatmulSpec
 from .tiles import store_within
@@ -33,19 +33,19 @@ def compile(
     Parameters
     ----------
     spec : what to compute.
-    target : a name from `targets`; "host" is the best one for this machine.
+    target : a name from `targets`; "host" is the best one for this machine. A kernel for another
+        machine can be saved here, and called there.
     num_threads : how many threads a call uses unless it says otherwise; None is one per
         physical core.
 
     Raises
     ------
     TargetError
-        No such target, or one for another kind of machine (cross-compilation).
+        No such target, or one that LLVM cannot generate code for; see `llvm.llvm_target`.
     UnsupportedError
         A spec that is not compiled yet.
     """
     row = targets.find(target)
-    refuse_unsupported(row)
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
     if math.prod(layout.shape) > MAX_ELEMENTS:
@@ -59,7 +59,7 @@ def compile(
         target=row.name,
         instruction=chosen.instruction.name,
         features=tuple(sorted(row.features)),
-        architecture=row.architecture or platform.machine(),
+        architecture=row.architecture or machine.architecture(),
         layout=layout,
         arguments=frontend.arguments(spec, chosen),
         x_offset=chosen.x_offset,
@@ -68,26 +68,22 @@ def compile(
             for v in variants
         ),
         block_rows=max(1, row.cache_bytes // layout.k_padded),
-        versions={
-            "tvm": version("apache-tvm"),
-            "schedule": str(SCHEDULE_VERSION),
-        },
+        versions=versions(),
     )
     return Kernel(info, module, num_threads)
 
 
-def refuse_unsupported(target: Target) -> None:
-    """Raise for targets of another architecture."""
-    if target.architecture not in (None, platform.machine()):
-        raise TargetError(
-            f"target {target.name} is for {target.architecture}; compiling for another "
-            f"architecture than this machine's ({platform.machine()}) is not built yet"
-        )
+def versions() -> dict[str, str]:
+    """What a kernel's code depends on beside its spec and target."""
+    return {"tvm": version("apache-tvm"), "schedule": str(SCHEDULE_VERSION)}
 
 
 def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
     """Every variant, or for a spec with a fixed M the one that M uses."""
-    every = schedules.variants(target, layout)
+    chosen = operands(spec, target)
+    every = schedules.variants(
+        target, layout, lambda rows: for_rows(chosen, target, rows).instruction
+    )
     if spec.m is None:
         return every
     m = spec.m
@@ -109,8 +105,8 @@ def machine_code(
     spec: MatmulSpec, target: Target, variants: tuple[Variant, ...]
 ) -> tvm.runtime.Executable:
     """The variants compiled into one module, for the LLVM options of `target`."""
+    llvm = llvm_target(target)
     mod = tvm.IRModule({v.name: lower(spec, target, v) for v in variants})
-    llvm = tvm.target.Target({"kind": "llvm", **target.llvm})
     return tvm.compile(mod, target=llvm, tir_pipeline=lowering.PIPELINE)
 
 
@@ -122,7 +118,6 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     form : "te" for the unscheduled TensorExpression, "tir" for the schedule, "ll" or "asm".
     """
     row = targets.find(target)
-    refuse_unsupported(row)
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
     (variant,) = choose_variants(dataclasses.replace(spec, m=m), row, layout)

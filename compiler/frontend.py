@@ -1,29 +1,32 @@
 """The multiplication as a TensorExpression, for one strategy's tile of rows.
 
     xp[mo, mi, kb, r, kk]          the activations in blocks; `activations` has the way there
-    wu[nb, step, l, d]             weights of 4 bits, unpacked
+    wu[nb, step, l, d]             weights as the instruction reads them      4 bits, or widened
     acc[mo, mi, p, r, nb, l]       sum over the k of part p of xp * w         the dot products
+    sums[mo, mi, p, r, nb, l]      acc, where no vector can hold it           matrix tiles
     total[mo, mi, r, nb, l]        sum over p of acc, for groups times scale  where K is in parts
     y[mo, mi, r, nb, l]            epilogue(total or acc)                     one tile of the output
 
-with row = (mo * mi_extent + mi) * rows + r. What lies beyond the matrix (rows of the last tile,
-blocks of the last panel) is computed from its last row or block and never stored:
-`tiles.store_within` maps y to the caller's array. M and the two tile counts are run-time numbers,
-so one function serves every M.
+with row = (mo * mi_extent + mi) * rows + r; `fragments` says how (r, nb, l) of acc and sums lie.
+What lies beyond the matrix (rows of the last tile, blocks of the last panel) is computed from its
+last row or block and never stored: `tiles.store_within` maps y to the caller's array. M and the two
+tile counts are run-time numbers, so one function serves every M.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..schedules.program import Program, Tile, parts_of
-from ..targets import Target, WeightLayout
+from ..schedules.program import Program, Tile, fitted, parts_of, x_steps
+from ..targets import Instruction, Target, WeightLayout
+from . import fragments
 from .activations import Packed, Rows, pack
 from .epilogue import Epilogue
-from .operands import Operands, needs_w_sum
+from .operands import Operands, for_rows, needs_w_sum
 from .spec import MatmulSpec, stored_as
 
 
@@ -56,24 +59,27 @@ def program(
     and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and out_zero_point
     (1,); residual and y in tiles.
     """
+    instruction = fitted(for_rows(chosen, target, tile.rows).instruction, layout, tile)
+    chosen = dataclasses.replace(chosen, instruction=instruction)
     m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
     rows = Rows(m, mo, mi, tile.rows)
-    panels = -(-layout.n_blocks // tile.blocks)
-    shape = (*rows.shape, panels * tile.blocks, layout.lanes)
+    tasks = -(-layout.n_blocks // tile.width)
+    shape = (*rows.shape, tasks * tile.width, layout.lanes)
     inputs = placeholders(spec, layout, rows, shape)
     packed = pack(spec, layout, target, chosen, rows, inputs)
 
     def block(nb: Expr) -> Expr:
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
 
-    parts = parts_of(layout, tile)
-    acc = dot_products(layout, parts, packed, inputs["w"], shape, block)
+    parts = parts_of(layout, instruction, tile)
+    sums = dot_products(layout, instruction, parts, packed, inputs["w"], shape, block)
     part = te.reduce_axis((0, parts), "part")
     ending = Epilogue(spec, target, chosen, packed, inputs, block)
 
     def dots(p: Expr | int, at: tuple[Expr, ...]) -> Expr:
-        index = (*at[:2], p, *at[2:])
-        return acc[index]
+        o, i, *place = at
+        index = o, i, p, *fragments.sums_at(instruction, layout.lanes, *place)
+        return sums[index]
 
     def term(*at: Expr) -> Expr:
         value = dots(part, at)
@@ -84,10 +90,10 @@ def program(
 
     def value(*at: Expr) -> Expr:
         """Everything of the epilogue that needs no array of the output's shape."""
-        sums = total[at] if parts > 1 else dots(0, at)
+        result = total[at] if parts > 1 else dots(0, at)
         if spec.out == "int32":
-            return ending.exact(sums, 0, at)
-        return ending.finished(sums if layout.groups > 1 else ending.scaled(sums, 0, at), at)
+            return ending.exact(result, 0, at)
+        return ending.finished(result if layout.groups > 1 else ending.scaled(result, 0, at), at)
 
     stages: tuple[str, ...] = ("y",)
     if spec.n < layout.lanes:
@@ -100,7 +106,7 @@ def program(
         y = te.compute(shape, lambda *at: ending.stored(value(*at), at), "y")
     ordered = [inputs[name] for name in arguments(spec, chosen)[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
-    return Program(func, tuple(packed.stages), stages, parts, tile, layout, chosen.instruction)
+    return Program(func, tuple(packed.stages), stages, parts, tile, layout, instruction)
 
 
 def placeholders(
@@ -129,36 +135,49 @@ def placeholders(
 
 def dot_products(
     layout: WeightLayout,
+    instruction: Instruction,
     parts: int,
     packed: Packed,
     w: te.Tensor,
     tiles: tuple[Expr | int, ...],
     block: Callable[[Expr], Expr],
 ) -> te.Tensor:
-    """The block "acc", and before it "wu" when two weights share a byte."""
+    """The block "acc", before it "wu" where weights are not multiplied as they are stored.
+
+    Behind it "sums" where the instruction keeps its sums in registers of its own.
+    """
+    mo, mi, rows, n_blocks, lanes = tiles
     depth, k_block = layout.depth, layout.k_block
-    if layout.bits == 4:
-        wu = te.compute(
-            (tiles[3], layout.k_padded // depth, layout.lanes, depth),
-            lambda nb, step, lane, d: (
-                w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
-                & tirx.const(15, "uint8")
-            ).astype(layout.dtype),
-            "wu",
-        )
+
+    def unpacked(nb: Expr, step: Expr, lane: Expr, d: Expr) -> Expr:
+        if layout.bits == 8:
+            return w[block(nb), step, lane, d].astype(layout.dtype)
+        nibble = w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
+        return (nibble & tirx.const(15, "uint8")).astype(layout.dtype)
+
+    if layout.unpacked:
+        wu = te.compute((n_blocks, layout.k_padded // depth, lanes, depth), unpacked, "wu")
 
     def weight(nb: Expr, k: Expr, lane: Expr) -> Expr:
-        if layout.bits == 4:
+        if layout.unpacked:
             return wu[nb, k // depth, lane, k % depth]
         return w[block(nb), k // depth, lane, k % depth]
 
-    xp = packed.stages["xp"]
+    x = packed.stages["xp"]
+    if x_steps(layout, instruction) > 1:
+        xp = x
+        x = te.compute(xp.shape, lambda *at: xp[at], "xv")
     per_part = layout.k_padded // parts
     kk = te.reduce_axis((0, per_part), "kk")
 
-    def dot(o: Expr, i: Expr, p: Expr, r: Expr, nb: Expr, lane: Expr) -> Expr:
+    def dot(o: Expr, i: Expr, p: Expr, *at: Expr) -> Expr:
+        r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
         k = p * per_part + kk
-        x = xp[o, i, k // k_block, r, k % k_block]
-        return te.sum(x.astype("int32") * weight(nb, k, lane).astype("int32"), axis=kk)
+        byte = x[o, i, k // k_block, r, k % k_block]
+        return te.sum(byte.astype("int32") * weight(nb, k, lane).astype("int32"), axis=kk)
 
-    return te.compute((*tiles[:2], parts, *tiles[2:]), dot, "acc")
+    shape = mo, mi, parts, *fragments.sums_shape(instruction, rows, n_blocks, lanes)
+    acc = te.compute(shape, dot, "acc")
+    if instruction.registers is None:
+        return acc
+    return te.compute(shape, lambda *at: acc[at], "sums")

@@ -63,7 +63,7 @@ def clamp(value: Expr, least: Expr, greatest: Expr) -> Expr:
 def to_integer(value: Expr, zero_point: Expr, dtype: str, offset: int = 0) -> Expr:
     """clip(round(value) + zero_point) + offset for the format `dtype`, as int32.
 
-    Only the low byte is meant to be used: the upper ones are not cleared.
+    Only the lower half is meant to be used: the upper one is not cleared.
     """
     least, greatest = INTEGER_RANGE[dtype]
     zero = zero_point.astype("float32")

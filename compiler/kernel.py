@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
-from ..errors import ArrayError, TargetError
-from ..targets import WeightLayout, cpu_features
+from ..errors import ArrayError
+from ..targets import WeightLayout, machine
 from . import runtime
 from .arrays import MAX_ELEMENTS
 from .linear import Linear
@@ -121,7 +120,8 @@ class Kernel:
     def _prepare(self, m: int) -> tuple[Any, int, int]:
         """Resolve the function for `m` rows, once this machine is known to execute it."""
         plan = self.plan(m)
-        check_machine(f"this kernel ({self.info.target})", self.info)
+        info = self.info
+        machine.require(f"this kernel ({info.target})", info.architecture, info.features)
         runtime.library()
         ready = self._ready[m] = self._module[plan.name], plan.mo, plan.mi
         return ready
@@ -180,16 +180,14 @@ class Kernel:
         """`bind(w, bias)(x, **call)`: packs the weight anew in every call."""
         return self.bind(w, bias)(x, **call)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the kernel to one file that `load` reads; see `kernel_file`."""
+    def save(self, path: str | os.PathLike[str], *others: Kernel) -> None:
+        """Write the kernel to one file that `load` reads; see `kernel_file`.
+
+        Parameters
+        ----------
+        others : kernels of the same spec for other targets. `load` then takes the best one that
+            its machine can execute.
+        """
         from .kernel_file import save
 
-        save(self, path)
-
-
-def check_machine(name: str, info: KernelInfo) -> None:
-    """Refuse code that this CPU cannot execute; `name` is what the message calls it."""
-    if info.architecture != platform.machine():
-        raise TargetError(f"{name} needs {info.architecture}; this machine is {platform.machine()}")
-    if missing := sorted(set(info.features) - cpu_features()):
-        raise TargetError(f"{name} needs {', '.join(missing)}, which this CPU lacks")
+        save(path, [self, *others])

@@ -1,11 +1,14 @@
-r"""Kernel files: one file with the compiled code and what must hold before it runs.
+r"""Kernel files: one file with compiled code for one target or more, and what must hold to run it.
 
     8 bytes   b"quantmm\0"
     4 bytes   format version, little endian
     4 bytes   length of the header
     32 bytes  SHA-256 of the length and of everything after this field
-    header    KernelInfo as JSON
-    the rest  a shared library
+    header    JSON {"kernels": [{"info": KernelInfo, "start": bytes, "length": bytes}, ...]}
+    the rest  shared libraries, one per kernel; starts count from here
+
+All kernels of a file have the same spec. Loading takes the best one that the machine can execute,
+in the order of `targets.TARGETS`.
 
 A kernel file holds machine code and is as trustworthy as where it comes from: the checksum finds
 damage, not malice.
@@ -13,54 +16,102 @@ damage, not malice.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
 import struct
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import KernelFileError
+from ..errors import KernelFileError, TargetError
+from ..files import check_writable, write_whole
+from ..targets import TARGETS, machine
 from . import runtime
-from .kernel import Kernel, KernelInfo, check_machine
+from .kernel import Kernel, KernelInfo
 from .runtime import tvm_ffi
 
 MAGIC = b"quantmm\0"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADER = struct.Struct("<8sII32s")
 
 
-def save(kernel: Kernel, path: str | os.PathLike[str]) -> None:
-    """Write `kernel` to `path`: whole, or not at all.
+@dataclass(frozen=True)
+class Stored:
+    """One kernel of a file: what it is, and its shared library."""
+
+    info: KernelInfo
+    library: bytes
+
+
+def save(path: str | os.PathLike[str], kernels: Sequence[Kernel]) -> None:
+    """Write kernels of one spec, each for a target of its own: whole, or not at all.
 
     Raises
     ------
     KernelFileError
-        `path` cannot be written.
+        `path` cannot be written, or the kernels do not belong in one file.
     ToolError
         No linker was found.
     """
     target = Path(path)
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise KernelFileError(f"cannot write {target}: not a writable file in an existing folder")
-    header = json.dumps(kernel.info.to_dict()).encode()
-    payload = header + shared_library(kernel)
-    start = HEADER.pack(MAGIC, FORMAT_VERSION, len(header), checksum(len(header), payload))
-    write_whole(target, start + payload)
+    check_writable(target, KernelFileError)
+    check_together(kernels)
+    entries, libraries = [], b""
+    for kernel in kernels:
+        library = shared_library(kernel)
+        where = {"start": len(libraries), "length": len(library)}
+        entries.append({"info": kernel.info.to_dict(), **where})
+        libraries += library
+    header = json.dumps({"kernels": entries}).encode()
+    payload = header + libraries
+    head = HEADER.pack(MAGIC, FORMAT_VERSION, len(header), checksum(len(header), payload))
+    write_whole(target, head + payload, KernelFileError)
+
+
+def check_together(kernels: Sequence[Kernel]) -> None:
+    """Refuse kernels of several specs, or several for one target."""
+    first = kernels[0].info
+    for info in (kernel.info for kernel in kernels[1:]):
+        if info.spec != first.spec:
+            raise KernelFileError(
+                f"the kernels of a file have one spec; the one for {first.target} has "
+                f"{first.spec.to_json()}, the one for {info.target} {info.spec.to_json()}"
+            )
+    names = [kernel.info.target for kernel in kernels]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise KernelFileError(f"a file has one kernel per target; given twice: {', '.join(twice)}")
 
 
 def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Kernel:
-    """The kernel that `Kernel.save` wrote; needs no compiler.
+    """A kernel that `Kernel.save` wrote, the best for this machine; needs no compiler.
 
     Raises
     ------
     KernelFileError
         The file cannot be read, is not a kernel file, is damaged, or comes from another version.
     TargetError
-        This machine cannot execute it.
+        This machine can execute none of its kernels.
+    """
+    chosen = best(path, contents(path))
+    check_runtime(str(path), chosen.info)
+    runtime.library()
+    kernel = Kernel(chosen.info, load_library(chosen.library), num_threads)
+    kernel._library = chosen.library
+    return kernel
+
+
+def contents(path: str | os.PathLike[str]) -> list[Stored]:
+    """What a kernel file holds, best first, for this machine or others.
+
+    Raises
+    ------
+    KernelFileError
+        See `load`.
     """
     try:
         content = Path(path).read_bytes()
@@ -76,13 +127,35 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Ker
     payload = content[HEADER.size :]
     if checksum(length, payload) != digest:
         raise KernelFileError(f"{path} is damaged: its checksum does not match its content")
-    info = KernelInfo.from_dict(json.loads(payload[:length]))
-    check_machine(str(path), info)
-    check_runtime(str(path), info)
-    runtime.library()
-    kernel = Kernel(info, load_library(payload[length:]), num_threads)
-    kernel._library = payload[length:]
-    return kernel
+    libraries = payload[length:]
+    kernels = [
+        Stored(
+            KernelInfo.from_dict(entry["info"]),
+            libraries[entry["start"] : entry["start"] + entry["length"]],
+        )
+        for entry in json.loads(payload[:length])["kernels"]
+    ]
+    order = [row.name for row in TARGETS]
+
+    def rank(stored: Stored) -> int:
+        name = stored.info.target
+        return order.index(name) if name in order else len(order)
+
+    return sorted(kernels, key=rank)
+
+
+def best(path: str | os.PathLike[str], kernels: Sequence[Stored]) -> Stored:
+    """The first of `kernels` that this machine can execute."""
+    reasons = []
+    for stored in kernels:
+        info = stored.info
+        try:
+            machine.require(info.target, info.architecture, info.features)
+        except TargetError as error:
+            reasons.append(str(error))
+        else:
+            return stored
+    raise TargetError(f"{path} has no kernel for this machine: {'; '.join(reasons)}")
 
 
 def checksum(length: int, payload: bytes) -> bytes:
@@ -119,25 +192,7 @@ def shared_library(kernel: Kernel) -> bytes:
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel.so"
-            kernel._module.export_library(str(path), fcompile=link)
+            linked = functools.partial(link, architecture=kernel.info.architecture)
+            kernel._module.export_library(str(path), fcompile=linked)
             kernel._library = path.read_bytes()
     return kernel._library
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader never sees a part of it."""
-    temporary: str | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=path.name, suffix=".part", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise KernelFileError(f"cannot write {path}: {error.strerror}") from None

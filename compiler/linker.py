@@ -9,35 +9,72 @@ import sys
 from typing import Any
 
 from ..errors import ToolError
+from ..targets import machine
 
 #: C compilers that can drive a linker, in the order in which they are tried.
 DRIVERS = ("cc", "gcc", "clang")
 
 
-def command() -> list[str]:
-    """The start of a command line that links.
+def command(architecture: str | None = None) -> list[str]:
+    """The start of a command line that links for `architecture`; None is this machine's.
 
     Raises
     ------
     ToolError
-        Neither a C compiler nor the package `ziglang` is there.
+        Neither a C compiler for it nor the package `ziglang` is there.
     """
+    if architecture in (None, machine.architecture()):
+        found, wanted = native(), f"a linker: install a C compiler ({', '.join(DRIVERS)})"
+    else:
+        found = foreign(str(architecture))
+        wanted = (
+            f"a linker for {architecture}: install {architecture}-linux-gnu-gcc, or clang with lld"
+        )
+    if found is None:
+        raise ToolError(f"saving a kernel needs {wanted}, or the extra quantmm[link]")
+    return found
+
+
+def native() -> list[str] | None:
+    """A command that links for this machine."""
     for driver in DRIVERS:
         if path := shutil.which(driver):
             return [path]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
-    raise ToolError(
-        f"saving a kernel needs a linker: install a C compiler ({', '.join(DRIVERS)}), "
-        "or the extra quantmm[link]"
-    )
+    return zig()
 
 
-def link(output: str, objects: list[str] | str, options: Any = None, **_: Any) -> None:
+def foreign(architecture: str) -> list[str] | None:
+    """A command that links for another architecture's Linux."""
+    triple = f"{architecture}-linux-gnu"
+    if path := shutil.which(f"{triple}-gcc"):
+        return [path]
+    clang = shutil.which("clang")
+    if clang and shutil.which("ld.lld"):
+        # Without that system's libraries: a kernel calls only what its process has anyway.
+        return [clang, f"--target={triple}", "-fuse-ld=lld", "-nostdlib"]
+    return zig("-target", triple)
+
+
+def zig(*options: str) -> list[str] | None:
+    """The C compiler of the package `ziglang`, which links for every architecture."""
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    # Without -O2 zig adds 4 MB of its debugging runtime.
+    return [sys.executable, "-m", "ziglang", "cc", "-O2", *options]
+
+
+def link(
+    output: str,
+    objects: list[str] | str,
+    options: Any = None,
+    *,
+    architecture: str | None = None,
+    **_: Any,
+) -> None:
     """Link `objects` to the shared library `output`; the signature is TVM's `fcompile`."""
     files = [objects] if isinstance(objects, str) else list(objects)
     done = subprocess.run(
-        [*command(), "-shared", "-fPIC", "-o", output, *files, *(options or [])],
+        [*command(architecture), "-shared", "-fPIC", "-o", output, *files, *(options or [])],
         capture_output=True,
         text=True,
         check=False,

@@ -11,6 +11,7 @@ the left side fits (gemmlowp, doc/low-precision.md, has the correction with its 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from ..targets import Instruction, Target, WeightLayout, weight_layout
@@ -27,19 +28,39 @@ class Operands:
 
 
 def operands(spec: MatmulSpec, target: Target) -> Operands:
-    """The pairing of signs with the least correction.
+    """The pairing of signs with the least correction, by an instruction that the groups fit.
 
     A 4-bit weight is stored as 0 to 15, which either sign reads. An offset of W needs sums of X in
     every call, an offset of X only sums of W at packing: so the weight's sign decides first.
     """
     x_dtype = "uint8" if spec.activation == "uint8" else "int8"
+    bits = 4 if spec.four_bit_weight else 8
+    group_size = spec.group_size if isinstance(spec.group_size, int) else None
     candidates = [
         Operands(
             instruction, sign_offset(x_dtype, instruction.x_dtype), w_offset(spec, instruction)
         )
         for instruction in target.instructions
+        if instruction.fits(bits, group_size)
     ]
     return min(candidates, key=lambda c: (c.w_offset != 0, c.x_offset != 0))
+
+
+def for_rows(chosen: Operands, target: Target, rows: int) -> Operands:
+    """The same operands for the instruction that the target has for a tile of `rows`."""
+
+    def operand_format(instruction: Instruction) -> tuple[object, ...]:
+        signs = instruction.x_dtype, instruction.w_dtype
+        return *signs, instruction.block_columns, instruction.block_depth
+
+    same = [
+        instruction
+        for instruction in target.instructions
+        if operand_format(instruction) == operand_format(chosen.instruction)
+        and instruction.from_rows <= rows
+    ]
+    best = max(same, key=lambda instruction: instruction.from_rows)
+    return dataclasses.replace(chosen, instruction=best)
 
 
 def w_offset(spec: MatmulSpec, instruction: Instruction) -> int:
@@ -51,7 +72,7 @@ def w_offset(spec: MatmulSpec, instruction: Instruction) -> int:
 
 def sign_offset(given: str, read: str) -> int:
     """What turns a byte of one sign into one of the other."""
-    if given == read:
+    if read in (given, "int16"):
         return 0
     return 128 if read == "uint8" else -128
 
@@ -62,6 +83,7 @@ def layout_for(spec: MatmulSpec, chosen: Operands) -> WeightLayout:
         spec.n,
         spec.k,
         chosen.instruction,
+        weight=spec.weight,
         group_size=spec.group_size if isinstance(spec.group_size, int) else None,
         bits=4 if spec.four_bit_weight else 8,
         offset=chosen.w_offset,

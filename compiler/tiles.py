@@ -45,7 +45,7 @@ def store_within(program: Program, func: tirx.PrimFunc, n: int) -> tirx.PrimFunc
         body: tirx.Stmt = tirx.BufferStore(y, value, [row, column])
         if n < layout.lanes:
             body = tirx.IfThenElse(column < n, body, None)
-        elif layout.n_blocks % program.tile.blocks:
+        elif layout.n_blocks % program.tile.width:
             body = tirx.IfThenElse(stmt.indices[3] < layout.n_blocks, body, None)
         return tirx.IfThenElse(row < m, body, None)
 

@@ -21,8 +21,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 
-from ..errors import ArrayError, KernelFileError, QuantmmError, SpecError, WeightFileError
-from .kernel_file import write_whole
+from ..errors import ArrayError, QuantmmError, SpecError, WeightFileError
+from ..files import write_whole
 from .quantize import QTensor
 from .spec import MatmulSpec
 
@@ -171,11 +171,10 @@ def save_weights(
         if q.zero_point is not None:
             tensors[f"{name}.zero_point"] = np.asarray(q.zero_point, order="C")
     try:
-        write_whole(file, to_bytes(tensors, metadata))
+        content = to_bytes(tensors, metadata)
     except UnicodeEncodeError as error:
         raise ArrayError(f"weights has the name {error.object!r}; expected words") from None
-    except KernelFileError as error:
-        raise WeightFileError(str(error)) from None
+    write_whole(file, content, WeightFileError)
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, tuple[QTensor, MatmulSpec | None]]:

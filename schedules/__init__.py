@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..targets import Target, WeightLayout
-from .program import Program, Tile
+from ..targets import Instruction, Target, WeightLayout
+from .program import Program, Tile, x_steps
 
 __all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
 
@@ -14,9 +15,6 @@ SCHEDULE_VERSION = 2
 
 #: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
 GEMV_ROWS = 4
-#: Every number of rows up to this one has a tile of its own, so that no M is much worse than M + 1.
-#: Nine rows of three blocks fill 31 of 32 registers.
-MAX_ROWS = 9
 #: Streams of 8-bit weights that the hardware prefetchers follow well: 4 read memory at full speed,
 #: 8 lose a tenth (docs/performance.md).
 MAX_STREAMS = 4
@@ -27,6 +25,11 @@ STREAMS_4BIT = {1: 1, 2: 1, 3: 1, 4: 2}
 SMALL_GROUP = 32
 #: How much longer a tile takes that keeps sums in memory: this many steps of K for every group.
 SPILLED_STEPS = 4
+#: Columns of a task. With fewer, slabs of x would pass from L2 to L1 more often than the dot
+#: products take; more weights would not stay in L2.
+PANEL_COLUMNS = 64
+#: The share of panels that may lie behind the end of N.
+IDLE_PANELS = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,64 +44,102 @@ class Variant:
     @property
     def name(self) -> str:
         """The function's name in the compiled module."""
-        return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks}"
+        tile = self.tile
+        across = f"x{tile.panels}" if tile.panels > 1 else ""
+        return f"{self.strategy}_{tile.rows}x{tile.blocks}{across}"
 
     def cost(self, n_blocks: int) -> float:
         """Relative time of one tile of rows over all panels, the last one as long as any."""
-        return -(-n_blocks // self.tile.blocks) * self.panel_cost
+        return -(-n_blocks // self.tile.width) * self.tile.panels * self.panel_cost
 
 
-def variants(target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
-    """The functions of a kernel for `target`: one per number of rows in a tile."""
-    return tuple(variant(target, layout, rows) for rows in range(1, MAX_ROWS + 1))
+def variants(
+    target: Target, layout: WeightLayout, instruction: Callable[[int], Instruction]
+) -> tuple[Variant, ...]:
+    """The functions of a kernel for `target`: one per number of rows in a tile.
+
+    `instruction` says which dot product a tile of so many rows uses.
+    """
+    return tuple(variant(target, layout, instruction(rows), rows) for rows in target.tile_rows)
 
 
-def variant(target: Target, layout: WeightLayout, rows: int) -> Variant:
+def variant(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> Variant:
     """The function for tiles of `rows` rows."""
     strategy = "gemv" if rows <= GEMV_ROWS else "gemm"
-    tile = Tile(rows, widest(target, layout, rows))
-    spilled = registers(target, layout, tile) > target.vector_registers
-    cost = panel_cost(tile, 0.5 if layout.bits == 4 else 0.3)
-    if spilled:
+    blocks = widest(target, layout, instruction, rows)
+    tile = Tile(rows, blocks, 1 if strategy == "gemv" else panels(layout, blocks))
+    cost = panel_cost(instruction, layout, tile)
+    sums = 2 if layout.groups > 1 else 1
+    if registers(target, layout, instruction, tile, sums) > budget(target, instruction):
         cost *= 1 + SPILLED_STEPS / (layout.group_size or layout.k)
     return Variant(strategy, tile, cost)
 
 
-def panel_cost(tile: Tile, per_weight: float) -> float:
+def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> float:
     """Issue slots of the dot products or of the loads that feed them, whichever is more.
 
-    And `per_weight` slots for every vector of weights that is read, and unpacked if need be.
+    And slots for every vector of weights that is read, and unpacked if need be.
     """
-    rows, blocks = tile.rows, tile.blocks
-    return max(rows * blocks, rows + blocks) + per_weight * blocks
+    fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
+    per_weight = 0.5 if layout.bits == 4 else 0.3
+    dots, loads = tile.rows * blocks * instruction.slots, fragments + blocks
+    return max(dots, loads * instruction.load_slots) + per_weight * blocks
 
 
-def widest(target: Target, layout: WeightLayout, rows: int) -> int:
+def widest(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> int:
     """The most blocks that fit the register file, and that memory can feed.
 
-    Two blocks at least where groups double the accumulators: a second pass over x costs more than
-    sums that pass through memory once per group.
+    Two blocks where groups leave room for one, but not without their float sums: a second pass over
+    x costs more than sums that pass through memory once per group.
     """
-    most = target.vector_registers
+    most = budget(target, instruction)
     if rows <= GEMV_ROWS:
         small = layout.groups > 1 and (layout.group_size or 0) <= SMALL_GROUP
         most = MAX_STREAMS if layout.bits == 8 else 1 if small else STREAMS_4BIT[rows]
-    fits = [
-        blocks
-        for blocks in range(1, most + 1)
-        if registers(target, layout, Tile(rows, blocks)) <= target.vector_registers
-    ]
-    least = 2 if layout.groups > 1 and rows > GEMV_ROWS else 1
-    return max([least, *fits])
+
+    def fits(blocks: int, sums: int) -> bool:
+        taken = registers(target, layout, instruction, Tile(rows, blocks), sums)
+        return taken <= budget(target, instruction)
+
+    sums = 2 if layout.groups > 1 else 1
+    widest_tile = max((b for b in range(1, most + 1) if fits(b, sums)), default=1)
+    if widest_tile == 1 and sums > 1 and rows > GEMV_ROWS and fits(2, sums=1):
+        return 2
+    return widest_tile
 
 
-def registers(target: Target, layout: WeightLayout, tile: Tile) -> int:
-    """Vector registers that a tile needs: sums, weights, and the broadcast activations.
+def panels(layout: WeightLayout, blocks: int) -> int:
+    """How many register tiles share a slab of x: as many as make a panel of `PANEL_COLUMNS`.
 
-    Groups have two sums, of integers and of floats; 4-bit weights are two vectors once they are
+    But fewer where the last task would compute much that nobody asked for.
+    """
+    count = -(-layout.n_blocks // blocks)
+    most = max(1, PANEL_COLUMNS // (blocks * layout.lanes))
+    fits = [p for p in range(1, most + 1) if -count % p <= IDLE_PANELS * count]
+    return max(fits)
+
+
+def budget(target: Target, instruction: Instruction) -> int:
+    """The registers that a tile may take."""
+    return instruction.registers or target.vector_registers
+
+
+def registers(
+    target: Target, layout: WeightLayout, instruction: Instruction, tile: Tile, sums: int
+) -> int:
+    """Registers that a tile needs: sums, weights, activations, and what lies between them.
+
+    Groups have two `sums`, of integers and of floats; 4-bit weights are two vectors once they are
     unpacked, with a mask.
     """
-    per_block = max(1, layout.lanes * 4 // target.vector_bytes)
-    sums = tile.rows * (2 if layout.groups > 1 else 1)
-    weights, constants = (2, 2) if layout.bits == 4 else (1, 1)
-    return tile.blocks * (sums + weights) * per_block + constants
+    fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
+    if instruction.registers is not None:
+        return blocks * (fragments + 1) + 1
+    accumulators = sums * tile.rows * max(1, layout.lanes * 4 // target.vector_bytes)
+    step = layout.step_bytes * (2 if layout.dtype == "int16" else 1)
+    weights = max(1, step // target.vector_bytes) * layout.steps_per_byte
+    # Vectors of activations stay for several steps, and the compiler loads some of the next early.
+    stay = x_steps(layout, instruction) > 1
+    activations = tile.rows + 2 if stay else min(2, instruction.rows)
+    mask = layout.steps_per_byte - 1
+    return blocks * (accumulators + weights) + activations + mask + instruction.temporaries

@@ -4,6 +4,7 @@
                                             the calling thread alone where there are few
     parallel over (mo, panel):              a task: a block of rows times a panel of columns
       for mi in the tiles of the block:     the panel of w stays in L2 over them
+       for beside in the panel's tiles:     the slab of xp in L1 over these
         acc[rows, blocks, lanes] = 0        in registers
         for kb, ks:                         streams the panel of w and the slab of xp once,
                                             and asks for a little of the next panel
@@ -22,8 +23,9 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV
 
+from ..targets.instructions.amx import with_tiles
 from .prefetch import prefetch_next_panel
-from .program import CACHE_LINE, Program
+from .program import Program
 from .steps import keep_in_registers, pack, tile, write_back
 
 #: Tiles of x up to which packing takes less time than a launch of the thread pool.
@@ -40,11 +42,20 @@ def schedule(program: Program) -> tirx.PrimFunc:
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = pack_few_alone(sch, packing)
-    if program.step_bytes < CACHE_LINE or loops.joined:
-        return func  # a step of weights, or a block, is too small for a prefetch of its own
+    instruction = program.instruction
+    if instruction.registers is not None and instruction.intrinsic is not None:
+        func = with_tiles(
+            func,
+            sch.get(task),
+            instruction,
+            program.tile.rows // instruction.rows,
+            program.tile.blocks,
+        )
+    if loops.joined:
+        return func  # blocks are too small for prefetches of their own
     part = sch.get(loops.part).loop_var if program.summed else 0
-    mi, kb = sch.get(loops.mi), sch.get(loops.kb)
-    return prefetch_next_panel(func, program, sch.get(task), mi, kb, part)
+    mi, beside, kb = sch.get(loops.mi), sch.get(loops.beside), sch.get(loops.kb)
+    return prefetch_next_panel(func, program, sch.get(task), mi, beside, kb, part)
 
 
 def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from .prefetch import prefetch_ahead
-from .program import CACHE_LINE, Program
+from .program import Program
 from .steps import keep_in_registers, pack, tile, write_back
 
 
@@ -30,7 +30,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = sch.mod["main"]
-    if program.layout.bits == 8 or program.step_bytes < CACHE_LINE or loops.joined:
+    if program.layout.bits == 8 or loops.joined:
         return func  # the hardware's prefetchers keep up with that
     part = sch.get(loops.part).loop_var if program.summed else 0
     return prefetch_ahead(func, program, sch.get(task), sch.get(loops.kb), part)

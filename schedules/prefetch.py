@@ -15,14 +15,16 @@ from __future__ import annotations
 import tvm_ffi
 from tvm import tirx
 
-from .program import Program
+from .program import CACHE_LINE, Program
 
 #: Arguments of llvm.prefetch: read; into L2 (prefetcht1) or L1 (prefetcht0); data cache.
 READ, INTO_L2, INTO_L1, DATA = 0, 2, 3, 1
 
-#: Steps between asking for weights and reading them: 4 KB, about what one core has under way when
-#: it reads memory at full speed (docs/performance.md).
-AHEAD = 64
+#: Bytes between asking for weights and reading them, about what one core has under way when it
+#: reads memory at full speed (docs/performance.md).
+AHEAD = 4096
+#: Bytes of a step below which a prefetch in every step would take more time than it saves.
+LEAST_STEP = 32
 
 
 def prefetch_next_panel(
@@ -30,6 +32,7 @@ def prefetch_next_panel(
     program: Program,
     task: tirx.For,
     mi: tirx.For,
+    beside: tirx.For,
     kb: tirx.For,
     part: tirx.Var | int,
 ) -> tirx.PrimFunc:
@@ -37,22 +40,26 @@ def prefetch_next_panel(
 
     `task` is the fused loop over (mo, panel).
     """
-    layout, blocks = program.layout, program.tile.blocks
-    panels = -(-layout.n_blocks // blocks)
+    layout, size = program.layout, program.tile
+    tasks = -(-layout.n_blocks // size.width)
     (w,) = (param for param in func.params if param.name == "w")
     steps = layout.k_block // (layout.depth * layout.steps_per_byte)
-    panel = tirx.min(task.loop_var % panels + 1, panels - 1)
+    per_line = max(1, CACHE_LINE // layout.step_bytes)
+    lines = steps // per_line
+    if lines == 0:
+        return func  # a block of weights is too small for a prefetch of its own
+    panel = tirx.min(task.loop_var % tasks + 1, tasks - 1) * size.panels + beside.loop_var
     # A single tile reads its own panel from memory, and has no time to spare for the next.
     lines_per_tile = tirx.if_then_else(
-        mi.extent > 1, tirx.floordiv(steps + mi.extent - 1, mi.extent), 0
+        mi.extent > 1, tirx.floordiv(lines + mi.extent - 1, mi.extent), 0
     )
     first_line = mi.loop_var * lines_per_tile
 
-    def fetch(step: tirx.Var, block: tirx.Var) -> tirx.Stmt:
-        nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
+    def fetch(line: tirx.Expr, block: tirx.Var) -> tirx.Stmt:
+        nb = tirx.min(panel * size.blocks + block, layout.n_blocks - 1)
         k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
-        line = tirx.address_of(tirx.BufferLoad(w, [nb, k_block * steps + step, 0, 0]))
-        return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L2, DATA))
+        place = tirx.address_of(tirx.BufferLoad(w, [nb, k_block * steps + line * per_line, 0, 0]))
+        return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", place, READ, INTO_L2, DATA))
 
     def with_prefetch(loop: tirx.For) -> tirx.For:
         if not loop.loop_var.same_as(kb.loop_var):
@@ -60,10 +67,10 @@ def prefetch_next_panel(
         line = tirx.Var("line", "int32")
         block = tirx.Var("block", "int32")
         of_blocks = tirx.For(
-            block, 0, blocks, tirx.ForKind.UNROLLED, fetch(first_line + line, block)
+            block, 0, size.blocks, tirx.ForKind.UNROLLED, fetch(first_line + line, block)
         )
         some = tirx.For(line, 0, lines_per_tile, tirx.ForKind.SERIAL, of_blocks)
-        body = tirx.SeqStmt([tirx.IfThenElse(first_line < steps, some, None), loop.body])
+        body = tirx.SeqStmt([tirx.IfThenElse(first_line < lines, some, None), loop.body])
         return tirx.For(
             loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
         )
@@ -75,19 +82,21 @@ def prefetch_next_panel(
 def prefetch_ahead(
     func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Var | int
 ) -> tirx.PrimFunc:
-    """The scheduled `func` asking in every step for the weights that it reads AHEAD steps later.
+    """The scheduled `func` asking in every step for the weights that it reads AHEAD bytes later.
 
     A step is what one load brings. Behind the end of a panel lies the next one, which the
     hardware's prefetchers would only find when it is read.
     """
     layout, blocks = program.layout, program.tile.blocks
+    if layout.step_bytes < LEAST_STEP:
+        return func
     panels, steps = -(-layout.n_blocks // blocks), layout.shape[1]
     per_block = layout.k_block // (layout.depth * layout.steps_per_byte)
     (w,) = (param for param in func.params if param.name == "w")
     k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
 
     def fetch(ks: tirx.Var) -> tirx.Stmt:
-        step = k_block * per_block + ks + AHEAD
+        step = k_block * per_block + ks + AHEAD // layout.step_bytes
         beyond = tirx.if_then_else(step >= steps, 1, 0)
         panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
         block = tirx.Var("block", "int32")

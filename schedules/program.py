@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,27 @@ CHAINS = 8
 class Tile:
     """A register tile: `rows` rows of X times `blocks` blocks of `lanes` columns.
 
-    It needs rows * blocks accumulators, `blocks` registers of weights and one broadcast.
+    It needs rows * blocks accumulators, `blocks` registers of weights and one broadcast. `panels`
+    of them side by side share the slab of x while it is in L1.
     """
 
     rows: int
     blocks: int
+    panels: int = 1
+
+    @property
+    def width(self) -> int:
+        """Blocks of columns that a task computes."""
+        return self.blocks * self.panels
+
+
+def fitted(instruction: Instruction, layout: WeightLayout, tile: Tile) -> Instruction:
+    """The instruction in the shape in which it computes `tile`: whole fragments, no k too many."""
+    if not instruction.shapes:
+        return instruction
+    fragments = -(-tile.rows // instruction.rows)
+    depth = min(instruction.depth, layout.k_block)
+    return dataclasses.replace(instruction, rows=tile.rows // fragments, depth=depth)
 
 
 @dataclass(frozen=True)
@@ -37,8 +54,9 @@ class Program:
         scale and zero point of each row where they are found in the call, "xp" (the integers) and
         "x_sum" (their sums per group).
     stages : its blocks that lead from a tile of sums to the result "y". Between `packing` and them
-        lie "acc" (dot products over a part of K), with 4-bit weights "wu" (unpacked ones) before it
-        and with several parts "total" (their sum) behind it.
+        lie "acc" (dot products over a part of K), before it "wu" where weights are unpacked or
+        widened and "xv" where activations are read in vectors, and behind it "sums" (copies of
+        fragments that no vector holds) and with several parts "total" (their sum).
     parts : into how many parts K is cut, each with accumulators that start from zero: the groups,
         or blocks of K, see `parts_of`.
     """
@@ -52,14 +70,24 @@ class Program:
     instruction: Instruction
 
     @property
-    def unpacks(self) -> bool:
-        """Whether weights are unpacked between memory and the instruction."""
-        return self.layout.bits < 8
+    def loops_over_fragments(self) -> int:
+        """Loops over the fragments of a tile: rows, blocks, and fragments within a block."""
+        return 3 if self.layout.lanes > self.instruction.lanes else 2
 
     @property
-    def step_bytes(self) -> int:
-        """Bytes of weights that one load brings."""
-        return self.layout.lanes * self.layout.depth
+    def loops_in_fragment(self) -> int:
+        """Loops within a fragment without the reduction: rows if it has several, lanes."""
+        return 2 if self.instruction.rows > 1 else 1
+
+    @property
+    def x_piece(self) -> int:
+        """Consecutive k of one row of packed activations."""
+        return self.layout.k_block if self.instruction.rows == 1 else self.instruction.depth
+
+    @property
+    def x_steps(self) -> int:
+        """Steps along K that one vector of activations feeds."""
+        return x_steps(self.layout, self.instruction)
 
     @property
     def summed(self) -> bool:
@@ -67,11 +95,18 @@ class Program:
         return self.parts > 1
 
 
-def parts_of(layout: WeightLayout, tile: Tile) -> int:
+def x_steps(layout: WeightLayout, instruction: Instruction) -> int:
+    """Steps along K that one vector of activations feeds, lane by lane."""
+    vector = instruction.x_lanes * instruction.depth
+    return instruction.x_lanes if layout.k_block % vector == 0 else 1
+
+
+def parts_of(layout: WeightLayout, instruction: Instruction, tile: Tile) -> int:
     """Into how many parts K is cut: the groups, or every block of K where accumulators are few.
 
     A dot product waits for the one before it on the same accumulator; a new part does not wait.
     """
-    if layout.groups == 1 and tile.rows * tile.blocks < CHAINS:
+    fragments = tile.rows // instruction.rows * tile.blocks * layout.lanes // instruction.lanes
+    if layout.groups == 1 and fragments < CHAINS and instruction.registers is None:
         return layout.k_blocks
     return layout.groups

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
 from ..targets import Instruction
-from .program import Program
+from ..targets.instructions import register
+from .program import Program, Tile
 
 #: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
 #: unroll it, load the weights of every step at once and run out of registers.
@@ -20,19 +20,20 @@ SHORT = 8
 class TileLoops:
     """The loops around a register tile, outermost first.
 
-    mo, panel, mi choose the tile, part the part of K; kb, ks walk along K; r and block over the
-    tile; lane and d are the instruction.
+    mo, panel, mi, beside choose the tile, part the part of K; kb, ks walk along K; `over` (rows,
+    blocks, fragments in a block) walk over the fragments of the tile; `fragment` (its rows if it
+    has several, its lanes) and d are the instruction.
     """
 
     mo: LoopRV
     panel: LoopRV
     mi: LoopRV
+    beside: LoopRV
     part: LoopRV
     kb: LoopRV
     ks: LoopRV
-    r: LoopRV
-    block: LoopRV
-    lane: LoopRV
+    over: tuple[LoopRV, ...]
+    fragment: tuple[LoopRV, ...]
     d: LoopRV
 
     @property
@@ -42,7 +43,10 @@ class TileLoops:
 
 
 def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
-    """One tile of rows after the other, all steps of its packing together. Returns that loop."""
+    """One tile of rows after the other, all steps of its packing together. Returns that loop.
+
+    What an instruction reads of several rows lies together: [r / rows][k / depth][rows][depth].
+    """
     first, *others = program.packing
     tile = schedule.get_loops(schedule.get_sblock(first))[1]
     for name in others:
@@ -51,12 +55,23 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
         schedule.parallel(tile)
     *_, kb, r, kk = schedule.get_loops(schedule.get_sblock("xp"))
     schedule.reorder(r, kb)  # row after row, a block of K per copy
+    contiguous = program.layout.k_block
     if program.layout.pairs:
         half, kk = schedule.split(kk, [2, None])
         schedule.unroll(half)
+        contiguous //= 2
+    if program.x_piece < contiguous:
+        _, kk = schedule.split(kk, [None, program.x_piece])
     schedule.vectorize(kk)
     if "x_sum" in program.packing:
         sum_in_lanes(schedule)
+    if program.x_piece < program.layout.k_block:
+        rows, depth = program.instruction.rows, program.x_piece
+        schedule.transform_layout(
+            "xp",
+            ("write", 0),
+            lambda o, i, kb, r, kk: (o, i, kb, r // rows, kk // depth, r % rows, kk % depth),
+        )
     return tile
 
 
@@ -65,43 +80,62 @@ def sum_in_lanes(schedule: Schedule) -> None:
     lanes = schedule.get_sblock("x_lanes")
     *_, r, _ = schedule.get_loops(schedule.get_sblock("x_sum"))
     schedule.compute_at(lanes, r, preserve_unit_loops=True)
-    lane, step = schedule.get_loops(lanes)[-2:]
-    schedule.reorder(step, lane)
+    lane, kb, step = schedule.get_loops(lanes)[-3:]
+    schedule.reorder(kb, step, lane)
     schedule.vectorize(lane)
-    zero = schedule.decompose_reduction(lanes, step)
+    zero = schedule.decompose_reduction(lanes, kb)
     schedule.vectorize(schedule.get_loops(zero)[-1])
 
 
 def tile(schedule: Schedule, program: Program) -> TileLoops:
     """Order the loops of the result around a register tile and compute the sums inside them."""
-    layout, blocks = program.layout, program.tile.blocks
+    layout, size = program.layout, program.tile
     *before, y = map(schedule.get_sblock, program.stages)
     mo, mi, r, nb, lane = schedule.get_loops(y)
-    panel, block = schedule.split(nb, [None, blocks])
-    schedule.reorder(mo, panel, mi, r, block, lane)
+    panel, beside, block = schedule.split(nb, [None, size.panels, size.blocks])
+    schedule.reorder(mo, panel, mi, beside, r, block, lane)
     for stage in reversed(before):
-        schedule.compute_at(stage, mi, preserve_unit_loops=True)
-    inner = mi
+        schedule.compute_at(stage, beside, preserve_unit_loops=True)
+    inner = beside
     if program.summed:
         total = schedule.get_sblock("total")
-        schedule.compute_at(total, mi, preserve_unit_loops=True)
+        schedule.compute_at(total, beside, preserve_unit_loops=True)
         r, block, lane, inner = schedule.get_loops(total)[-4:]
         schedule.reorder(inner, r, block, lane)
         unroll_tile(schedule, r, block, lane)
+    if program.instruction.registers is not None:
+        schedule.compute_at(schedule.get_sblock("sums"), inner, preserve_unit_loops=True)
     acc = schedule.get_sblock("acc")
     schedule.compute_at(acc, inner, preserve_unit_loops=True)
-    part, r, block, lane, k = schedule.get_loops(acc)[-5:]
-    steps = layout.k_block // layout.depth
-    kb, ks, d = schedule.split(k, [None, steps, layout.depth])
-    schedule.reorder(part, kb, ks, r, block, lane, d)
-    if program.unpacks:
+    own = program.loops_over_fragments + program.loops_in_fragment
+    part, *loops, k = schedule.get_loops(acc)[-own - 2 :]
+    over, within = loops[: program.loops_over_fragments], loops[program.loops_over_fragments :]
+    depth = program.instruction.depth
+    kb, ks, d = schedule.split(k, [None, layout.k_block // depth, depth])
+    schedule.reorder(part, kb, ks, *over, *within, d)
+    if layout.steps_per_byte > 1 and depth == layout.depth:
         ks, half = schedule.split(ks, [None, layout.steps_per_byte])
         schedule.unroll(half)
-    if steps <= SHORT and layout.groups == 1 == program.parts:
+    if program.x_steps > 1:
+        ks, step = schedule.split(ks, [None, program.x_steps // layout.steps_per_byte])
+        schedule.unroll(step)
+    if 1 < layout.k_block // depth <= SHORT and layout.groups == 1 == program.parts:
         kb = ks = schedule.fuse(kb, ks)
+    for loop in over:
+        schedule.unroll(loop)
+    if program.x_steps > 1:
+        load_activations(schedule, ks)
+    part = inner if program.summed else part
+    return TileLoops(mo, panel, mi, beside, part, kb, ks, tuple(over), tuple(within), d)
+
+
+def load_activations(schedule: Schedule, ks: LoopRV) -> None:
+    """A vector of every row's activations, of which each step uses one lane."""
+    block = schedule.get_sblock("xv")
+    schedule.compute_at(block, ks, preserve_unit_loops=True)
+    r, k = schedule.get_loops(block)[-2:]
     schedule.unroll(r)
-    schedule.unroll(block)
-    return TileLoops(mo, panel, mi, inner if program.summed else part, kb, ks, r, block, lane, d)
+    schedule.vectorize(k)
 
 
 def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> None:
@@ -116,16 +150,18 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) ->
 
     To be called when the loops are final: afterwards "acc" is no longer a plain reduction.
     """
-    if program.unpacks:
+    if program.layout.unpacked:
         unpack(schedule, program, loops)
-    write_as_instruction(schedule, program.instruction, loops.kb, loops.lane, loops.d)
+    write_as_instruction(
+        schedule, program.instruction, program.tile, loops.kb, loops.over, loops.fragment, loops.d
+    )
     if program.summed:
         zero = schedule.decompose_reduction(schedule.get_sblock("total"), loops.part)
         unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
 
 
 def unpack(schedule: Schedule, program: Program, loops: TileLoops) -> None:
-    """Both nibbles of a panel's weights become vectors just before the instructions read them."""
+    """A panel's weights become what the instruction reads, just before it reads them."""
     block = schedule.get_sblock("wu")
     schedule.compute_at(block, loops.ks, preserve_unit_loops=True)
     nb, step, lane, d = schedule.get_loops(block)[-4:]
@@ -135,18 +171,41 @@ def unpack(schedule: Schedule, program: Program, loops: TileLoops) -> None:
 
 
 def write_as_instruction(
-    schedule: Schedule, instruction: Instruction, first: LoopRV, lane: LoopRV, d: LoopRV
+    schedule: Schedule,
+    instruction: Instruction,
+    tile: Tile,
+    first: LoopRV,
+    over: tuple[LoopRV, ...],
+    fragment: tuple[LoopRV, ...],
+    d: LoopRV,
 ) -> None:
-    """Split the zeroing off the reduction "acc" before its loop `first`; tensorize (lane, d)."""
+    """Split the zeroing off the reduction "acc" before its loop `first`; tensorize the fragment.
+
+    `over` are the loops over fragments.
+    """
+    *row, lane = fragment
     if instruction.intrinsic is None:
-        schedule.reorder(d, lane)
-        schedule.unroll(d)
+        schedule.reorder(d, *row, lane)
+        if not instruction.shapes:
+            schedule.unroll(d)
         schedule.vectorize(lane)
     zero = schedule.decompose_reduction(schedule.get_sblock("acc"), first)
-    unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
-    if instruction.intrinsic is not None:
-        module = importlib.import_module(f"..targets.{instruction.intrinsic}", __package__)
-        schedule.tensorize(lane, module.NAMES[instruction.x_dtype, instruction.w_dtype])
+    zeros = schedule.get_loops(zero)[-len(over) - len(fragment) :]
+    for loop in zeros[: len(over) if instruction.shapes else -1]:
+        schedule.unroll(loop)
+    if instruction.intrinsic is None:
+        schedule.vectorize(zeros[-1])
+        return
+    intrinsics = register(instruction, tile.rows // instruction.rows, tile.blocks)
+    schedule.tensorize(fragment[0], intrinsics.dot)
+    if intrinsics.zero is None:
+        schedule.vectorize(zeros[-1])
+        return
+    schedule.tensorize(zeros[len(over)], intrinsics.zero)
+    *stores, row, _ = schedule.get_loops(schedule.get_sblock("sums"))[-len(zeros) :]
+    for loop in stores:
+        schedule.unroll(loop)
+    schedule.tensorize(row, intrinsics.store)
 
 
 def write_back(schedule: Schedule, program: Program) -> None:

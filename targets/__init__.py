@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..errors import TargetError
+from .arm import ARM_TARGETS
 from .generic import GENERIC
 from .layout import WeightLayout, weight_layout
 from .machine import cpu_features, cpu_name, physical_cores, why_not_here
@@ -12,7 +13,7 @@ from .target import Instruction, Target
 from .x86 import X86_TARGETS
 
 #: Every target, best first within an architecture; the last one runs anywhere.
-TARGETS: tuple[Target, ...] = (*X86_TARGETS, GENERIC)
+TARGETS: tuple[Target, ...] = (*X86_TARGETS, *ARM_TARGETS, GENERIC)
 
 __all__ = [
     "TARGETS",
@@ -41,7 +42,7 @@ def emulated(target: Target) -> Target:
     Layout, tiles and schedule stay those of the chip.
     """
     plain = tuple(
-        dataclasses.replace(instruction, intrinsic=None, mnemonic=None)
+        dataclasses.replace(instruction, intrinsic=None, mnemonic=None, llvm_feature=None)
         for instruction in target.instructions
     )
     return dataclasses.replace(

@@ -1,8 +1,8 @@
 """The private weight layout: [N / lanes][K / depth][lanes][depth], and what padding costs.
 
-One instruction reads `lanes * depth` weights from consecutive bytes. 4-bit weights lie two to a
-byte, [N / lanes][K / (2 depth)][lanes][depth]: the low nibbles feed one instruction, the high ones
-the next, so that one load and three operations on it feed two.
+An instruction reads its weights from consecutive bytes. 4-bit weights lie two to a byte,
+[N / lanes][K / (2 depth)][lanes][depth]: the low nibbles feed one instruction, the high ones the
+next, so that one load and three operations on it feed two.
 
 Nothing is padded that can overlap. When N is no multiple of `lanes`, the last block of columns
 starts at N - lanes, and computes again what its neighbour computed. K is cut into blocks of
@@ -31,10 +31,12 @@ class WeightLayout:
 
     Attributes
     ----------
-    n, k : of the weight.   lanes, depth : of the instruction.   k_block : see above.
+    n, k : of the weight.   lanes : columns of a block.   depth : consecutive k of one column.
+    k_block : see above.
     group_size : k per group, a multiple of k_block; None when all of a row is one group.
     bits : 8 or 4, of a stored weight.
     dtype : in which the instruction reads weights.
+    stored_dtype : of the packed weight.
     offset : what is added to every weight before it is stored.
     pairs : within a block of K the even positions come first, then the odd ones. That is the order
         in which packed 4-bit activations unpack without a shuffle.
@@ -48,6 +50,7 @@ class WeightLayout:
     group_size: int | None = None
     bits: int = 8
     dtype: str = "int8"
+    stored_dtype: str = "int8"
     offset: int = 0
     pairs: bool = False
 
@@ -79,9 +82,14 @@ class WeightLayout:
         return 8 // self.bits
 
     @property
-    def stored_dtype(self) -> str:
-        """The packed weight's dtype."""
-        return "uint8" if self.bits == 4 else self.dtype
+    def unpacked(self) -> bool:
+        """Whether weights are unpacked or widened before the instruction reads them."""
+        return self.bits < 8 or self.stored_dtype != self.dtype
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that belong together: a block of columns, `depth` of each."""
+        return self.lanes * self.depth
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -146,17 +154,18 @@ def weight_layout(
     k: int,
     instruction: Instruction,
     *,
+    weight: str = "int8",
     group_size: int | None = None,
     bits: int = 8,
     offset: int = 0,
     pairs: bool = False,
 ) -> WeightLayout:
-    """The layout for an (n, k) weight.
+    """The layout for an (n, k) weight, of the dtype `weight` where it has 8 bits.
 
     Its blocks of K are the longest that divide the group, or without groups the longest that waste
     at most 1 %.
     """
-    unit = instruction.depth * (8 // bits)
+    unit = instruction.block_depth * (8 // bits)
     sizes = [size for size in K_BLOCKS if size % unit == 0]
     if group_size is not None and group_size < k:
         k_block = next(size for size in sizes if group_size % size == 0)
@@ -165,15 +174,17 @@ def weight_layout(
         padded = {size: -(-k // size) * size for size in sizes}
         fits = (size for size in sizes if size <= k and padded[size] <= PADDING_LIMIT * k)
         k_block = next(fits, min(sizes, key=lambda size: padded[size]))
+    widened = instruction.w_dtype == "int16"
     return WeightLayout(
         n,
         k,
-        instruction.lanes,
-        instruction.depth,
+        instruction.block_columns,
+        instruction.block_depth,
         k_block,
         group_size,
         bits,
         instruction.w_dtype,
+        "uint8" if bits == 4 else weight if widened else instruction.w_dtype,
         offset,
         pairs,
     )

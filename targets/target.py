@@ -7,30 +7,74 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Instruction:
-    """A dot-product instruction: `lanes` int32 sums, each of `depth` products.
+    """A dot-product instruction: a fragment of int32 sums, each of `depth` products at a time.
 
-    For every lane l:  acc[l] += sum over d < depth of x[d] * w[l, d],  exact modulo 2**32.
+    For every row r < rows and lane l < lanes of the fragment
 
-    The activation bytes x are the same for every lane (a broadcast), the weight bytes w differ;
-    so W is stored as [N / lanes][K / depth][lanes][depth] and one load feeds one instruction.
+        acc[r, l] += sum over d < depth of x[r, d] * w[l, d],  exact modulo 2**32.
+
+    Attributes
+    ----------
+    mnemonic : what a disassembler prints; None where the plain loop is left to the compiler.
+    x_dtype, w_dtype : in which the instruction reads activations and weights; int16 where bytes
+        are widened before, which then may be of either sign.
+    rows : of the fragment. With one, x is the same for every lane (a broadcast). Fewer are
+        computed where a tile is not a multiple of it, if `shapes`.
+    columns : of a block of the weight's layout, the vectors in which results are written; None is
+        `lanes`.
+    interleave : consecutive k of one column in that layout, [N / columns][K / interleave][columns]
+        [interleave]; None is `depth`.
+    x_lanes : dot products that a vector of activations feeds, each with one of its lanes.
+    shapes : the instruction works on any shape up to rows x lanes x depth (matrix tiles).
+    weight_bits : widths of stored weights for which it is exact.
+    registers : the registers that hold its fragments, where they are not vectors.
+    temporaries : vector registers for what lies between the operands and the sum.
+    from_rows : rows of a tile from which it is used, where a target has a better one for few.
+    slots, load_slots : what a row of a block of columns takes, and what the loading of a fragment
+        does, in issue slots of a target's vector dot products.
+    intrinsic : module of this package that has its intrinsic.
+    llvm_feature : LLVM's name of the feature without which LLVM cannot emit it.
     """
 
     name: str
-    #: What a disassembler prints; None where the plain loop is left to the compiler.
     mnemonic: str | None
-    #: dtype in which the instruction reads activations and weights.
     x_dtype: str
     w_dtype: str
     lanes: int
     depth: int
-    #: Module of this package that holds the intrinsic beside the loop that it means, under
-    #: NAMES[x_dtype, w_dtype].
+    rows: int = 1
+    columns: int | None = None
+    interleave: int | None = None
+    x_lanes: int = 1
+    shapes: bool = False
+    weight_bits: tuple[int, ...] = (8, 4)
+    registers: int | None = None
+    temporaries: int = 0
+    from_rows: int = 1
+    slots: float = 1.0
+    load_slots: float = 1.0
     intrinsic: str | None = None
+    llvm_feature: str | None = None
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of a block of the weight's layout."""
+        return self.columns or self.lanes
+
+    @property
+    def block_depth(self) -> int:
+        """Consecutive k of one column in the weight's layout."""
+        return self.interleave or self.depth
+
+    def fits(self, bits: int, group_size: int | None) -> bool:
+        """Whether it multiplies weights of `bits` in groups of `group_size` exactly as they are."""
+        unit = self.block_depth * (8 // bits)
+        return bits in self.weight_bits and (group_size or 0) % unit == 0
 
     @property
     def operations(self) -> int:
         """Multiplications plus additions that one instruction does."""
-        return 2 * self.lanes * self.depth
+        return 2 * self.rows * self.lanes * self.depth
 
 
 @dataclass(frozen=True)
@@ -45,6 +89,8 @@ class Target:
     features : CPU features (Linux's /proc/cpuinfo names) without which the code must not run.
     instructions : its dot products, one per pairing of signs that the chip has.
     vector_bytes, vector_registers : the register file that a tile of accumulators must fit.
+    tile_rows : numbers of rows that have a tile of their own, so that no M is much worse than
+        M + 1. Nine rows of three blocks fill 31 of 32 registers.
     cache_bytes : the share of the last-level cache for a block of packed activations. They are
         streamed once per panel of weights, so L2 need not hold them, but memory is too slow.
     """
@@ -58,6 +104,7 @@ class Target:
     vector_bytes: int
     vector_registers: int
     cache_bytes: int
+    tile_rows: tuple[int, ...] = tuple(range(1, 10))
 
     @property
     def instruction(self) -> Instruction:
@@ -67,9 +114,9 @@ class Target:
     @property
     def half_floats(self) -> bool:
         """Whether float16 and float32 are converted by an instruction."""
-        return "f16c" in self.features
+        return self.architecture == "aarch64" or "f16c" in self.features
 
     @property
     def fused_multiply_add(self) -> bool:
         """Whether a * b + c in float32 is one instruction with one rounding."""
-        return "fma" in self.features
+        return self.architecture == "aarch64" or "fma" in self.features

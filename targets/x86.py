@@ -2,49 +2,147 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from .target import Instruction, Target
 
-#: Features of the x86-64-v4 level (System V psABI, "Micro-Architecture Levels").
-X86_64_V4 = frozenset(
-    [
-        "avx",
-        "avx2",
-        "avx512f",
-        "avx512bw",
-        "avx512cd",
-        "avx512dq",
-        "avx512vl",
-        "bmi1",
-        "bmi2",
-        "f16c",
-        "fma",
-        "movbe",
-    ]
-)
+#: Features of the x86-64-v3 and v4 levels (System V psABI, "Micro-Architecture Levels").
+X86_64_V3 = frozenset(["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"])
+X86_64_V4 = X86_64_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-VPDPBUSD_ZMM = tuple(
+#: Pairings of signs that vpdpbusd and pmaddubsw multiply: activations, weights.
+UNSIGNED_BY_SIGNED = (("uint8", "int8"), ("int8", "uint8"))
+
+
+def fours(
+    mnemonics: dict[tuple[str, str], str], lanes: int, family: str, llvm_feature: str
+) -> tuple[Instruction, ...]:
+    """Dot products of four bytes per lane, one for each pairing of signs."""
+    register = {8: "ymm", 16: "zmm"}[lanes]
+    return tuple(
+        Instruction(
+            name=f"{mnemonic} {register}",
+            mnemonic=mnemonic,
+            x_dtype=x_dtype,
+            w_dtype=w_dtype,
+            lanes=lanes,
+            depth=4,
+            intrinsic=family,
+            llvm_feature=llvm_feature,
+        )
+        for (x_dtype, w_dtype), mnemonic in mnemonics.items()
+    )
+
+
+def widened(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
+    """What a chip without dot products of bytes has: pmaddwd, and pmaddubsw for 4-bit weights."""
+    register = {8: "ymm", 16: "zmm"}[lanes]
+    twos = Instruction(
+        name=f"vpmaddwd {register}",
+        mnemonic="vpmaddwd",
+        x_dtype="int16",
+        w_dtype="int16",
+        lanes=lanes,
+        depth=2,
+        weight_bits=(8,),
+        temporaries=1,
+        intrinsic="pmaddwd",
+        llvm_feature=llvm_feature,
+    )
+    pairs = fours(
+        dict.fromkeys(reversed(UNSIGNED_BY_SIGNED), "vpmaddubsw"), lanes, "pmaddubsw", llvm_feature
+    )
+    return twos, *(dataclasses.replace(pair, weight_bits=(4,), temporaries=2) for pair in pairs)
+
+
+VPDPBUSD = dict.fromkeys(UNSIGNED_BY_SIGNED, "vpdpbusd")
+VPDPBUSD_ZMM = fours(VPDPBUSD, 16, "vpdpbusd", "avx512vnni")
+
+AVX512VNNI = Target(
+    name="x86-avx512vnni",
+    description="AVX512-VNNI: Intel Ice Lake and later servers, AMD Zen 4 and later",
+    architecture="x86_64",
+    llvm={"mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
+    features=X86_64_V4 | {"avx512_vnni"},
+    instructions=VPDPBUSD_ZMM,
+    vector_bytes=64,
+    vector_registers=32,
+    cache_bytes=8 << 20,
+)
+#: A tile of 16 rows takes 16 cycles for 16 of the layout's steps of K, and 8 to load.
+TDP = tuple(
     Instruction(
-        name="vpdpbusd zmm",
-        mnemonic="vpdpbusd",
+        name=name,
+        mnemonic=name,
         x_dtype=x_dtype,
         w_dtype=w_dtype,
         lanes=16,
-        depth=4,
-        intrinsic="vpdpbusd_zmm",
+        depth=64,
+        rows=16,
+        interleave=4,
+        shapes=True,
+        registers=8,
+        from_rows=5,
+        slots=1 / 16,
+        load_slots=1 / 2,
+        intrinsic="amx",
+        llvm_feature="amx-int8",
     )
-    for x_dtype, w_dtype in (("uint8", "int8"), ("int8", "uint8"))
+    for name, (x_dtype, w_dtype) in zip(("tdpbusd", "tdpbsud"), UNSIGNED_BY_SIGNED, strict=True)
 )
-
-X86_TARGETS = (
-    Target(
-        name="x86-avx512vnni",
-        description="AVX512-VNNI: Intel Ice Lake and later, AMD Zen 4 and later",
-        architecture="x86_64",
-        llvm={"mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
-        features=X86_64_V4 | {"avx512_vnni"},
-        instructions=VPDPBUSD_ZMM,
-        vector_bytes=64,
-        vector_registers=32,
-        cache_bytes=8 << 20,
+AMX = dataclasses.replace(
+    AVX512VNNI,
+    name="x86-amx",
+    description="AMX-INT8: Intel Sapphire Rapids and later; AVX512-VNNI up to 4 rows",
+    llvm={"mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
+    features=X86_64_V4 | {"avx512_vnni", "amx_tile", "amx_int8"},
+    instructions=(*VPDPBUSD_ZMM, *TDP),
+    tile_rows=(1, 2, 3, 4, 8, 12, 16, 24, 32),
+)
+AVX512 = dataclasses.replace(
+    AVX512VNNI,
+    name="x86-avx512",
+    description="AVX-512 without VNNI: Intel Skylake servers",
+    llvm={"mcpu": "x86-64-v4"},
+    features=X86_64_V4,
+    instructions=widened(16, "avx512bw"),
+)
+AVX2 = Target(
+    name="x86-avx2",
+    description="AVX2: Intel Haswell and later, AMD Zen and later",
+    architecture="x86_64",
+    llvm={"mcpu": "x86-64-v3"},
+    features=X86_64_V3,
+    instructions=widened(8, "avx2"),
+    vector_bytes=32,
+    vector_registers=16,
+    cache_bytes=4 << 20,
+)
+AVXVNNI = dataclasses.replace(
+    AVX2,
+    name="x86-avxvnni",
+    description="AVX-VNNI: Intel Alder Lake and later, AMD Zen 5",
+    llvm={"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
+    features=X86_64_V3 | {"avx_vnni"},
+    instructions=fours(VPDPBUSD, 8, "vpdpbusd", "avxvnni"),
+)
+AVXVNNIINT8 = dataclasses.replace(
+    AVXVNNI,
+    name="x86-avxvnniint8",
+    description="AVX-VNNI-INT8: Intel Sierra Forest, Lunar Lake, Arrow Lake",
+    llvm={"mcpu": "x86-64-v3", "mattr": ["+avxvnni", "+avxvnniint8"]},
+    features=X86_64_V3 | {"avx_vnni", "avx_vnni_int8"},
+    instructions=fours(
+        {
+            ("int8", "int8"): "vpdpbssd",
+            ("uint8", "uint8"): "vpdpbuud",
+            ("int8", "uint8"): "vpdpbsud",
+            ("uint8", "int8"): "vpdpbsud",
+        },
+        8,
+        "vpdpb_all_signs",
+        "avxvnniint8",
     ),
 )
+
+X86_TARGETS = (AMX, AVX512VNNI, AVX512, AVXVNNIINT8, AVXVNNI, AVX2)

@@ -12,14 +12,14 @@ from quantmm.compiler import runtime
 
 
 def test_peak_kernel_does_the_operations_that_are_counted(target):
-    instruction = target.instruction
     rng = np.random.default_rng(0)
-    x_shape = limits.PEAK_STEPS, limits.PEAK_ROWS, instruction.depth
-    w_shape = limits.PEAK_STEPS, limits.PEAK_BLOCKS, instruction.lanes, instruction.depth
-    x = runtime.aligned(rng.integers(0, 100, x_shape).astype(instruction.x_dtype))
-    w = runtime.aligned(rng.integers(-100, 100, w_shape).astype(instruction.w_dtype))
-    y = runtime.aligned_empty((1, *w_shape[:0], 4, 4, instruction.lanes), np.int32)
+    x, w, y = (
+        runtime.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(target, 1)
+    )
+    x[...] = rng.integers(0, 100, x.shape)
+    w[...] = rng.integers(-100, 100, w.shape)
     limits.peak_kernel(target, 1)(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+    assert target.instruction.rows == 1
     once = np.einsum("sad,sbld->abl", x.astype(np.int64), w.astype(np.int64))
     np.testing.assert_array_equal(y[0], (once * limits.PEAK_REPEATS).astype(np.int32))
 

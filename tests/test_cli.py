@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import io
 import json
 import shlex
 import subprocess
@@ -9,7 +12,13 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.cli import main as cli_main
+from quantmm.cli import targets as cli_targets
+from quantmm.cli import verify as cli_verify
 from quantmm.compiler import problem as problem_module
+from quantmm.schedules import SCHEDULE_VERSION
+from quantmm.targets import verified
+from quantmm.targets.verified import Record
+from rich.console import Console
 
 SMALL = ["--n", "20", "--k", "33"]
 
@@ -18,10 +27,64 @@ def test_targets(quantmm):
     status, out, _ = quantmm("targets")
     assert status == 0
     for target in qmm.targets.TARGETS:
-        (line,) = [line for line in out.splitlines() if line.startswith(target.name)]
+        (line,) = [line for line in out.splitlines() if line.startswith(target.name + " ")]
         assert target.instruction.name in line
         assert ("yes" in line) == (qmm.targets.why_not_here(target) is None)
     assert out.count("(host)") == 1
+
+
+def record(target, how, schedule=SCHEDULE_VERSION, cpu="Chip 1", date="2026-11-24"):
+    return Record(target, how, cpu, 9, date, {"schedule": str(schedule), "tvm": "0"})
+
+
+def cells(records, width):
+    """The table of targets as rows of words, by the first of them; continued lines are joined."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(cli_targets.targets_table(records))
+    head, *lines = console.file.getvalue().splitlines()
+    starts = [head.index(word) for word in ("target", "instr", "chips", "runs", "verified")]
+    rows = []
+    for line in lines:
+        parts = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        if parts[0]:
+            rows.append(parts)
+        else:
+            rows[-1] = [f"{a} {b}".strip() for a, b in zip(rows[-1], parts, strict=True)]
+    assert max(map(len, lines)) <= width
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_targets_are_readable_on_a_hundred_columns():
+    records = [record(target.name, "native") for target in qmm.targets.TARGETS]
+    rows = cells(records, 100)
+    assert list(rows) == [target.name for target in qmm.targets.TARGETS]
+    for target in qmm.targets.TARGETS:
+        assert rows[target.name][:2] == [target.instruction.name, target.description]
+        assert rows[target.name][3] == "Chip 1 (2026-11-24)"
+
+
+def test_targets_say_how_they_were_verified():
+    now = SCHEDULE_VERSION
+    native = [record("generic", "native"), record("generic", "native", cpu="Chip 2")]
+    qemu = record("generic", "qemu-aarch64 7.2 -cpu max")
+    instruction = record("generic", "emulated instruction")
+    semantics = record("generic", "emulated semantics")
+    old = record("generic", "native", now - 1)
+
+    def shown(*records):
+        return cells(records, 300)["generic"][3]
+
+    assert shown() == shown(record("x86-avx2", "native")) == "nothing yet"
+    assert shown(semantics) == "emulated semantics only (2026-11-24)"
+    assert shown(semantics, instruction) == "emulated instruction (2026-11-24)"
+    assert shown(semantics, qemu, instruction) == "qemu-aarch64 7.2 -cpu max (2026-11-24)"
+    both = "Chip 1 (2026-11-24); Chip 2 (2026-11-24)"
+    assert shown(semantics, *native, qemu) == both
+    stale = f"Chip 1 (2026-11-24, schedule {now - 1}; now {now})"
+    assert shown(old) == stale
+    assert shown(old, native[1]) == f"Chip 2 (2026-11-24); {stale}"
+    # What is older does not stand in the way of what is weaker.
+    assert shown(semantics, old, qemu) == f"{stale}; qemu-aarch64 7.2 -cpu max (2026-11-24)"
 
 
 def test_compile_writes_a_kernel(quantmm, tmp_path):
@@ -31,8 +94,32 @@ def test_compile_writes_a_kernel(quantmm, tmp_path):
     assert str(path) in out
     spec = qmm.MatmulSpec(n=20, k=33, out="int32", m=3)
     assert qmm.load(path).spec == spec
+    assert f"  {qmm.targets.host().name}: {qmm.targets.host().instruction.name}, " in out
     status, out, _ = quantmm("inspect", path)
+    (kernel,) = json.loads(out)["kernels"]
     assert json.loads(out)["spec"] == spec.to_json()
+    assert (kernel["target"], kernel["why_not_here"]) == (qmm.targets.host().name, None)
+
+
+def test_compile_for_several_targets(quantmm, tmp_path, monkeypatch):
+    path = tmp_path / "k.qmm"
+    names = list(dict.fromkeys(["generic", qmm.targets.host().name]))
+    words = ["compile", *SMALL, "--m", 1, "-o", path, "--target"]
+    status, out, _ = quantmm(*words, ",".join(names))
+    assert status == 0
+    first, *rest = out.splitlines()
+    assert first.startswith(f"{path}: {{")
+    best_first = [row.name for row in qmm.targets.TARGETS if row.name in names]
+    assert [line.split(":")[0].strip() for line in rest] == best_first
+    assert qmm.load(path).info.target == best_first[0]
+    status, out, err = quantmm(*words, "generic,generic")
+    assert (status, out) == (2, "")
+    assert "one kernel per target; given twice: generic" in err
+    monkeypatch.setattr(qmm.targets.machine, "architecture", lambda: "s390x")
+    status, out, _ = quantmm("inspect", path)
+    assert status == 0
+    for kernel in json.loads(out)["kernels"]:
+        assert kernel["why_not_here"].endswith(", this machine is s390x")
 
 
 def test_verify(quantmm):
@@ -42,33 +129,105 @@ def test_verify(quantmm):
     assert (status, out.strip()) == (0, "3 of 3 problems agree with the reference")
 
 
-def test_a_failure_prints_the_line_that_repeats_it(quantmm, monkeypatch):
+@pytest.fixture
+def wrong_reference(monkeypatch):
+    """Every comparison fails."""
     reference = problem_module.reference
 
     def wrong(*arguments, **keywords):
         return reference(*arguments, **keywords) + np.int32(1)
 
-    monkeypatch.setattr(problem_module, "reference", wrong)
-    words = ["verify", *SMALL, "--out", "int32", "--activation", "uint8", "--seed", "5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(problem_module, "reference", wrong)
+        yield
+
+
+@pytest.mark.parametrize("more", [[], ["--emulated"]])
+@pytest.mark.usefixtures("wrong_reference")
+def test_a_failure_prints_the_line_that_repeats_it(quantmm, more):
+    words = ["verify", *SMALL, "--out", "int32", "--activation", "uint8", "--seed", "5", *more]
     status, out, err = quantmm(*words)
     assert status == 2
     assert "320 of 320 differ, the first at [0, 0]: got" in err
     again = shlex.split(out.strip())
     assert again[0] == "quantmm"
+    assert ("--emulated" in again) == bool(more)
     assert quantmm(*again[1:])[1:] == (out, err)
-    monkeypatch.undo()
 
 
 def test_random_failures_are_repeated_by_their_line(quantmm, monkeypatch):
     for seed in range(40):
-        problem = cli_main.random_problem(seed)
+        problem = cli_verify.random_problem(seed)
         words = shlex.split(problem.line("host"))[1:]
         seen = []
         with monkeypatch.context() as patch:
-            patch.setattr(cli_main, "check", lambda p, kernel, seen=seen: seen.append(p))
+            patch.setattr(cli_verify, "check", lambda p, kernel, seen=seen: seen.append(p))
             patch.setattr("quantmm.compiler.build.compile", lambda *_: None)
             assert quantmm(*words)[0] == 0
         assert seen == [problem]
+
+
+def test_verify_without_the_chip(quantmm, monkeypatch):
+    target = next((row for row in qmm.targets.TARGETS if qmm.targets.why_not_here(row)), None)
+    if target is None:
+        pytest.skip("this machine executes every target")
+    status, out, err = quantmm("verify", "--random", 1, "--target", target.name)
+    assert (status, out) == (2, "")
+    reason = qmm.targets.why_not_here(target)
+    assert f"target {target.name} cannot run here: {reason}; with --emulated it is" in err
+    status, out, _ = quantmm("verify", "--random", 2, "--target", target.name, "--emulated")
+    assert (status, out.strip()) == (0, "2 of 2 problems agree with the reference")
+
+
+def test_verify_records_what_agreed(quantmm, tmp_path, monkeypatch):
+    path = tmp_path / "verified.json"
+    words = ["verify", "--target", "generic", "--random"]
+    status, out, _ = quantmm(*words, 1, "--record", path)
+    assert status == 0
+    (first,) = verified.read(path)
+    assert out.splitlines() == [
+        "1 of 1 problems agree with the reference",
+        f"{path}: {first.to_json()}",
+    ]
+    versions = qmm.compile(qmm.MatmulSpec(n=4, k=4, m=1), "generic").info.versions
+    today = datetime.date.today().isoformat()
+    assert first == Record("generic", "native", qmm.targets.cpu_name(), 1, today, versions)
+    # The same again is one record, another way is another.
+    assert quantmm(*words, 2, "--record", path)[0] == 0
+    assert quantmm(*words, 1, "--emulated", "--record", path)[0] == 0
+    again, emulated = verified.read(path)
+    assert again == dataclasses.replace(first, problems=2)
+    assert emulated == dataclasses.replace(first, how="emulated semantics")
+
+
+def test_verify_records_beside_the_targets(quantmm, tmp_path, monkeypatch):
+    """Without a FILE, where `quantmm targets` reads it."""
+    written = []
+    monkeypatch.setattr(verified, "write", lambda *words: written.append(words))
+    assert quantmm("verify", "--record", "--random", 1, "--target", "generic")[0] == 0
+    ((record, path),) = written
+    assert (record.target, path) == ("generic", verified.PATH)
+
+
+@pytest.mark.usefixtures("wrong_reference")
+def test_verify_records_no_failure(quantmm, tmp_path):
+    words = ["verify", "--random", 3, "--record", tmp_path / "verified.json"]
+    assert quantmm(*words)[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_that_cannot_record_does_not_start(quantmm, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_verify, "verify", lambda *_: pytest.fail("started"))
+    words = ["verify", "--random", 3, "--record"]
+    status, out, err = quantmm(*words, tmp_path / "no" / "file.json")
+    assert (status, out) == (2, "")
+    assert "cannot write" in err
+    path = tmp_path / "other.json"
+    path.write_text('{"precious": 1}')
+    status, out, err = quantmm(*words, path)
+    assert (status, out) == (2, "")
+    assert f"{path} holds no records of quantmm verify" in err
+    assert path.read_text() == '{"precious": 1}'
 
 
 def test_bench(quantmm):
@@ -116,7 +275,9 @@ def test_demo(quantmm):
         (["compile", *SMALL, "-o", "/nowhere/k.qmm"], "cannot write /nowhere/k.qmm"),
         (["compile", *SMALL, "--weight", "int3", "-o", "x"], "'int3' is not one of"),
         (["compile", *SMALL, "--group-size", "12", "-o", "x"], "multiple of 8"),
+        (["compile", *SMALL, "--target", "generic,", "-o", "x"], "expected names such as x86-avx2"),
         (["verify"], "give --n and --k, or --random COUNT"),
+        (["verify", *SMALL, "--record"], "--record is for --random COUNT problems"),
         (["verify", *SMALL, "--m", "0"], "m=0; expected a whole number"),
         (["bench", "--m", "1,two"], "expected whole numbers such as 1,16,512"),
         (["inspect"], "give --n and --k, or a kernel file"),

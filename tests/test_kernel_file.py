@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -9,6 +10,7 @@ import pytest
 import quantmm as qmm
 from quantmm.compiler import kernel_file, linker
 from quantmm.errors import KernelFileError, TargetError, ToolError
+from quantmm.targets import machine
 
 SPEC = qmm.MatmulSpec(n=33, k=70, bias=True)
 
@@ -26,7 +28,8 @@ def with_header(saved, path, change):
     magic, version, length, _ = kernel_file.HEADER.unpack_from(content)
     start = kernel_file.HEADER.size
     header = json.loads(content[start : start + length])
-    change(header)
+    (entry,) = header["kernels"]
+    change(entry["info"])
     payload = json.dumps(header).encode()
     rest = payload + content[start + length :]
     digest = kernel_file.checksum(len(payload), rest)
@@ -83,17 +86,23 @@ def test_of_another_version(saved, tmp_path):
         qmm.load(path)
 
 
-def test_for_another_machine(saved, tmp_path):
+def test_for_another_machine(saved, tmp_path, monkeypatch):
+    def never(_):
+        raise AssertionError("code for another machine was loaded")
+
+    monkeypatch.setattr(kernel_file, "load_library", never)
+
     def future(header):
         header["features"].append("avx2048")
 
-    with pytest.raises(TargetError, match="needs avx2048, which this CPU lacks"):
+    message = r"no kernel for this machine: \S+ cannot run here: this CPU lacks avx2048"
+    with pytest.raises(TargetError, match=message):
         qmm.load(with_header(saved, tmp_path / "future.qmm", future))
 
     def elsewhere(header):
         header["architecture"] = "s390x"
 
-    with pytest.raises(TargetError, match="needs s390x; this machine is"):
+    with pytest.raises(TargetError, match="cannot run here: needs s390x, this machine is"):
         qmm.load(with_header(saved, tmp_path / "elsewhere.qmm", elsewhere))
 
 
@@ -122,11 +131,90 @@ def test_cannot_be_written(saved, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.fixture(scope="module")
+def three():
+    """Kernels of one spec: this machine's, one that it cannot execute, and one for any."""
+    host = qmm.compile(SPEC)
+    better = qmm.compile(SPEC, "generic")
+    better.info = dataclasses.replace(
+        better.info, target=qmm.targets.TARGETS[0].name, features=("avx2048",)
+    )
+    return host, better, qmm.compile(SPEC, "generic")
+
+
+def test_the_best_kernel_of_a_file_is_taken(three, tmp_path, monkeypatch):
+    host, better, generic = three
+    if host.info.target in (better.info.target, "generic"):
+        pytest.skip(f"{host.info.target} is this machine's target")
+    path = tmp_path / "fat.qmm"
+    generic.save(path, better, host)
+    assert [stored.info for stored in kernel_file.contents(path)] == [
+        kernel.info for kernel in (better, host, generic)
+    ]
+    kernel = qmm.load(path)
+    assert kernel.info == host.info
+    rng = np.random.default_rng(0)
+    w, bind = problems.weight(rng, SPEC), problems.bind_arguments(rng, SPEC)
+    x = problems.integers(rng, "int8", (5, 70))
+    y = kernel.bind(w, **bind)(x, x_scale=0.5)
+    problems.assert_agrees(y, qmm.reference(SPEC, x, w, x_scale=0.5, **bind))
+    monkeypatch.setattr(qmm.targets.machine, "cpu_features", frozenset)
+    assert qmm.load(path).info == generic.info
+    # Saved again, it is alone.
+    qmm.load(path).save(tmp_path / "one.qmm")
+    assert len(kernel_file.contents(tmp_path / "one.qmm")) == 1
+
+
+def test_a_file_without_a_kernel_for_this_machine_says_why(three, tmp_path, monkeypatch):
+    host, better, _ = three
+    path = tmp_path / "fat.qmm"
+    host.save(path, better)
+    monkeypatch.setattr(machine, "architecture", lambda: "s390x")
+    names = sorted({host.info.target, better.info.target})
+    message = "no kernel for this machine: .* cannot run here: needs .*; .* cannot run here: needs"
+    with pytest.raises(TargetError, match=message) as caught:
+        qmm.load(path)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_kernels_that_do_not_belong_together(three, tmp_path):
+    host, _, generic = three
+    other = qmm.compile(dataclasses.replace(SPEC, k=71), "generic")
+    path = tmp_path / "k.qmm"
+    with pytest.raises(KernelFileError, match=r"one spec; the one for .* has .*70.* generic .*71"):
+        host.save(path, other)
+    with pytest.raises(KernelFileError, match="one kernel per target; given twice: generic"):
+        generic.save(path, qmm.compile(SPEC, "generic"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_the_format_before(saved, tmp_path):
+    content = bytearray(saved.read_bytes())
+    content[8] = 2
+    path = tmp_path / "old.qmm"
+    path.write_bytes(content)
+    with pytest.raises(KernelFileError, match="has format version 2; this quantmm reads 3"):
+        qmm.load(path)
+
+
+def test_others_may_read_a_file(saved):
+    assert saved.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_without_a_linker(monkeypatch, tmp_path):
     monkeypatch.setattr(linker.shutil, "which", lambda _: None)
     monkeypatch.setattr(linker.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ToolError, match=r"needs a linker: .* or the extra quantmm\[link\]"):
         qmm.compile(qmm.MatmulSpec(n=4, k=4, m=1)).save(tmp_path / "k.qmm")
+    message = r"a linker for m68k: install m68k-linux-gnu-gcc, or clang with lld, or the extra"
+    with pytest.raises(ToolError, match=message):
+        linker.command("m68k")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,6 +230,21 @@ def test_with_the_packaged_linker(monkeypatch, tmp_path):
 
 
 def test_a_failing_linker_is_quoted(monkeypatch, tmp_path):
-    monkeypatch.setattr(linker, "command", lambda: ["false"])
+    monkeypatch.setattr(linker, "command", lambda _: ["false"])
     with pytest.raises(ToolError, match="linking failed"):
         linker.link(str(tmp_path / "x.so"), [str(tmp_path / "none.o")])
+
+
+def test_linkers_for_another_architecture(monkeypatch):
+    monkeypatch.setattr(machine, "architecture", lambda: "m68k")
+    there = {"cc", "aarch64-linux-gnu-gcc", "clang", "ld.lld"}
+    monkeypatch.setattr(linker.shutil, "which", lambda name: name if name in there else None)
+    assert linker.command("m68k") == linker.command() == ["cc"]
+    assert linker.command("aarch64") == ["aarch64-linux-gnu-gcc"]
+    clang = ["clang", "--target=x86_64-linux-gnu", "-fuse-ld=lld", "-nostdlib"]
+    assert linker.command("x86_64") == clang
+    # Without lld clang has only this machine's linker.
+    there.remove("ld.lld")
+    monkeypatch.setattr(linker.importlib.util, "find_spec", lambda name: name)
+    words = " ".join(linker.command("x86_64")[1:])
+    assert words == "-m ziglang cc -O2 -target x86_64-linux-gnu"

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import platform
 import re
 
 import pytest
 import quantmm as qmm
 from quantmm import schedules
 from quantmm.compiler.build import emit_code, machine_code
-from quantmm.compiler.operands import layout_for, operands
+from quantmm.compiler.operands import for_rows, layout_for, operands
+from quantmm.schedules.program import fitted
 
 SPECIAL = [target for target in qmm.targets.TARGETS if target.instruction.mnemonic]
 FORMATS = {
     "w8": {},
+    "w8-unsigned": {"activation": "uint8", "weight": "uint8"},
     "w4": {"weight": "int4"},
     "w4-g128": {"weight": "int4", "group_size": 128},
     "w4-dynamic": {"weight": "int4", "input": "float32", "dynamic": True},
 }
-CASES = [
-    pytest.param(target, fields, rows, id=f"{target.name}-{name}-{rows}")
-    for target in SPECIAL
-    for name, fields in FORMATS.items()
-    for rows in range(1, schedules.MAX_ROWS + 1)
-]
+#: A vector on its way between memory and a register of x86-64 or aarch64.
+ON_THE_STACK = re.compile(r"\(%rsp.*mm|mm.*\(%rsp|[qd]\d+, .*\[sp\b|\}, \[sp\b")
+STORED = re.compile(r"%[xyz]mm\d+, -?\w*\(|^\s+st\w+\s+(?:\{ )?[qvd]\d")
+
+
+def cases():
+    """Every number of rows for int8; few, several and many for the other formats."""
+    for target in SPECIAL:
+        for name, fields in FORMATS.items():
+            heights = target.tile_rows
+            for rows in heights if name == "w8" else (heights[0], heights[-2], heights[-1]):
+                yield pytest.param(target, fields, rows, id=f"{target.name}-{name}-{rows}")
 
 
 def inner_loop(assembly: str, mnemonic: str) -> list[str]:
     """The innermost loop around the instruction: from its label to the jump back."""
-    lines = assembly.splitlines()
+    lines = [line.partition("//")[0].rstrip() for line in assembly.splitlines()]
     labels = {line[:-1]: i for i, line in enumerate(lines) if re.match(r"\.?\w+:$", line)}
     loops = []
     for i, line in enumerate(lines):
-        jump = re.match(r"\s+j\w+\s+(\S+)$", line)
+        jump = re.match(r"\s+(?:j\w+|b\.\w+|b|cbn?z\s+\w+,|tbn?z\s+\w+, #\d+,)\s+(\S+)$", line)
         if jump and labels.get(jump[1], i) < i:
             body = lines[labels[jump[1]] : i + 1]
             if any(mnemonic in text for text in body):
@@ -41,38 +48,64 @@ def inner_loop(assembly: str, mnemonic: str) -> list[str]:
     return min(loops, key=len)
 
 
-@pytest.mark.parametrize(("target", "fields", "rows"), CASES)
+def variant_for(spec, target, rows):
+    """The variant for tiles of `rows` rows, and the instruction in the shape that it uses."""
+    chosen = operands(spec, target)
+    layout = layout_for(spec, chosen)
+    instruction = for_rows(chosen, target, rows).instruction
+    variant = schedules.variant(target, layout, instruction, rows)
+    return variant, fitted(instruction, layout, variant.tile), layout
+
+
+@pytest.mark.parametrize(("target", "fields", "rows"), [*cases()])
 def test_inner_loop(target, fields, rows):
-    if target.architecture != platform.machine():
-        pytest.skip(f"{target.name} is for {target.architecture}")
-    spec = qmm.MatmulSpec(n=target.instruction.lanes * 60, k=1024, bias=True, **fields)
-    layout = layout_for(spec, operands(spec, target))
-    blocks = schedules.variant(target, layout, rows).tile.blocks
-    loop = inner_loop(code_for(spec, target, rows), target.instruction.mnemonic)
-    dots = sum(target.instruction.mnemonic in line for line in loop)
+    spec = qmm.MatmulSpec(n=target.instruction.block_columns * 60, k=1024, bias=True, **fields)
+    variant, instruction, layout = variant_for(spec, target, rows)
+    loop = inner_loop(code_for(spec, target, variant), instruction.mnemonic)
+    dots = sum(instruction.mnemonic in line for line in loop)
+    fragments = rows // instruction.rows * variant.tile.blocks * layout.lanes // instruction.lanes
     assert dots
-    assert dots % (rows * blocks) == 0
-    assert [line for line in loop if "(%rsp" in line and "mm" in line] == []
-    # Accumulators stay where they are: no vector is stored.
-    assert [line for line in loop if re.search(r"%[xyz]mm\d+, -?\d*\(", line)] == []
+    assert dots % fragments == 0
+    if instruction.registers is None or layout.bits == 8:
+        # Weights of 4 bits go through memory on their way to a matrix tile, and nothing else does.
+        assert [line for line in loop if ON_THE_STACK.search(line)] == []
+        # Accumulators stay where they are: no vector is stored.
+        assert [line for line in loop if STORED.search(line)] == []
+    assert not any("tilestored" in line for line in loop)
 
 
-def code_for(spec, target, rows):
-    """The assembly of the variant with `rows` rows."""
-    layout = layout_for(spec, operands(spec, target))
-    variant = schedules.variant(target, layout, rows)
+def code_for(spec, target, variant):
+    """The assembly of one variant."""
     return str(machine_code(spec, target, (variant,)).mod.inspect_source("asm"))
+
+
+def test_the_checks_see_spills_and_stores():
+    for line in (
+        "	vmovups	%zmm3, -64(%rsp)",
+        "	vmovdqa	32(%rsp), %ymm1",
+        "	str	q8, [sp, #16]",
+        "	ldp	q1, q2, [sp]",
+        "	st1	{ v0.4s }, [sp]",
+    ):
+        assert ON_THE_STACK.search(line), line
+    for line in (
+        "	vmovdqu	%ymm1, 8(%rax)",
+        "	stp	q1, q2, [x0]",
+        "	st1	{ v0.4s }, [x1]",
+    ):
+        assert STORED.search(line), line
+    assert not STORED.search("	vmovups	8(%rax), %zmm1")
+    assert not ON_THE_STACK.search("	movq	8(%rsp), %rax")
 
 
 @pytest.mark.parametrize("fields", FORMATS.values(), ids=FORMATS)
 def test_ragged_columns_neither_spill_nor_lose_vector_stores(fields):
-    target = SPECIAL[0]
-    if target.architecture != platform.machine():
-        pytest.skip(f"{target.name} is for {target.architecture}")
+    target = qmm.targets.find("x86-avx512vnni")
     spec = qmm.MatmulSpec(n=target.instruction.lanes * 3 + 1, k=333, **fields)
-    assembly = code_for(spec, target, 8)
-    loop = inner_loop(assembly, target.instruction.mnemonic)
-    assert [line for line in loop if "(%rsp" in line and "mm" in line] == []
+    variant, instruction, _ = variant_for(spec, target, 8)
+    assembly = code_for(spec, target, variant)
+    loop = inner_loop(assembly, instruction.mnemonic)
+    assert [line for line in loop if ON_THE_STACK.search(line)] == []
     assert len(re.findall(r"vmovups\s+%zmm\d+, \S*\(", assembly)) >= 8
 
 

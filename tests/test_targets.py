@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm import schedules, targets
+from quantmm.compiler.build import choose_variants
+from quantmm.compiler.operands import for_rows, layout_for, operands
 from quantmm.errors import TargetError, UnsupportedError
 
 SPEC = qmm.MatmulSpec(n=16, k=64, m=2, out="int32")
@@ -29,31 +31,25 @@ def test_host_is_the_first_row_that_runs():
 def test_a_machine_without_features_gets_the_generic_row(monkeypatch):
     on(monkeypatch, features=[])
     assert targets.host().name == "generic"
-    assert "lacks avx" in (targets.why_not_here(targets.TARGETS[0]) or "")
+    assert ", avx2," in (targets.why_not_here(targets.TARGETS[0]) or "")
 
 
 def test_another_architecture(monkeypatch):
     on(monkeypatch, machine="aarch64")
     assert targets.host().name == "generic"
     assert targets.why_not_here(targets.TARGETS[0]) == "needs x86_64, this machine is aarch64"
-    with pytest.raises(TargetError, match=r"for x86_64; compiling for another architecture"):
-        qmm.compile(SPEC, "x86-avx512vnni")
 
 
 def test_code_for_a_missing_feature_is_compiled_but_never_run(monkeypatch):
-    if platform.machine() != "x86_64":
-        pytest.skip("needs x86_64")
-    from quantmm.compiler import kernel as kernel_module
-
     kernel = qmm.compile(SPEC, "x86-avx512vnni")
-    monkeypatch.setattr(kernel_module, "cpu_features", lambda: frozenset(["sse2"]))
+    on(monkeypatch, machine="x86_64", features=["sse2"])
     w = qmm.quantize(np.ones((16, 64)))
-    with pytest.raises(TargetError, match="which this CPU lacks"):
+    with pytest.raises(TargetError, match="cannot run here: this CPU lacks avx"):
         kernel(np.ones((2, 64), np.int8), w)
 
 
 def test_unknown_target():
-    with pytest.raises(TargetError, match="no target 'z80'; the targets are host, x86-avx512vnni"):
+    with pytest.raises(TargetError, match="no target 'z80'; the targets are host, x86-"):
         qmm.compile(SPEC, "z80")
 
 
@@ -66,24 +62,27 @@ def test_a_weight_beyond_int32_offsets():
 @pytest.mark.parametrize("group_size", [None, 128])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_tiles_fit_the_register_file(target, bits, group_size):
-    layout = targets.weight_layout(256, 512, target.instruction, bits=bits, group_size=group_size)
-    variants = schedules.variants(target, layout)
-    assert [v.tile.rows for v in variants] == list(range(1, schedules.MAX_ROWS + 1))
+    spec = qmm.MatmulSpec(n=256, k=512, weight=f"int{bits}", group_size=group_size)
+    chosen = operands(spec, target)
+    layout = layout_for(spec, chosen)
+    variants = choose_variants(spec, target, layout)
+    assert tuple(v.tile.rows for v in variants) == target.tile_rows
     for v in variants:
-        fits = schedules.registers(target, layout, v.tile) <= target.vector_registers
-        assert fits or v.tile.blocks == 1 or (layout.groups > 1 and v.tile.blocks == 2)
+        instruction = for_rows(chosen, target, v.tile.rows).instruction
+        sums = 2 if layout.groups > 1 and v.tile.blocks != 2 else 1
+        taken = schedules.registers(target, layout, instruction, v.tile, sums)
+        assert taken <= schedules.budget(target, instruction) or v.tile.blocks == 1
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("n", [1, 16, 19])
-@pytest.mark.parametrize("k", [1, 3, 4, 5, 31, 63, 64, 65, 100, 333, 1111])
+@pytest.mark.parametrize("k", [1, 3, 4, 31, 64, 65, 333, 1111])
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("group_size", [None, 24, 128])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_layout_holds_every_weight_once_and_in_order(target, n, k, pairs, group_size, bits):
-    layout = targets.weight_layout(
-        n, k, target.instruction, group_size=group_size, bits=bits, pairs=pairs
-    )
+    instruction = next(each for each in target.instructions if each.fits(bits, group_size))
+    layout = targets.weight_layout(n, k, instruction, group_size=group_size, bits=bits, pairs=pairs)
     w = np.random.default_rng(k).integers(1, 1 << (bits - 1), (n, k)).astype(np.int8)
     packed = layout.pack(w)
     assert packed.shape == layout.shape

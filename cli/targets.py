@@ -1,0 +1,48 @@
+"""`quantmm targets`: what there is, what runs here, and how each row was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+from rich.table import Table
+
+from .. import targets
+from ..schedules import SCHEDULE_VERSION
+from ..targets import verified
+from ..targets.verified import Record
+from .tables import show
+
+
+@click.command("targets")
+def targets_command() -> None:
+    """List the targets, which of them this machine can execute, and how they were verified."""
+    show(targets_table(verified.read()))
+
+
+def targets_table(records: Sequence[Record]) -> Table:
+    """A row for each target."""
+    table = Table(box=None, pad_edge=False)
+    for name, width in (("target", 15), ("instruction", 14)):
+        table.add_column(name, min_width=width)
+    for name in ("chips", "runs here", "verified on"):
+        table.add_column(name, ratio=1)
+    best = targets.host()
+    for target in targets.TARGETS:
+        reason = targets.why_not_here(target)
+        here = ("yes (host)" if target is best else "yes") if reason is None else f"no: {reason}"
+        found = verified.evidence(target.name, records, SCHEDULE_VERSION)
+        how = "; ".join(map(evidence_text, found)) or "nothing yet"
+        table.add_row(target.name, target.instruction.name, target.description, here, how)
+    return table
+
+
+def evidence_text(record: Record) -> str:
+    """A record in a few words: the CPU where it was the chip itself, else what took its place."""
+    what = record.cpu if record.how == verified.NATIVE else record.how
+    if record.how == verified.SEMANTICS:
+        what += " only"
+    when = record.date
+    if not record.is_current(SCHEDULE_VERSION):
+        when += f", schedule {record.versions.get('schedule')}; now {SCHEDULE_VERSION}"
+    return f"{what} ({when})"

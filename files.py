@@ -1,0 +1,38 @@
+"""Writing files: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from .errors import QuantmmError
+
+
+def check_writable(path: Path, error: type[QuantmmError]) -> None:
+    """Raise `error` where `write_whole` cannot succeed: to ask before work that takes long."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise error(f"cannot write {path}: not a writable file in an existing folder")
+
+
+def write_whole(path: Path, content: bytes, error: type[QuantmmError]) -> None:
+    """Write `content` to `path` so that a reader never sees a part of it.
+
+    Raises
+    ------
+    error
+        `path` cannot be written.
+    """
+    # Not `tempfile`, whose files nobody else may read.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise error(f"cannot write {path}: {problem.strerror}") from None

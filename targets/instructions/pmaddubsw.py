@@ -1,0 +1,33 @@
+"""pmaddubsw and pmaddwd (Intel SDM vol. 2): u8 x s8 by twos into int16, then by fours into int32.
+
+pmaddubsw saturates to int16, and with two bytes of 8 bits it does: 2 * 255 * 127 = 64770. It cannot
+where the weight is one of 4 bits, stored as 0 to 15:
+
+    as the unsigned side:  |w x + w' x'| <= 2 * 15 * 128 =  3840 < 32767
+    as the signed side:    |x w + x' w'| <= 2 * 255 * 15 =  7650 < 32767
+
+and the two int16 that pmaddwd adds (times one) are within int32. So this pair is exact for 4-bit
+weights, and only for those: `weight_bits` of the instruction says so.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.script import tirx as T
+
+from ..target import Instruction
+from . import pmaddwd
+from .vector import broadcast, call
+
+NAMES = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}
+
+
+def dot(instruction: Instruction, acc: Expr, x: Expr, w: Expr) -> Expr:
+    """Add the sums of four products to each lane."""
+    lanes, x_dtype = instruction.lanes, instruction.x_dtype
+    broad = broadcast(x, f"{x_dtype}x{4 * lanes}", lanes)
+    operands = (broad, w) if x_dtype == "uint8" else (w, broad)
+    twos = call(NAMES[lanes], f"int16x{2 * lanes}", *operands)
+    ones = T.broadcast(tirx.const(1, "int16"), 2 * lanes)
+    return acc + call(pmaddwd.NAMES[lanes], f"int32x{lanes}", twos, ones)
