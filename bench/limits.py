@@ -12,22 +12,35 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import te
+from tvm import te, tirx
 from tvm.ir import Expr
 from tvm.s_tir import Schedule
 
 from ..compiler import runtime
 from ..compiler.llvm import llvm_target
 from ..compiler.runtime import tvm_ffi
+from ..schedules import budget
 from ..schedules.program import Tile
 from ..schedules.steps import write_as_instruction
 from ..targets import Target, machine
+from ..targets.instructions.amx import with_tiles
 
-#: Fragments of the peak kernel by the number of registers, enough to hide the latency.
-PEAK_TILES = {16: Tile(6, 2), 32: Tile(4, 4)}
-#: Steps of K whose operands stay in L1, and are too many for the compiler to unroll: it would
-#: multiply once and add the products again and again.
-PEAK_STEPS = 64
+
+@dataclass(frozen=True)
+class Peak:
+    """A tile of `rows` x `blocks` fragments, enough to hide the latency of the dot product.
+
+    The operands of its `steps` along K stay in L1, and are too many for the compiler to unroll: it
+    would multiply once and add the products again and again.
+    """
+
+    rows: int
+    blocks: int
+    steps: int
+
+
+#: By the number of registers that hold sums: matrix tiles, 16 and 32 vectors.
+PEAKS = {8: Peak(2, 2, 8), 16: Peak(6, 2, 64), 32: Peak(4, 4, 64)}
 PEAK_REPEATS = 1024
 
 #: Vectors that the read kernel sums independently, and the bytes that it reads.
@@ -79,19 +92,24 @@ def dot_gops(target: Target, threads: int) -> float:
     kernel = peak_kernel(target, threads)
     x, w, y = (runtime.aligned_empty(shape, dtype) for shape, dtype in peak_arrays(target, threads))
     x[...], w[...] = 1, 1
-    products = y.size * PEAK_REPEATS * PEAK_STEPS * instruction.depth
+    products = y.size * PEAK_REPEATS * peak_of(target).steps * instruction.depth
     return 2 * products / best(kernel, x, w, y) / 1e9
+
+
+def peak_of(target: Target) -> Peak:
+    """The peak kernel's tile."""
+    return PEAKS[budget(target, target.instruction)]
 
 
 def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str]]:
     """Shapes and dtypes of X, W and sums: fragments as the instruction reads and writes them."""
-    ins, tile = target.instruction, PEAK_TILES[target.vector_registers]
+    ins, peak = target.instruction, peak_of(target)
     rows = (ins.rows,) if ins.rows > 1 else ()
     inner = (ins.depth // ins.block_depth,) if ins.depth > ins.block_depth else ()
     return [
-        ((PEAK_STEPS, tile.rows, *rows, ins.depth), ins.x_dtype),
-        ((PEAK_STEPS, tile.blocks, *inner, ins.lanes, ins.block_depth), ins.w_dtype),
-        ((threads, tile.rows, tile.blocks, *rows, ins.lanes), "int32"),
+        ((peak.steps, peak.rows, *rows, ins.depth), ins.x_dtype),
+        ((peak.steps, peak.blocks, *inner, ins.lanes, ins.block_depth), ins.w_dtype),
+        ((threads, peak.rows, peak.blocks, *rows, ins.lanes), "int32"),
     ]
 
 
@@ -108,12 +126,17 @@ def read_gbps(target: Target, threads: int, huge_pages: bool) -> float:
 @functools.cache
 def peak_kernel(target: Target, threads: int) -> tvm_ffi.Function:
     """acc[t, a, b] += x[s, a] * w[s, b], again and again, everything in registers and L1."""
-    ins = target.instruction
+    return function(peak_schedule(target, threads), target)
+
+
+def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
+    """The peak kernel before code generation."""
+    ins, peak = target.instruction, peak_of(target)
     (x_shape, _), (w_shape, _), (y_shape, _) = peak_arrays(target, threads)
     x = te.placeholder(x_shape, ins.x_dtype, "x")
     w = te.placeholder(w_shape, ins.w_dtype, "w")
     repeat = te.reduce_axis((0, PEAK_REPEATS), "repeat")
-    step = te.reduce_axis((0, PEAK_STEPS), "step")
+    step = te.reduce_axis((0, peak.steps), "step")
     d = te.reduce_axis((0, ins.depth), "d")
 
     def dot(_: Expr, a: Expr, b: Expr, *at: Expr) -> Expr:
@@ -127,18 +150,23 @@ def peak_kernel(target: Target, threads: int) -> tvm_ffi.Function:
         return te.sum(product, axis=[repeat, step, d])
 
     acc = te.compute(y_shape, dot, "acc")
-    sch = Schedule(te.create_prim_func([x, w, acc]))
-    local = sch.cache_write("acc", 0, "global")
-    t, a, b, *fragment, repeat, step, d = sch.get_loops("acc")
-    sch.reorder(t, repeat, step, a, b, *fragment, d)
-    sch.parallel(t)
+    sums = te.compute(y_shape, lambda *at: acc[at], "sums")
+    sch = Schedule(te.create_prim_func([x, w, sums]))
+    task = sch.get_loops("sums")[0]
+    sch.parallel(task)
+    sch.compute_at("acc", task, preserve_unit_loops=True)
+    a, b, *fragment, repeat, step, d = sch.get_loops("acc")[2:]
+    sch.reorder(repeat, step, a, b, *fragment, d)
     sch.unroll(a)
     sch.unroll(b)
-    sch.reverse_compute_at(local, t)
-    sch.vectorize(sch.get_loops(local)[-1])
-    tile = PEAK_TILES[target.vector_registers]
+    tile = Tile(peak.rows * ins.rows, peak.blocks)
+    if ins.registers is None:
+        sch.vectorize(sch.get_loops("sums")[-1])
     write_as_instruction(sch, ins, tile, repeat, (a, b), tuple(fragment), d)
-    return function(sch, target)
+    func = sch.mod["main"]
+    if ins.registers is None:
+        return func
+    return with_tiles(func, sch.get(task), ins, peak.rows, peak.blocks)
 
 
 @functools.cache
@@ -164,12 +192,12 @@ def read_kernel(target: Target, threads: int, rows: int) -> tvm_ffi.Function:
     zero = sch.decompose_reduction("acc", i)
     sch.unroll(sch.get_loops(zero)[-2])
     sch.vectorize(sch.get_loops(zero)[-1])
-    return function(sch, target)
+    return function(sch.mod["main"], target)
 
 
-def function(sch: Schedule, target: Target) -> tvm_ffi.Function:
-    """The compiled function of a schedule."""
-    return tvm.compile(sch.mod, target=llvm_target(target))["main"]
+def function(func: tirx.PrimFunc, target: Target) -> tvm_ffi.Function:
+    """A scheduled function, compiled."""
+    return tvm.compile(tvm.IRModule({"main": func}), target=llvm_target(target))["main"]
 
 
 def best(kernel: tvm_ffi.Function, *arrays: np.ndarray) -> float:

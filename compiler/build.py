@@ -64,7 +64,7 @@ def compile(
         arguments=frontend.arguments(spec, chosen),
         x_offset=chosen.x_offset,
         variants=tuple(
-            (v.name, v.strategy, v.tile.rows, v.tile.blocks, v.cost(layout.n_blocks))
+            (v.name, v.strategy, v.tile.rows, v.instruction.name, v.cost(layout.n_blocks))
             for v in variants
         ),
         block_rows=max(1, row.cache_bytes // layout.k_padded),

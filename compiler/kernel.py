@@ -28,7 +28,8 @@ class KernelInfo:
 
     Attributes
     ----------
-    variants : (function name, strategy, rows, blocks, cost of a tile of rows) of each function.
+    instruction : the dot product that stands for the target.
+    variants : (function name, strategy, rows, instruction, cost of a tile of rows) of each function.
     block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
     arguments : names of the array arguments, in order.
     x_offset : what the kernel adds to activations, which sums of the weight make up for.
@@ -42,7 +43,7 @@ class KernelInfo:
     layout: WeightLayout
     arguments: tuple[str, ...]
     x_offset: int
-    variants: tuple[tuple[str, str, int, int, float], ...]
+    variants: tuple[tuple[str, str, int, str, float], ...]
     block_rows: int
     versions: dict[str, str]
 
@@ -74,6 +75,7 @@ class Plan:
     name: str
     strategy: str
     rows: int
+    instruction: str
     mo: int
     mi: int
 
@@ -112,10 +114,11 @@ class Kernel:
         most = MAX_ELEMENTS // 2 // max(self.info.layout.k_padded, spec.n)
         if m < 1 or m > most:
             raise ArrayError(f"x has {m} rows; expected 1 to {most}")
-        name, strategy, rows, _, _ = min(self.info.variants, key=lambda v: -(-m // v[2]) * v[4])
+        variant = min(self.info.variants, key=lambda v: -(-m // v[2]) * v[4])
+        name, strategy, rows, instruction, _ = variant
         tiles = -(-m // rows)
         mo = -(-tiles // max(1, self.info.block_rows // rows))
-        return Plan(name, strategy, rows, mo, -(-tiles // mo))
+        return Plan(name, strategy, rows, instruction, mo, -(-tiles // mo))
 
     def _prepare(self, m: int) -> tuple[Any, int, int]:
         """Resolve the function for `m` rows, once this machine is known to execute it."""
@@ -137,7 +140,7 @@ class Kernel:
                     "strategy": plan.strategy,
                     "function": plan.name,
                     "tiles": plan.mo * plan.mi,
-                    "instruction": self.info.instruction,
+                    "instruction": plan.instruction,
                     "target": self.info.target,
                     "record": None,
                 }

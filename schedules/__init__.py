@@ -11,7 +11,7 @@ from .program import Program, Tile, x_steps
 __all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
 
 #: Counts changes of the recipes; a record or file of another version is not used.
-SCHEDULE_VERSION = 2
+SCHEDULE_VERSION = 3
 
 #: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
 GEMV_ROWS = 4
@@ -34,10 +34,11 @@ IDLE_PANELS = 0.02
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled function of a kernel: a strategy ("gemm" or "gemv") and its register tile."""
+    """One compiled function of a kernel: a strategy ("gemm" or "gemv"), tile and dot product."""
 
     strategy: str
     tile: Tile
+    instruction: Instruction
     #: Relative time of one tile over a panel.
     panel_cost: float
 
@@ -72,7 +73,7 @@ def variant(target: Target, layout: WeightLayout, instruction: Instruction, rows
     sums = 2 if layout.groups > 1 else 1
     if registers(target, layout, instruction, tile, sums) > budget(target, instruction):
         cost *= 1 + SPILLED_STEPS / (layout.group_size or layout.k)
-    return Variant(strategy, tile, cost)
+    return Variant(strategy, tile, instruction, cost)
 
 
 def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> float:

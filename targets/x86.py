@@ -96,7 +96,7 @@ AMX = dataclasses.replace(
     description="AMX-INT8: Intel Sapphire Rapids and later; AVX512-VNNI up to 4 rows",
     llvm={"mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
     features=X86_64_V4 | {"avx512_vnni", "amx_tile", "amx_int8"},
-    instructions=(*VPDPBUSD_ZMM, *TDP),
+    instructions=(*TDP, *VPDPBUSD_ZMM),
     tile_rows=(1, 2, 3, 4, 8, 12, 16, 24, 32),
 )
 AVX512 = dataclasses.replace(

@@ -54,7 +54,7 @@ def test_a_file_for_many_chips_takes_what_the_chip_has(tmp_path):
     code = f"import quantmm as qmm; print(qmm.load({str(path)!r}).info.target)"
     assert arm.run("-c", code).strip() == "arm-i8mm"
     assert arm.run("-c", code, cpu=DOT_PRODUCTS_ONLY).strip() == "arm-dotprod"
-    with pytest.raises(RuntimeError, match="TargetError.*lacks asimddp"):
+    with pytest.raises(RuntimeError, match=r"TargetError.*lacks asimddp"):
         arm.run("-c", code, cpu=NEITHER)
 
 

@@ -9,6 +9,8 @@ import quantmm as qmm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from illegal_instructions import emulating
+from quantmm.bench import limits
+from quantmm.compiler import runtime
 from quantmm.targets import machine
 
 #: What the emulator can do instead of the CPU.
@@ -58,3 +60,25 @@ def test_the_instruction_was_emulated(lacking_here, lacking):
     mnemonics = {"x86-amx": "tdpbusd", "x86-avxvnniint8": "vpdpbssd", "x86-avxvnni": "vpdpbusd"}
     assert count[mnemonics[lacking.name]] > 0 or not lacking.features & lacking_here
     assert count["ldtilecfg"] == count["tilerelease"]
+
+
+def test_peak_kernel_does_the_operations_that_are_counted(lacking, monkeypatch):
+    monkeypatch.setattr(limits, "PEAK_REPEATS", 2)
+    rng = np.random.default_rng(0)
+    x, w, y = (
+        runtime.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(lacking, 2)
+    )
+    x[...], w[...] = rng.integers(0, 100, x.shape), rng.integers(0, 100, w.shape)
+    kernel = limits.function(limits.peak_schedule(lacking, 2), lacking)
+    with emulating():
+        kernel(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+    depth = lacking.instruction.depth
+    rows = x.astype(np.int64).reshape(len(x), -1, depth)
+    columns = w.astype(np.int64)
+    if columns.ndim > 4:  # [step][block][k / 4][lane][4]
+        columns = columns.swapaxes(2, 3)
+    columns = columns.reshape(len(w), -1, depth)
+    once = np.einsum("sad,sbd->ab", rows, columns)
+    got = y if y.ndim == 4 else y.swapaxes(2, 3)  # [thread][row][row in fragment][block][lane]
+    for sums in got.reshape(2, *once.shape):
+        np.testing.assert_array_equal(sums, 2 * once)
