@@ -1,10 +1,13 @@
 """quantmm beside its peers: the tables of docs/performance.md.
 
-    python benchmarks/peers.py [--format w4a8-g128] [--threads 1 2] [--shapes 512,4096,4096 ...]
-                               [--json FILE]
+    python benchmarks/peers.py [--format w4a8-g128] [--target x86-avx2] [--threads 1 2]
+                               [--shapes 512,4096,4096 ...] [--json FILE]
 
 Formats, see contenders/job.py: int8 x int8 (the default), and those of float32 in and out that
 quantize X to int8 inside the call: w8a8-dynamic, w4a8, w4a8-g128 and w4a8-g32.
+
+With another target than the host's best row the only peer is oneDNN, held to the same instruction
+set, and only for int8.
 
 Every contender lives in a process of its own, with its own threads, and takes turns with the
 others: warm up, time for a moment, sleep until the next round. The machine's limits take part as a
@@ -37,7 +40,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from contenders import BASELINES, CONTENDERS, FORMATS, OURS, Job, Ready, build
+from contenders import (
+    BASELINES,
+    FORMATS,
+    ONEDNN_ISA,
+    OURS,
+    Job,
+    Ready,
+    build,
+    environment,
+    names,
+)
 
 INT8_SHAPES = [
     "512,4096,4096",
@@ -89,7 +102,7 @@ def worker(name: str) -> None:
                 ready = build(name, Job(**request["job"]))
                 answer: Any = "ready"
             elif name == "limits":
-                answer = measure_limits(request["threads"])
+                answer = measure_limits(request["target"], request["threads"])
             else:
                 assert ready is not None
                 answer = turn(ready.calls) / ready.per_call
@@ -112,20 +125,19 @@ def turn(calls: list[Callable[[], object]]) -> float:
     return (time.perf_counter() - start) / count
 
 
-def measure_limits(threads: int) -> dict[str, float]:
+def measure_limits(target: str, threads: int) -> dict[str, float]:
     """GOPS and GB/s now."""
     from quantmm import targets
     from quantmm.bench import limits
 
-    limit = limits.measure(targets.host(), threads)
+    limit = limits.measure(targets.find(target), threads)
     return {**dataclasses.asdict(limit), "gbps": limit.gbps}
 
 
 class Contender:
     """A worker process."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    def __init__(self, name: str, job: Job) -> None:
         self.messages = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", name],
@@ -133,7 +145,7 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=self.messages,
             text=True,
-            env=environment,
+            env={**os.environ, **environment(job)},
         )
 
     def ask(self, request: dict[str, Any]) -> Any:
@@ -174,8 +186,8 @@ def compare(job: Job, cold: bool) -> dict[str, Any]:
     absent = {}
     samples: dict[str, list[Any]] = {}
     try:
-        for name in CONTENDERS[job.format_name]:
-            workers[name] = Contender(name, job.threads)
+        for name in names(job):
+            workers[name] = Contender(name, job)
             answer = workers[name].ask({"job": dataclasses.asdict(job)})
             if answer != "ready":
                 absent[name] = answer["error"]
@@ -185,10 +197,10 @@ def compare(job: Job, cold: bool) -> dict[str, Any]:
                 samples[name] = []
             if name in absent:
                 workers.pop(name).close()
-        workers["limits"], samples["limits"] = Contender("limits", job.threads), []
+        workers["limits"], samples["limits"] = Contender("limits", job), []
         for _ in range(ROUNDS):
             for name in [*samples]:
-                answer = workers[name].ask({"threads": job.threads})
+                answer = workers[name].ask({"target": job.target, "threads": job.threads})
                 if name != "limits" and isinstance(answer, dict):
                     absent[name] = answer["error"]
                     del samples[name]
@@ -201,6 +213,7 @@ def compare(job: Job, cold: bool) -> dict[str, Any]:
     limits = samples.pop("limits")
     return {
         "format": job.format_name,
+        "target": job.target,
         "shape": (job.m, job.n, job.k),
         "cold": cold,
         "threads": job.threads,
@@ -265,7 +278,7 @@ def absences(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def job_of(format_name: str, text: str, threads: int) -> tuple[Job, bool]:
+def job_of(format_name: str, target: str, text: str, threads: int) -> tuple[Job, bool]:
     """The job that a shape asks for, and whether its weights come from memory."""
     from quantmm.bench.run import COLD_ROWS, copies_for
 
@@ -273,7 +286,7 @@ def job_of(format_name: str, text: str, threads: int) -> tuple[Job, bool]:
     m, n, k = int(sizes[0]), int(sizes[1]), int(sizes[2])
     cold = m <= COLD_ROWS and not hot
     copies = copies_for(FORMATS[format_name].weight_bytes(n, k)) if cold else 1
-    return Job(format_name, m, n, k, threads, copies), cold
+    return Job(format_name, m, n, k, threads, copies, target), cold
 
 
 def main() -> None:
@@ -281,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--format", choices=[*FORMATS], default="int8")
+    parser.add_argument("--target", choices=["host", *ONEDNN_ISA], default="host")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--shapes", nargs="+", help="M,N,K or M,N,K,hot")
     parser.add_argument("--json", help="also write every figure to this file")
@@ -293,7 +307,7 @@ def main() -> None:
     print(HEADER)
     for threads in arguments.threads:
         for text in arguments.shapes or shapes:
-            rows.append(compare(*job_of(arguments.format, text, threads)))
+            rows.append(compare(*job_of(arguments.format, arguments.target, text, threads)))
             print("\n".join(lines(rows[-1])), flush=True)
     for absence in absences(rows):
         print(absence)

@@ -29,7 +29,7 @@ class KernelInfo:
     Attributes
     ----------
     instruction : the dot product that stands for the target.
-    variants : (function name, strategy, rows, instruction, cost of a tile of rows) of each function.
+    variants : of each function its name, strategy, rows, instruction, and cost of a tile of rows.
     block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
     arguments : names of the array arguments, in order.
     x_offset : what the kernel adds to activations, which sums of the weight make up for.
@@ -84,12 +84,17 @@ class Kernel:
     """A compiled `MatmulSpec`; `bind` a weight and call the result, or call it with both.
 
     Made by `compile` or `load`. One kernel serves every M; see `report` for how.
+
+    Attributes
+    ----------
+    origin : where its code came from: "built", "cache" or "file".
     """
 
     def __init__(self, info: KernelInfo, module: Any, num_threads: int | None = None) -> None:
         self.info = info
         self.spec = info.spec
         self.num_threads = runtime.default_threads() if num_threads is None else num_threads
+        self.origin = "built"
         self._module = module
         #: The module as the bytes of a shared library, once it was linked or loaded.
         self._library: bytes | None = None

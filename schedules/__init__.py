@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..targets import Instruction, Target, WeightLayout
-from .program import Program, Tile, x_steps
+from .program import Program, Tile, prefetches_itself, x_steps
 
 __all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
 
@@ -15,12 +15,12 @@ SCHEDULE_VERSION = 3
 
 #: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
 GEMV_ROWS = 4
-#: Streams of 8-bit weights that the hardware prefetchers follow well: 4 read memory at full speed,
+#: Streams of weights that the hardware prefetchers follow well: 4 read memory at full speed,
 #: 8 lose a tenth (docs/performance.md).
 MAX_STREAMS = 4
-#: Streams of 4-bit weights by rows of a gemv, whose prefetches are our own: fewer streams leave
-#: more of each one under way, more rows need more accumulators.
-STREAMS_4BIT = {1: 1, 2: 1, 3: 1, 4: 2}
+#: Streams of weights whose prefetches are our own, by rows of a gemv: fewer streams leave more of
+#: each one under way, more rows need more accumulators.
+PREFETCHED_STREAMS = {1: 1, 2: 1, 3: 1, 4: 2}
 #: Groups up to this size leave one stream: their scales are a second one beside each.
 SMALL_GROUP = 32
 #: How much longer a tile takes that keeps sums in memory: this many steps of K for every group.
@@ -96,7 +96,9 @@ def widest(target: Target, layout: WeightLayout, instruction: Instruction, rows:
     most = budget(target, instruction)
     if rows <= GEMV_ROWS:
         small = layout.groups > 1 and (layout.group_size or 0) <= SMALL_GROUP
-        most = MAX_STREAMS if layout.bits == 8 else 1 if small else STREAMS_4BIT[rows]
+        most = 1 if small else PREFETCHED_STREAMS[rows]
+        if not prefetches_itself(layout, rows):
+            most = MAX_STREAMS
 
     def fits(blocks: int, sums: int) -> bool:
         taken = registers(target, layout, instruction, Tile(rows, blocks), sums)

@@ -4,8 +4,8 @@ for x: pack                             a few KB, not worth waking the threads f
 parallel over (mo, panel):              each thread streams its own contiguous part of w
   for mi in the tiles of the block:
     acc[rows, blocks, lanes] = 0
-    for kb, ks:                         `blocks` streams of w at a time, each read once; of 4-bit
-                                        weights those that come later are asked for
+    for kb, ks:                         `blocks` streams of w at a time, each read once; where that
+                                        is not plain reading, ahead of time
       for r, block: acc += xp * w
     y = epilogue(acc)
 """
@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from .prefetch import prefetch_ahead
-from .program import Program
+from .program import Program, prefetches_itself
 from .steps import keep_in_registers, pack, tile, write_back
 
 
@@ -30,7 +30,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = sch.mod["main"]
-    if program.layout.bits == 8 or loops.joined:
-        return func  # the hardware's prefetchers keep up with that
+    if loops.joined or not prefetches_itself(program.layout, program.tile.rows):
+        return func
     part = sch.get(loops.part).loop_var if program.summed else 0
     return prefetch_ahead(func, program, sch.get(task), sch.get(loops.kb), part)

@@ -6,8 +6,7 @@ for them. So the tiles of the panel before ask for them: while a tile works on b
 some lines of the next panel's block kb, the first tile the first lines and so on, few enough at a
 time that its own loads do not wait.
 
-In a gemv of 4-bit weights, a few KB ahead of what is read: unpacking fills the core's window of
-instructions sooner than its queue of outstanding reads.
+In a gemv, a few KB ahead of what is read, see `program.prefetches_itself`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ READ, INTO_L2, INTO_L1, DATA = 0, 2, 3, 1
 #: Bytes between asking for weights and reading them, about what one core has under way when it
 #: reads memory at full speed (docs/performance.md).
 AHEAD = 4096
-#: Bytes of a step below which a prefetch in every step would take more time than it saves.
-LEAST_STEP = 32
 
 
 def prefetch_next_panel(
@@ -82,21 +79,19 @@ def prefetch_next_panel(
 def prefetch_ahead(
     func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Var | int
 ) -> tirx.PrimFunc:
-    """The scheduled `func` asking in every step for the weights that it reads AHEAD bytes later.
+    """The scheduled `func` asking for every line of weights AHEAD bytes before it reads it.
 
-    A step is what one load brings. Behind the end of a panel lies the next one, which the
-    hardware's prefetchers would only find when it is read.
+    Behind the end of a panel lies the next one, which the hardware's prefetchers would only find
+    when it is read.
     """
     layout, blocks = program.layout, program.tile.blocks
-    if layout.step_bytes < LEAST_STEP:
-        return func
     panels, steps = -(-layout.n_blocks // blocks), layout.shape[1]
     per_block = layout.k_block // (layout.depth * layout.steps_per_byte)
     (w,) = (param for param in func.params if param.name == "w")
     k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
 
-    def fetch(ks: tirx.Var) -> tirx.Stmt:
-        step = k_block * per_block + ks + AHEAD // layout.step_bytes
+    def fetch(at: tirx.Expr) -> tirx.Stmt:
+        step = k_block * per_block + at + AHEAD // layout.step_bytes
         beyond = tirx.if_then_else(step >= steps, 1, 0)
         panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
         block = tirx.Var("block", "int32")
@@ -109,16 +104,28 @@ def prefetch_ahead(
         if not loop.loop_var.same_as(kb.loop_var):
             return loop
         (ks,) = (stmt for stmt in [loop.body] if isinstance(stmt, tirx.For))
-        inner = tirx.For(
-            ks.loop_var,
-            ks.min,
-            ks.extent,
+        at_once = per_block // int(ks.extent)  # steps of an iteration
+        per_line = max(1, CACHE_LINE // (at_once * layout.step_bytes))
+        if int(ks.extent) % per_line:
+            return loop  # less than a line
+        line, within = tirx.Var("line", "int32"), tirx.Var("within", "int32")
+        at = line * per_line + within
+
+        def moved(var: tirx.Var) -> tirx.Expr:
+            return at if var.same_as(ks.loop_var) else var
+
+        body = tvm_ffi.structural_map(ks.body, [(tirx.Var, moved)])
+        steps_of_line = tirx.For(within, 0, per_line, tirx.ForKind.UNROLLED, body)
+        lines = tirx.For(
+            line,
+            0,
+            int(ks.extent) // per_line,
             ks.kind,
-            tirx.SeqStmt([fetch(ks.loop_var), ks.body]),
+            tirx.SeqStmt([fetch(line * (per_line * at_once)), steps_of_line]),
             annotations=ks.annotations,
         )
         return tirx.For(
-            loop.loop_var, loop.min, loop.extent, loop.kind, inner, annotations=loop.annotations
+            loop.loop_var, loop.min, loop.extent, loop.kind, lines, annotations=loop.annotations
         )
 
     body = tvm_ffi.structural_map(func.body, [(tirx.For, with_prefetch)])

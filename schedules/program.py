@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 CACHE_LINE = 64
 #: Accumulators that keep the dot-product units busy: two per cycle, each 4 cycles long.
 CHAINS = 8
+#: Rows up to which widened weights are asked for ahead of time.
+FEW_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ class Program:
     def summed(self) -> bool:
         """Whether several parts are added up."""
         return self.parts > 1
+
+
+def prefetches_itself(layout: WeightLayout, rows: int) -> bool:
+    """Whether a gemv asks for its weights ahead of time.
+
+    Where weights are unpacked or widened, that fills the core's window of instructions sooner than
+    its queue of outstanding reads; but several rows of whole bytes leave the hardware's prefetchers
+    the time that they need.
+    """
+    return layout.bits < 8 or (layout.unpacked and rows <= FEW_ROWS)
 
 
 def x_steps(layout: WeightLayout, instruction: Instruction) -> int:

@@ -12,7 +12,19 @@ from functools import partial
 from . import ggml, litert, ort, ours, pytorch, vino
 from .job import FORMATS, Build, Job, Ready, check
 
-__all__ = ["BASELINES", "CONTENDERS", "FORMATS", "OURS", "Build", "Job", "Ready", "build"]
+__all__ = [
+    "BASELINES",
+    "CONTENDERS",
+    "FORMATS",
+    "ONEDNN_ISA",
+    "OURS",
+    "Build",
+    "Job",
+    "Ready",
+    "build",
+    "environment",
+    "names",
+]
 
 OURS = "quantmm"
 #: What the user leaves behind; measured too, but no peers.
@@ -64,6 +76,26 @@ CONTENDERS: dict[str, dict[str, Build]] = {
         **BASELINES,
     },
 }
+
+#: oneDNN's names of instruction sets by target (its ONEDNN_MAX_CPU_ISA). No other peer can be held
+#: to one.
+ONEDNN_ISA = {
+    "x86-avx2": "AVX2",
+    "x86-avxvnni": "AVX2_VNNI",
+    "x86-avx512": "AVX512_CORE",
+}
+
+
+def names(job: Job) -> list[str]:
+    """The contenders of a job."""
+    everyone = CONTENDERS[job.format_name]
+    return [*everyone] if job.target == "host" else [OURS, *{"onednn"} & {*everyone}]
+
+
+def environment(job: Job) -> dict[str, str]:
+    """What holds a contender's process to the job's threads and instruction set."""
+    isa = ONEDNN_ISA.get(job.target)
+    return {"OMP_NUM_THREADS": str(job.threads)} | ({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})
 
 
 def build(name: str, job: Job) -> Ready:

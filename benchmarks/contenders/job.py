@@ -76,9 +76,17 @@ def roll(array: np.ndarray, rows: int) -> np.ndarray:
     return np.roll(array, rows, axis=0)
 
 
+#: Targets for which peers multiply 8-bit weights by pmaddubsw, which saturates: they are right on
+#: weights of 7 bits.
+SATURATING = ("x86-avx2", "x86-avx512")
+
+
 @dataclass(frozen=True)
 class Job:
-    """One shape of one format, with `copies` different weights to rotate through."""
+    """One shape of one format, with `copies` different weights to rotate through.
+
+    `target` is quantmm's; peers are held to its instruction set or take no part.
+    """
 
     format_name: str
     m: int
@@ -86,6 +94,7 @@ class Job:
     k: int
     threads: int
     copies: int
+    target: str = "host"
 
     @property
     def format(self) -> Format:
@@ -106,7 +115,7 @@ class Job:
         integers, and scales are powers of two, so that those of 16 bits are the same.
         """
         rng = np.random.default_rng(0)
-        greatest = 127 if self.format.bits == 8 else 7
+        greatest = 7 if self.format.bits == 4 else 63 if self.target in SATURATING else 127
         values = rng.integers(-greatest, greatest + 1, (self.n, self.k), np.int8)
         values[:, :: self.format.group or self.k] = greatest
         exponents = rng.integers(-8, -4, (self.n, self.format.groups(self.k)))

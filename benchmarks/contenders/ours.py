@@ -15,7 +15,8 @@ def static(job: Job) -> Ready:
     """int8 x int8 to float32 with scales."""
     import quantmm as qmm
 
-    kernel = qmm.compile(qmm.MatmulSpec(n=job.n, k=job.k), num_threads=job.threads)
+    spec = qmm.MatmulSpec(n=job.n, k=job.k)
+    kernel = qmm.compile(spec, job.target, num_threads=job.threads)
     return bound(job, functools.partial(kernel.bind, x_scale=X_SCALE))
 
 
@@ -33,7 +34,7 @@ def dynamic(job: Job) -> Ready:
         dynamic=True,
         out="float32",
     )
-    return bound(job, qmm.compile(spec, num_threads=job.threads).bind)
+    return bound(job, qmm.compile(spec, job.target, num_threads=job.threads).bind)
 
 
 def bound(job: Job, bind: Callable[[Any], Callable[..., object]]) -> Ready:
