@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from . import targets
+from .compiler.compile import compile
 from .compiler.kernel import Kernel
 from .compiler.kernel_file import load
 from .compiler.linear import Linear
 from .compiler.quality import ErrorRow, error_report
 from .compiler.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
 from .compiler.reference import reference
-from .compiler.runtime import without_torch
 from .compiler.spec import MatmulSpec
 from .compiler.weights import load_weights, read_matrix, save_weights
 from .errors import QuantmmError
-
-if TYPE_CHECKING:
-    from .compiler.build import compile
 
 __version__ = "0.1.0"
 
@@ -41,13 +36,3 @@ __all__ = [
     "targets",
     "unpack_int4",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # `compile` brings TVM's compiler, which running a saved kernel does without.
-    if name == "compile":
-        with without_torch():
-            from .compiler.build import compile
-
-        return compile
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,10 @@ class KernelFileError(QuantmmError, OSError):
     """A kernel file that cannot be written, or that is not what it says it is."""
 
 
+class CacheError(QuantmmError, OSError):
+    """A kernel cache that cannot be used; the message is why."""
+
+
 class WeightFileError(QuantmmError, OSError):
     """A file of weights that cannot be read or written, or that is not what it says it is."""
 

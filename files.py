@@ -16,8 +16,14 @@ def check_writable(path: Path, error: type[QuantmmError]) -> None:
         raise error(f"cannot write {path}: not a writable file in an existing folder")
 
 
-def write_whole(path: Path, content: bytes, error: type[QuantmmError]) -> None:
+def write_whole(
+    path: Path, content: bytes, error: type[QuantmmError], *, mode: int = 0o666
+) -> None:
     """Write `content` to `path` so that a reader never sees a part of it.
+
+    Parameters
+    ----------
+    mode : the file's permissions, less those that the process's umask takes.
 
     Raises
     ------
@@ -27,7 +33,7 @@ def write_whole(path: Path, content: bytes, error: type[QuantmmError]) -> None:
     # Not `tempfile`, whose files nobody else may read.
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with open(part, "xb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

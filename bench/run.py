@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import targets
 from ..compiler.arrays import numpy_dtype
-from ..compiler.build import compile
+from ..compiler.compile import compile
 from ..compiler.kernel import Kernel
 from ..compiler.problem import Problem
 from ..compiler.spec import MatmulSpec

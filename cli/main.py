@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -14,11 +15,13 @@ from rich.table import Table
 
 from .. import __version__, targets
 from ..compiler import runtime
+from ..compiler.compile import compile
 from ..compiler.kernel_file import Stored, contents
 from ..compiler.quantize import quantize
 from ..compiler.reference import reference
 from ..compiler.spec import MatmulSpec
 from ..errors import QuantmmError
+from .cache import cache_command
 from .options import (
     Whole,
     format_options,
@@ -48,12 +51,15 @@ def cli() -> None:
 cli.add_command(targets_command)
 cli.add_command(quantize_command)
 cli.add_command(verify_command)
+cli.add_command(cache_command)
 
 
 def run() -> None:
     """The entry point of the command line."""
     try:
-        status = cli(prog_name="quantmm", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            status = cli(prog_name="quantmm", standalone_mode=False)
     except click.ClickException as error:
         status = complain(error.format_message())
     except click.Abort:
@@ -61,6 +67,11 @@ def run() -> None:
     except QuantmmError as error:
         status = complain(str(error))
     sys.exit(status)
+
+
+def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning like an error, but go on."""
+    complain(str(message))
 
 
 def complain(message: str) -> int:
@@ -83,8 +94,6 @@ def compile_command(
     For several targets the file has a kernel for each, and loading takes the best one for its
     machine. The targets may be other machines' than this one.
     """
-    from ..compiler.build import compile
-
     spec = make_spec(n, k, formats, m)
     rows = [targets.find(name) for name in target]
     first, *others = [compile(spec, row) for row in rows]
@@ -179,12 +188,12 @@ def inspect(
         return
     if n is None or k is None:
         raise click.UsageError("give --n and --k, or a kernel file")
-    from ..compiler.build import compile, emit_code
-
     spec = make_spec(n, k, formats)
     if emit == "report":
         click.echo(json.dumps(compile(spec, target).report([m]), indent=1))
     else:
+        with runtime.without_torch():
+            from ..compiler.build import emit_code
         click.echo(emit_code(spec, target, m, emit))
 
 
@@ -202,8 +211,6 @@ def described(kernels: list[Stored]) -> dict[str, Any]:
 @cli.command()
 def demo() -> None:
     """Quantize, compile, multiply and compare: the whole way on a small example."""
-    from ..compiler.build import compile
-
     console = Console()
     rng = np.random.default_rng(0)
     m, n, k = 16, 1024, 1024
@@ -211,7 +218,8 @@ def demo() -> None:
     console.print(f"Y = X Wᵀ with X {m} x {k} and W {n} x {k}, both quantized to int8")
     w, qx = quantize(weights, "int8"), quantize(x, "int8", group_size="tensor")
     spec = MatmulSpec(n=n, k=k)
-    kernel = compile(spec, "host")
+    # Not from the cache: this shows that everything is there that compiling needs.
+    kernel = compile(spec, "host", cache=False)
     console.print(f"compiled for {kernel.info.target} ({kernel.info.instruction})")
     y = kernel.bind(w)(qx)
     exact = bool(np.array_equal(y, reference(spec, qx, w)))

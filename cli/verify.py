@@ -13,6 +13,7 @@ from rich.progress import track
 
 from .. import targets
 from ..compiler.problem import Problem, check, random_spec
+from ..compiler.versions import versions
 from ..errors import QuantmmError, RecordError, TargetError
 from ..files import check_writable
 from ..targets import verified
@@ -91,11 +92,12 @@ def verify_command(
 
 def verify(problems: list[Problem], row: targets.Target, words: str) -> None:
     """Check every problem; `words` stand behind --target in the line that repeats a failure."""
-    from ..compiler.build import compile
+    # Not from the cache: what is judged is what this compiler builds now.
+    from ..compiler.build import build
 
     for problem in track(problems, "verify", transient=True, disable=len(problems) == 1):
         # For the one M of the problem: a kernel for every M takes several times as long to compile.
-        kernel = compile(dataclasses.replace(problem.spec, m=problem.m), row)
+        kernel = build(dataclasses.replace(problem.spec, m=problem.m), row)
         if wrong := check(problem, kernel):
             click.echo(problem.line(words))
             raise QuantmmError(wrong)
@@ -111,8 +113,6 @@ def random_problem(seed: int) -> Problem:
 
 def new_record(target: str, emulated: bool, problems: int) -> Record:
     """The record of a run on this machine, today."""
-    from ..compiler.build import versions
-
     return Record(
         target=target,
         how=verified.SEMANTICS if emulated else verified.NATIVE,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from importlib.metadata import version
 
 import tvm
 from tvm import tirx
 
 from .. import schedules, targets
 from ..errors import UnsupportedError
-from ..schedules import SCHEDULE_VERSION, Variant, gemm, gemv
+from ..schedules import Variant, gemm, gemv
 from ..targets import Target, WeightLayout, machine
 from . import frontend, lowering
 from .arrays import MAX_ELEMENTS
@@ -21,30 +20,15 @@ from .operands import for_rows, layout_for, operands
 from .rounding import sum_groups_through_double
 from .spec import MatmulSpec
 from .tiles import store_within
+from .versions import versions
 
 RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule}
 
 
-def compile(
+def build(
     spec: MatmulSpec, target: str | Target = "host", *, num_threads: int | None = None
 ) -> Kernel:
-    """A callable for `spec` on `target`, for every M.
-
-    Parameters
-    ----------
-    spec : what to compute.
-    target : a name from `targets`; "host" is the best one for this machine. A kernel for another
-        machine can be saved here, and called there.
-    num_threads : how many threads a call uses unless it says otherwise; None is one per
-        physical core.
-
-    Raises
-    ------
-    TargetError
-        No such target, or one that LLVM cannot generate code for; see `llvm.llvm_target`.
-    UnsupportedError
-        A spec that is not compiled yet.
-    """
+    """What `compile` returns for the same arguments, built now whatever the cache holds."""
     row = targets.find(target)
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
@@ -71,11 +55,6 @@ def compile(
         versions=versions(),
     )
     return Kernel(info, module, num_threads)
-
-
-def versions() -> dict[str, str]:
-    """What a kernel's code depends on beside its spec and target."""
-    return {"tvm": version("apache-tvm"), "schedule": str(SCHEDULE_VERSION)}
 
 
 def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> tuple[Variant, ...]:

@@ -24,7 +24,6 @@ import struct
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from ..targets import TARGETS, machine
 from . import runtime
 from .kernel import Kernel, KernelInfo
 from .runtime import tvm_ffi
+from .versions import installed
 
 MAGIC = b"quantmm\0"
 FORMAT_VERSION = 3
@@ -60,6 +60,17 @@ def save(path: str | os.PathLike[str], kernels: Sequence[Kernel]) -> None:
     """
     target = Path(path)
     check_writable(target, KernelFileError)
+    write_whole(target, packed(kernels), KernelFileError)
+
+
+def packed(kernels: Sequence[Kernel]) -> bytes:
+    """The content of a kernel file.
+
+    Raises
+    ------
+    KernelFileError, ToolError
+        See `save`.
+    """
     check_together(kernels)
     entries, libraries = [], b""
     for kernel in kernels:
@@ -70,7 +81,7 @@ def save(path: str | os.PathLike[str], kernels: Sequence[Kernel]) -> None:
     header = json.dumps({"kernels": entries}).encode()
     payload = header + libraries
     head = HEADER.pack(MAGIC, FORMAT_VERSION, len(header), checksum(len(header), payload))
-    write_whole(target, head + payload, KernelFileError)
+    return head + payload
 
 
 def check_together(kernels: Sequence[Kernel]) -> None:
@@ -99,10 +110,22 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Ker
     """
     chosen = best(path, contents(path))
     check_runtime(str(path), chosen.info)
-    runtime.library()
-    kernel = Kernel(chosen.info, load_library(chosen.library), num_threads)
-    kernel._library = chosen.library
+    return loaded(chosen, num_threads)
+
+
+def loaded(stored: Stored, num_threads: int | None = None) -> Kernel:
+    """A kernel of a file, ready to be called on this machine."""
+    kernel = Kernel(stored.info, None, num_threads)
+    kernel._library = stored.library
+    kernel.origin = "file"
+    use_library(kernel)
     return kernel
+
+
+def use_library(kernel: Kernel) -> None:
+    """Let a kernel that was linked or read from a file run from its shared library."""
+    runtime.library()
+    kernel._module = load_library(shared_library(kernel))
 
 
 def contents(path: str | os.PathLike[str]) -> list[Stored]:
@@ -117,6 +140,11 @@ def contents(path: str | os.PathLike[str]) -> list[Stored]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise KernelFileError(f"cannot read {path}: {error.strerror}") from None
+    return parsed(path, content)
+
+
+def parsed(path: str | os.PathLike[str], content: bytes) -> list[Stored]:
+    """What `content` of the kernel file `path` holds; see `contents`."""
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise KernelFileError(f"{path} is not a quantmm kernel file")
     _, format_version, length, digest = HEADER.unpack_from(content)
@@ -165,10 +193,7 @@ def checksum(length: int, payload: bytes) -> bytes:
 
 def check_runtime(path: str, info: KernelInfo) -> None:
     """Refuse code that was compiled against another version of TVM's runtime."""
-    try:
-        here = version("apache-tvm")
-    except PackageNotFoundError:
-        here = "missing"
+    here = installed("apache-tvm")
     if info.versions.get("tvm") != here:
         raise KernelFileError(
             f"{path} was built with apache-tvm {info.versions.get('tvm')}; here it is {here}"

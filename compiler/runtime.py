@@ -77,13 +77,17 @@ def library() -> ctypes.CDLL:
     """
     for name, value in POOL_SETTINGS.items():
         os.environ.setdefault(name, value)
+    if path := tvm_library("libtvm_runtime.so"):
+        return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    raise ToolError("libtvm_runtime.so not found; install apache-tvm, whose wheel brings it")
+
+
+def tvm_library(name: str) -> Path | None:
+    """Where a library of the installed apache-tvm is."""
     spec = importlib.util.find_spec("tvm")
     places = list(spec.submodule_search_locations or []) if spec else []
-    for place in places:
-        path = Path(place) / "lib" / "libtvm_runtime.so"
-        if path.exists():
-            return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    raise ToolError("libtvm_runtime.so not found; install apache-tvm, whose wheel brings it")
+    paths = (Path(place) / "lib" / name for place in places)
+    return next((path for path in paths if path.exists()), None)
 
 
 def default_threads() -> int:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+from collections.abc import Iterator
 
+import platformdirs
 import pytest
 import quantmm as qmm
 from hypothesis import HealthCheck, settings
 from quantmm.cli import main as cli_main
+from quantmm.compiler.compile import compile
 
 # Kernels are compiled inside examples, which takes longer than hypothesis' deadline.
 settings.register_profile(
@@ -16,6 +20,21 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("quantmm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing comes from a cache unless a test says `cache=True`, and the user's is out of reach.
+
+    Processes that tests start have a cache of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # zig, which links in some tests, keeps what takes it seconds.
+        zig = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(platformdirs.user_cache_path("zig"))
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", zig)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setitem(compile.__kwdefaults__, "cache", False)
+        yield
 
 
 def skip_unless_runs_here(target: qmm.targets.Target) -> None:

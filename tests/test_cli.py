@@ -162,7 +162,7 @@ def test_random_failures_are_repeated_by_their_line(quantmm, monkeypatch):
         seen = []
         with monkeypatch.context() as patch:
             patch.setattr(cli_verify, "check", lambda p, kernel, seen=seen: seen.append(p))
-            patch.setattr("quantmm.compiler.build.compile", lambda *_: None)
+            patch.setattr("quantmm.compiler.build.build", lambda *_: None)
             assert quantmm(*words)[0] == 0
         assert seen == [problem]
 

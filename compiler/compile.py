@@ -1,0 +1,59 @@
+"""`compile`: a kernel from the cache, or built and put there.
+
+A kernel from the cache comes without `import tvm`, which alone takes half a second.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from .. import targets
+from ..errors import CacheError
+from ..targets import Target
+from . import cache as kernel_cache
+from .kernel import Kernel
+from .runtime import without_torch
+from .spec import MatmulSpec
+
+
+def compile(
+    spec: MatmulSpec,
+    target: str | Target = "host",
+    *,
+    num_threads: int | None = None,
+    cache: bool = True,
+) -> Kernel:
+    """A callable for `spec` on `target`, for every M.
+
+    Parameters
+    ----------
+    spec : what to compute.
+    target : a name from `targets`; "host" is the best one for this machine. A kernel for another
+        machine can be saved here, and called there.
+    num_threads : how many threads a call uses unless it says otherwise; None is one per
+        physical core.
+    cache : take the kernel from the user's cache folder if it is there, and put it there if not;
+        `Kernel.origin` says which. Where it cannot be put, for want of a linker or of a folder to
+        write to, a RuntimeWarning says why, and the kernel is as good. False neither reads nor
+        writes the cache.
+
+    Raises
+    ------
+    TargetError
+        No such target, or one that LLVM cannot generate code for; see `llvm.llvm_target`.
+    UnsupportedError
+        A spec that is not compiled yet.
+    """
+    row = targets.find(target)
+    if cache and (found := kernel_cache.find(spec, row, num_threads)):
+        return found
+    with without_torch():
+        from .build import build
+    kernel = build(spec, row, num_threads=num_threads)
+    if cache:
+        try:
+            kernel_cache.keep(kernel, row)
+        except CacheError as error:
+            message = f"this kernel is not kept for the next process: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return kernel
