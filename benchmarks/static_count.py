@@ -16,6 +16,7 @@ import subprocess
 
 import quantmm as qmm
 from quantmm import schedules, targets
+from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.build import choose_variants, machine_code
 from quantmm.compiler.operands import layout_for, operands
 
@@ -53,19 +54,9 @@ CHIPS = (
 )
 
 
-def inner_loop(assembly: str, mnemonic: str) -> list[str]:
-    """The instructions of the innermost loop around the dot product, without its jump back."""
-    lines = [line.partition("//")[0].rstrip() for line in assembly.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if re.match(r"\.?\w+:$", line)}
-    loops = []
-    for i, line in enumerate(lines):
-        jump = re.match(r"\s+(?:j\w+|b\.\w+)\s+(\S+)$", line)
-        if jump and labels.get(jump[1], i) < i:
-            body = lines[labels[jump[1]] + 1 : i]
-            if any(mnemonic in text for text in body):
-                loops.append(body)
-    shortest = min(loops, key=len)
-    return [line for line in shortest if not re.match(r"\s*(\.|j\w+\s|b\.)|\S+:$", line)]
+def instructions(loop: list[str]) -> list[str]:
+    """A loop without labels, directives and jumps."""
+    return [line for line in loop if not re.match(r"\s*(?:\.|j\w+\s|b\.)|\S+:$", line)]
 
 
 def cycles(lines: list[str], architecture: str, cpu: str, command: str) -> float:
@@ -105,7 +96,7 @@ def main() -> None:
         row = targets.find(name)
         variant, code = widest_gemm(row)
         mnemonic = str(variant.instruction.mnemonic)
-        loop = inner_loop(code, mnemonic)
+        loop = instructions(inner_loop(code, mnemonic))
         dots = sum(mnemonic in line for line in loop)
         text, count = ALONE[name]
         lines = [text.format(i=i) for i in range(count)]

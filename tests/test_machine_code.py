@@ -7,6 +7,7 @@ import re
 import pytest
 import quantmm as qmm
 from quantmm import schedules
+from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.build import emit_code, machine_code
 from quantmm.compiler.operands import for_rows, layout_for, operands
 from quantmm.schedules.program import fitted
@@ -31,21 +32,6 @@ def cases():
             heights = target.tile_rows
             for rows in heights if name == "w8" else (heights[0], heights[-2], heights[-1]):
                 yield pytest.param(target, fields, rows, id=f"{target.name}-{name}-{rows}")
-
-
-def inner_loop(assembly: str, mnemonic: str) -> list[str]:
-    """The innermost loop around the instruction: from its label to the jump back."""
-    lines = [line.partition("//")[0].rstrip() for line in assembly.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if re.match(r"\.?\w+:$", line)}
-    loops = []
-    for i, line in enumerate(lines):
-        jump = re.match(r"\s+(?:j\w+|b\.\w+|b|cbn?z\s+\w+,|tbn?z\s+\w+, #\d+,)\s+(\S+)$", line)
-        if jump and labels.get(jump[1], i) < i:
-            body = lines[labels[jump[1]] : i + 1]
-            if any(mnemonic in text for text in body):
-                loops.append(body)
-    assert loops, f"no loop with {mnemonic}"
-    return min(loops, key=len)
 
 
 def variant_for(spec, target, rows):
