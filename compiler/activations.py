@@ -112,8 +112,9 @@ def pack(
         "xp",
     )
     if needs_x_sum(spec, chosen):
-        # With zero points the weight's part of the correction differs from column to column.
-        factor = 1 if spec.weight_zero_point else chosen.w_offset
+        # With zero points the weight's part of the correction differs from column to column;
+        # without, these are the correction.
+        factor = 1 if spec.weight_zero_point else -chosen.w_offset
         stages |= group_sums(layout, chosen.instruction, rows, xp, factor)
     return Packed(stages, scale, zero_point)
 

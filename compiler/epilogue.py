@@ -59,8 +59,9 @@ class Epilogue:
         if needs_x_sum(self.spec, self.chosen):
             x_sum = self.packed.stages["x_sum"][o, i, group, r]
             if self.spec.weight_zero_point:
-                x_sum = x_sum * self.per_column("w_zero_point", group, at).astype("int32")
-            value = value - x_sum
+                zero_point = self.per_column("w_zero_point", group, at).astype("int32")
+                return value - x_sum * zero_point
+            return value + x_sum
         return value
 
     def scaled(self, value: Expr, group: Expr | int, at: Place) -> Expr:
