@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ..errors import UnsupportedError
 from ..targets import Instruction, Target, WeightLayout, weight_layout
 from .spec import INTEGER_RANGE, MatmulSpec
 
@@ -32,6 +33,11 @@ def operands(spec: MatmulSpec, target: Target) -> Operands:
 
     A 4-bit weight is stored as 0 to 15, which either sign reads. An offset of W needs sums of X in
     every call, an offset of X only sums of W at packing: so the weight's sign decides first.
+
+    Raises
+    ------
+    UnsupportedError
+        The target has no instruction for such weights.
     """
     x_dtype = "uint8" if spec.activation == "uint8" else "int8"
     bits = 4 if spec.four_bit_weight else 8
@@ -43,6 +49,11 @@ def operands(spec: MatmulSpec, target: Target) -> Operands:
         for instruction in target.instructions
         if instruction.fits(bits, group_size)
     ]
+    if not candidates:
+        raise UnsupportedError(
+            f"target {target.name} has no instruction for {spec.weight} weights "
+            f"with group_size={spec.group_size!r}"
+        )
     return min(candidates, key=lambda c: (c.w_offset != 0, c.x_offset != 0))
 
 

@@ -101,13 +101,17 @@ def physical_cores() -> int:
 
 
 def why_not(architecture_needed: str | None, features: Collection[str]) -> str | None:
-    """Why this machine cannot execute code for an architecture and features; None when it can."""
+    """Why this machine cannot execute code for an architecture and features.
+
+    None when it can; AMX's tile registers are then permitted to this process.
+    """
     here = architecture()
     if architecture_needed not in (None, here):
         return f"needs {architecture_needed}, this machine is {here}"
     if missing := sorted(set(features) - cpu_features()):
         return f"this CPU lacks {', '.join(missing)}"
-    return None
+    # The CPU may have what the system keeps from this process, in a container for one.
+    return tiles_refused() if "amx_tile" in features else None
 
 
 def why_not_here(target: Target) -> str | None:
@@ -116,7 +120,7 @@ def why_not_here(target: Target) -> str | None:
 
 
 def require(name: str, architecture_needed: str | None, features: Collection[str]) -> None:
-    """Refuse code that this machine cannot execute, and have what it executes permitted.
+    """Refuse code that this machine cannot execute.
 
     Raises
     ------
@@ -125,13 +129,14 @@ def require(name: str, architecture_needed: str | None, features: Collection[str
     """
     if reason := why_not(architecture_needed, features):
         raise TargetError(f"{name} cannot run here: {reason}")
-    if "amx_tile" in features:
-        permit_tiles(name)
 
 
-def permit_tiles(name: str) -> None:
-    """Ask the system for AMX's tile registers, which a process may not use before."""
+def tiles_refused() -> str | None:
+    """Ask the system for AMX's tile registers, which a process may not use before.
+
+    Why it refuses; None when they may be used from now on.
+    """
     system = ctypes.CDLL(None, use_errno=True)
-    if system.syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA):
-        reason = os.strerror(ctypes.get_errno())
-        raise TargetError(f"{name} cannot run here: the system refuses AMX's tiles ({reason})")
+    if system.syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0:
+        return None
+    return f"the system refuses AMX's tiles ({os.strerror(ctypes.get_errno())})"

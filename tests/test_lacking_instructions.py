@@ -27,7 +27,7 @@ def lacking(request, monkeypatch):
         pytest.skip(reason)
     monkeypatch.setattr(machine, "cpu_features", lambda: here | EMULATED)
     if "amx_tile" not in here:
-        monkeypatch.setattr(machine, "permit_tiles", lambda name: None)
+        monkeypatch.setattr(machine, "tiles_refused", lambda: None)
     return target
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import platform
 
 import numpy as np
@@ -51,6 +52,23 @@ def test_code_for_a_missing_feature_is_compiled_but_never_run(monkeypatch):
 def test_unknown_target():
     with pytest.raises(TargetError, match="no target 'z80'; the targets are host, x86-"):
         qmm.compile(SPEC, "z80")
+
+
+def test_a_target_of_ones_own_without_an_instruction_for_the_weight():
+    row = targets.find("x86-avx2")
+    (twos,) = (each for each in row.instructions if each.fits(8, None))
+    row = dataclasses.replace(row, name="mine", instructions=(twos,))
+    spec = qmm.MatmulSpec(n=16, k=64, weight="int4")
+    with pytest.raises(UnsupportedError, match="mine has no instruction for int4 weights"):
+        qmm.compile(spec, row)
+
+
+def test_host_is_the_next_row_where_the_system_refuses_tiles(monkeypatch):
+    on(monkeypatch, machine="x86_64", features=targets.find("x86-amx").features)
+    monkeypatch.setattr(targets.machine, "tiles_refused", lambda: None)
+    assert targets.host().name == "x86-amx"
+    monkeypatch.setattr(targets.machine, "tiles_refused", lambda: "the system refuses them")
+    assert targets.host().name == "x86-avx512vnni"
 
 
 def test_a_weight_beyond_int32_offsets():
