@@ -41,3 +41,7 @@ class RecordError(QuantmmError, OSError):
 
 class ToolError(QuantmmError, RuntimeError):
     """A program or library that a step needs is missing or failed."""
+
+
+class CudaSourceError(QuantmmError, RuntimeError):
+    """CUDA C++ that NVIDIA's compiler refuses; the message has its first error."""
