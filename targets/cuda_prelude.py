@@ -16,6 +16,7 @@ names and meaning in plain C++. X is the left operand (activations), W the right
 - qmm_lo4(v), qmm_hi4(v): the low and high nibbles of four bytes, each times 16, as the upper half
   of a byte; qmm_lo4u, qmm_hi4u: the nibbles as 0 to 15.
 - qmm_load_16(global): 16 bytes that are read once and never written during the kernel.
+- int8_t to uint64_t, and uchar, ushort, uint, which generated code uses as names of types.
 
 Fragments and operands are those of NVIDIA's "Parallel Thread Execution ISA": "dp4a", "Warp Level
 Matrix Multiply-Accumulate Instructions", "ldmatrix", "cp.async", "ld.global.nc".
@@ -114,8 +115,28 @@ BYTES = f"""\
 }}
 """
 
+#: NVRTC has no header that defines these.
+NAMES = """\
+#ifdef __CUDACC_RTC__
+typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
+#include <cstdint>
+#endif
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+"""
+
 PRELUDE = "".join(
     (
+        NAMES,
         BYTES,
         *(dp4a(x, w) for x, w in PAIRS),
         *(mma("m8n8k16", x, w) for x, w in PAIRS),
