@@ -45,3 +45,7 @@ class ToolError(QuantmmError, RuntimeError):
 
 class CudaSourceError(QuantmmError, RuntimeError):
     """CUDA C++ that NVIDIA's compiler refuses; the message has its first error."""
+
+
+class CudaError(QuantmmError, RuntimeError):
+    """A call of the CUDA driver that failed; the message has the call and the driver's reason."""

@@ -1,0 +1,512 @@
+"""The CUDA driver as kernels need it at run time: libcuda.so.1 through ctypes, and nothing else.
+
+What is loaded and allocated lives in the device's primary context, which is the one of torch and
+CuPy, so their arrays and streams are usable as they are. A call makes that context current where
+another one is, and puts the other one back.
+
+`Driver`, `Module` and `Function` are what kernels are written against; tests have a driver of their
+own that emulates. Streams are the driver's handles as ints; 0 is the legacy default stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import sys
+import threading
+from collections.abc import Iterator
+from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import CudaError, TargetError
+
+LIBRARY = "libcuda.so.1"
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU.
+
+    Attributes
+    ----------
+    capability : compute capability, (9, 0) for sm_90.
+    multiprocessors : how many.
+    shared_bytes : of shared memory that a block may ask for.
+    l2_bytes : of the cache of all multiprocessors.
+    """
+
+    number: int
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes: int
+    l2_bytes: int
+
+
+class Function(Protocol):
+    """A kernel that is ready to be launched; threads may share it."""
+
+    def __call__(self, grid: Triple, stream: int, *arguments: Any) -> None:
+        """Launch on a stream and return at once; pointers are addresses on the device."""
+
+
+class Module(Protocol):
+    """Machine code on a device."""
+
+    def function(
+        self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
+    ) -> Function:
+        """A kernel of it, by name.
+
+        Parameters
+        ----------
+        parameters : a letter of `struct` for each: "P" for a pointer, "i" for int32, "f", ...
+        shared_bytes : dynamic shared memory of a block.
+        """
+
+
+class Event(Protocol):
+    """A point in a stream's work."""
+
+    def record(self, stream: int) -> None:
+        """Put it behind all that the stream has been given so far."""
+
+    def milliseconds_since(self, earlier: Any) -> float:
+        """Wait until it has happened; the time between an earlier event and this one."""
+
+
+class Driver(Protocol):
+    """Devices, and for each (by its number) memory and machine code."""
+
+    def devices(self) -> tuple[Device, ...]:
+        """The GPUs; empty where there are none."""
+
+    def load(self, device: int, image: bytes) -> Module:
+        """A cubin, or PTX, which the driver compiles."""
+
+    def allocate(self, device: int, size: int) -> int:
+        """The address of new memory, a multiple of 256. Not while a stream is captured."""
+
+    def free(self, device: int, address: int) -> None:
+        """Give memory back when all work that was launched before is done."""
+
+    def copy_to(self, device: int, address: int, array: np.ndarray, stream: int) -> None:
+        """Copy a contiguous array to the device, in the stream's order.
+
+        The array may change afterwards, unless its memory is page-locked: that is read later.
+        """
+
+    def copy_from(self, device: int, array: np.ndarray, address: int, stream: int) -> None:
+        """Copy to a contiguous array, in the stream's order, and wait until it is there."""
+
+    def fill(self, device: int, address: int, value: int, size: int, stream: int) -> None:
+        """Set bytes, in the stream's order."""
+
+    def synchronize(self, device: int, stream: int) -> None:
+        """Wait until all of the stream's work is done."""
+
+    def is_capturing(self, device: int, stream: int) -> bool:
+        """Whether what the stream is given goes into a graph instead of being done."""
+
+    def event(self, device: int) -> Event:
+        """A new event, for timing."""
+
+
+#: Parameters of the driver's functions (cuda.h); _v2 are those that 64-bit programs get by their
+#: plain name.
+SIGNATURES: dict[str, list[Any]] = {
+    "cuInit": [c_uint],
+    "cuGetErrorName": [c_int, POINTER(c_char_p)],
+    "cuGetErrorString": [c_int, POINTER(c_char_p)],
+    "cuDeviceGetCount": [POINTER(c_int)],
+    "cuDeviceGet": [POINTER(c_int), c_int],
+    "cuDeviceGetName": [c_char_p, c_int, c_int],
+    "cuDeviceGetAttribute": [POINTER(c_int), c_int, c_int],
+    "cuDevicePrimaryCtxRetain": [POINTER(c_void_p), c_int],
+    "cuCtxGetCurrent": [POINTER(c_void_p)],
+    "cuCtxSetCurrent": [c_void_p],
+    "cuModuleLoadDataEx": [POINTER(c_void_p), c_char_p, c_uint, POINTER(c_int), POINTER(c_void_p)],
+    "cuModuleUnload": [c_void_p],
+    "cuModuleGetFunction": [POINTER(c_void_p), c_void_p, c_char_p],
+    "cuFuncGetAttribute": [POINTER(c_int), c_int, c_void_p],
+    "cuFuncSetAttribute": [c_void_p, c_int, c_int],
+    "cuLaunchKernel": [c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), c_void_p],
+    "cuMemAlloc_v2": [POINTER(c_uint64), c_size_t],
+    "cuMemFree_v2": [c_uint64],
+    "cuMemcpyHtoDAsync_v2": [c_uint64, c_void_p, c_size_t, c_void_p],
+    "cuMemcpyDtoHAsync_v2": [c_void_p, c_uint64, c_size_t, c_void_p],
+    "cuMemsetD8Async": [c_uint64, c_ubyte, c_size_t, c_void_p],
+    "cuStreamSynchronize": [c_void_p],
+    "cuStreamIsCapturing": [c_void_p, POINTER(c_int)],
+    "cuEventCreate": [POINTER(c_void_p), c_uint],
+    "cuEventRecord": [c_void_p, c_void_p],
+    "cuEventSynchronize": [c_void_p],
+    "cuEventElapsedTime": [POINTER(c_float), c_void_p, c_void_p],
+    "cuEventDestroy_v2": [c_void_p],
+}
+
+# CUresult: a device or a file that cannot be used, rather than a failure.
+NO_DEVICE = 100
+UNUSABLE_IMAGE = {
+    200: "CUDA_ERROR_INVALID_IMAGE",
+    209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    218: "CUDA_ERROR_INVALID_PTX",
+    222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    223: "CUDA_ERROR_JIT_COMPILATION_DISABLED",
+}
+
+# CUdevice_attribute.
+MULTIPROCESSORS, L2_BYTES, MAJOR, MINOR, SHARED_BYTES = 16, 38, 75, 76, 97
+# CUfunction_attribute.
+STATIC_SHARED, MAX_DYNAMIC_SHARED = 1, 8
+# CUjit_option.
+ERROR_LOG, ERROR_LOG_SIZE = 5, 6
+
+#: What a block gets of shared memory without asking.
+DEFAULT_SHARED = 48 << 10
+
+#: Types of parameters by their letter.
+TYPES: dict[str, Any] = {
+    "P": c_void_p,
+    "i": ctypes.c_int32,
+    "I": ctypes.c_uint32,
+    "q": ctypes.c_int64,
+    "Q": ctypes.c_uint64,
+    "f": c_float,
+    "d": ctypes.c_double,
+}
+
+
+class Library:
+    """libcuda's functions; what they return is checked."""
+
+    def __init__(self) -> None:
+        try:
+            self.cuda = ctypes.CDLL(LIBRARY)
+        except OSError as error:
+            raise TargetError(
+                f"no CUDA driver: {LIBRARY} not found, which NVIDIA's driver brings ({error})"
+            ) from None
+        for name, parameters in SIGNATURES.items():
+            try:
+                getattr(self.cuda, name).argtypes = parameters
+            except AttributeError:
+                raise TargetError(f"{LIBRARY} is too old: it has no {name}") from None
+        if status := self.cuda.cuInit(0):
+            raise TargetError(f"no usable GPU: cuInit: {self.reason(status)}")
+
+    def call(self, name: str, *arguments: Any, what: str = "") -> None:
+        """Call a function.
+
+        Raises
+        ------
+        CudaError
+            It failed; `what` it was about follows its name in the message.
+        """
+        if status := getattr(self.cuda, name)(*arguments):
+            raise self.error(name, status, what)
+
+    def error(self, name: str, status: int, what: str = "") -> CudaError:
+        """The error for what a function returned."""
+        return CudaError(f"{name}{what and f' ({what})'}: {self.reason(status)}")
+
+    def reason(self, status: int) -> str:
+        """A CUresult in words, with its name."""
+        name, text = c_char_p(), c_char_p()
+        self.cuda.cuGetErrorName(status, name)
+        self.cuda.cuGetErrorString(status, text)
+        if name.value is None or text.value is None:
+            return f"CUresult {status}"
+        return f"{name.value.decode()}, {text.value.decode()}"
+
+
+class CudaDriver:
+    """The GPUs of this machine; `Driver` says what the methods do.
+
+    Raises
+    ------
+    TargetError
+        No driver, or none that works.
+    """
+
+    def __init__(self) -> None:
+        self.library = Library()
+        self._lock = threading.Lock()
+        self._contexts: dict[int, int] = {}
+
+    def devices(self) -> tuple[Device, ...]:
+        """As `Driver`."""
+        count = c_int()
+        self.library.call("cuDeviceGetCount", count)
+        return tuple(map(self._device, range(count.value)))
+
+    def _device(self, number: int) -> Device:
+        name = ctypes.create_string_buffer(256)
+        handle = self._handle(number)
+        self.library.call("cuDeviceGetName", name, len(name), handle)
+
+        def attribute(which: int) -> int:
+            value = c_int()
+            self.library.call("cuDeviceGetAttribute", value, which, handle)
+            return value.value
+
+        return Device(
+            number=number,
+            name=name.value.decode(),
+            capability=(attribute(MAJOR), attribute(MINOR)),
+            multiprocessors=attribute(MULTIPROCESSORS),
+            shared_bytes=attribute(SHARED_BYTES),
+            l2_bytes=attribute(L2_BYTES),
+        )
+
+    def _handle(self, number: int) -> int:
+        handle = c_int()
+        self.library.call("cuDeviceGet", handle, number, what=f"device {number}")
+        return handle.value
+
+    def context(self, device: int) -> int:
+        """The device's primary context, retained for as long as the process lives."""
+        with self._lock:
+            if device not in self._contexts:
+                context = c_void_p()
+                handle = self._handle(device)
+                what = f"device {device}"
+                self.library.call("cuDevicePrimaryCtxRetain", context, handle, what=what)
+                self._contexts[device] = context.value or 0
+            return self._contexts[device]
+
+    @contextlib.contextmanager
+    def current(self, device: int) -> Iterator[Library]:
+        """Within, the device's context is the calling thread's."""
+        context, before = self.context(device), c_void_p()
+        self.library.call("cuCtxGetCurrent", before)
+        if before.value == context:
+            yield self.library
+            return
+        self.library.call("cuCtxSetCurrent", context)
+        try:
+            yield self.library
+        finally:
+            self.library.call("cuCtxSetCurrent", before)
+
+    def load(self, device: int, image: bytes) -> CudaModule:
+        """As `Driver`.
+
+        Raises
+        ------
+        TargetError
+            An image for another architecture, of another format, or PTX that is too new.
+        """
+        module, log = c_void_p(), ctypes.create_string_buffer(8192)
+        options = (c_int * 2)(ERROR_LOG, ERROR_LOG_SIZE)
+        values = (c_void_p * 2)(ctypes.addressof(log), len(log))
+        with self.current(device) as library:
+            status = library.cuda.cuModuleLoadDataEx(module, image, 2, options, values)
+        if not status:
+            return CudaModule(self, device, module)
+        lines = log.value.decode(errors="replace").split("\n")
+        said = "".join(f"; {line.strip()}" for line in lines[:3] if line.strip())
+        if status in UNUSABLE_IMAGE:
+            reason = f"the driver cannot load this machine code on device {device}"
+            raise TargetError(f"{reason}: {library.reason(status)}{said}")
+        raise CudaError(f"cuModuleLoadDataEx: {library.reason(status)}{said}")
+
+    def allocate(self, device: int, size: int) -> int:
+        """As `Driver`."""
+        address = c_uint64()
+        with self.current(device) as library:
+            library.call("cuMemAlloc_v2", address, max(1, size), what=f"{size} bytes")
+        return address.value
+
+    def free(self, device: int, address: int) -> None:
+        """As `Driver`."""
+        with self.current(device) as library:
+            library.call("cuMemFree_v2", address)
+
+    def copy_to(self, device: int, address: int, array: np.ndarray, stream: int) -> None:
+        """As `Driver`."""
+        with self.current(device) as library:
+            library.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, stream)
+
+    def copy_from(self, device: int, array: np.ndarray, address: int, stream: int) -> None:
+        """As `Driver`."""
+        with self.current(device) as library:
+            library.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
+            library.call("cuStreamSynchronize", stream)
+
+    def fill(self, device: int, address: int, value: int, size: int, stream: int) -> None:
+        """As `Driver`."""
+        with self.current(device) as library:
+            library.call("cuMemsetD8Async", address, value, size, stream)
+
+    def synchronize(self, device: int, stream: int) -> None:
+        """As `Driver`."""
+        with self.current(device) as library:
+            library.call("cuStreamSynchronize", stream)
+
+    def is_capturing(self, device: int, stream: int) -> bool:
+        """As `Driver`."""
+        status = c_int()
+        with self.current(device) as library:
+            library.call("cuStreamIsCapturing", stream, status)
+        return status.value != 0
+
+    def event(self, device: int) -> CudaEvent:
+        """As `Driver`."""
+        return CudaEvent(self, device)
+
+
+class CudaModule:
+    """As `Module`."""
+
+    def __init__(self, driver: CudaDriver, device: int, handle: c_void_p) -> None:
+        self.driver, self.device, self.handle = driver, device, handle
+        self._granted: dict[str, int] = {}  # dynamic shared memory of kernels, above the default
+
+    def function(
+        self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
+    ) -> CudaFunction:
+        """As `Module`.
+
+        Raises
+        ------
+        CudaError
+            No such kernel, or more shared memory than the device has.
+        """
+        function, static = c_void_p(), c_int()
+        with self.driver.current(self.device) as library:
+            library.call("cuModuleGetFunction", function, self.handle, name.encode(), what=name)
+            # This also makes the driver load the code now: not at the first launch, which may be
+            # captured.
+            library.call("cuFuncGetAttribute", static, STATIC_SHARED, function, what=name)
+            needed = max(shared_bytes, self._granted.get(name, 0))
+            if static.value + needed > DEFAULT_SHARED:
+                what = f"{name}, {shared_bytes} bytes of dynamic shared memory"
+                attribute = (function, MAX_DYNAMIC_SHARED, needed)
+                library.call("cuFuncSetAttribute", *attribute, what=what)
+                self._granted[name] = needed
+        return CudaFunction(self, name, function, parameters, block, shared_bytes)
+
+    def unload(self) -> None:
+        """Give its memory back; its kernels must not be launched any more."""
+        with self.driver.current(self.device) as library:
+            library.call("cuModuleUnload", self.handle)
+
+
+class CudaFunction:
+    """As `Function`. The arguments' storage is made once; a call is little but the driver's.
+
+    It neither allocates nor waits, so it may be captured into a graph.
+    """
+
+    def __init__(
+        self,
+        module: CudaModule,
+        name: str,
+        function: c_void_p,
+        parameters: str,
+        block: Triple,
+        shared_bytes: int,
+    ) -> None:
+        self._module = module  # while the launch is alive, so is what loaded the code
+        self._name = name
+        self.library = module.driver.library
+        self._context = module.driver.context(module.device)
+        self._before = c_void_p()
+        self._function, self._block, self._shared_bytes = function, block, shared_bytes
+        self._values = [TYPES[letter]() for letter in parameters]
+        addresses = map(ctypes.addressof, self._values)
+        self._pointers = (c_void_p * max(1, len(self._values)))(*addresses)
+        self._lock = threading.Lock()
+
+    def __call__(self, grid: Triple, stream: int, *arguments: Any) -> None:
+        """As `Function`.
+
+        Raises
+        ------
+        CudaError
+            The launch was refused, or something launched before has failed.
+        """
+        cuda, before = self.library.cuda, self._before
+        with self._lock:
+            for value, argument in zip(self._values, arguments, strict=True):
+                value.value = argument
+            # Not `CudaDriver.current`, which takes as long as the launch itself.
+            cuda.cuCtxGetCurrent(before)
+            elsewhere = before.value != self._context
+            if elsewhere:
+                self.library.call("cuCtxSetCurrent", self._context)
+            status = cuda.cuLaunchKernel(
+                self._function,
+                *grid,
+                *self._block,
+                self._shared_bytes,
+                stream,
+                self._pointers,
+                None,
+            )
+            if elsewhere:
+                self.library.call("cuCtxSetCurrent", before)
+        if status:
+            what = f"{self._name}, grid {grid}, block {self._block}"
+            raise self.library.error("cuLaunchKernel", status, what)
+
+
+class CudaEvent:
+    """As `Event`."""
+
+    def __init__(self, driver: CudaDriver, device: int) -> None:
+        self._driver, self._device, self._handle = driver, device, c_void_p()
+        with driver.current(device) as library:
+            library.call("cuEventCreate", self._handle, 0)
+
+    def record(self, stream: int) -> None:
+        """As `Event`."""
+        with self._driver.current(self._device) as library:
+            library.call("cuEventRecord", self._handle, stream)
+
+    def milliseconds_since(self, earlier: CudaEvent) -> float:
+        """As `Event`."""
+        time = c_float()
+        with self._driver.current(self._device) as library:
+            library.call("cuEventSynchronize", self._handle)
+            library.call("cuEventElapsedTime", time, earlier._handle, self._handle)
+        return time.value
+
+    def __del__(self) -> None:
+        # At the end of the process there may be no driver left.
+        with contextlib.suppress(Exception), self._driver.current(self._device) as library:
+            library.cuda.cuEventDestroy_v2(self._handle)
+
+
+@functools.cache
+def driver() -> CudaDriver:
+    """The machine's driver, opened at the first call.
+
+    Raises
+    ------
+    TargetError
+        No driver, or none that works.
+    """
+    return CudaDriver()
+
+
+def stream_of(x: Any) -> int:
+    """The stream on which the caller works: torch's or CuPy's current one where `x` is theirs."""
+    library = type(x).__module__.partition(".")[0]
+    if library == "torch" and x.is_cuda:
+        return int(sys.modules["torch"].cuda.current_stream(x.device).cuda_stream)
+    if library == "cupy":
+        return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+    return 0
+
+
+def dlpack_stream(stream: int) -> int:
+    """A stream as `__dlpack__(stream=...)` wants it: the legacy default stream is 1 there."""
+    return stream or 1

@@ -1,0 +1,165 @@
+"""A `quantmm.compiler.driver.Driver` whose GPU is the emulation of `cuda_emulation`.
+
+    driver = EmulatedDriver({image: source}, capability=(8, 6))
+
+Memory of the device is memory of this process, guarded on both sides. An image is the CUDA source
+itself, or one whose source the driver was given. Work is done when it is launched, so streams are
+numbers without meaning; `launches` says what ran on which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from cuda_emulation import Address, Emulated, Memory
+from quantmm.compiler.driver import Device, Triple
+from quantmm.errors import CudaError, TargetError
+
+
+class EmulatedDriver:
+    """One device, number 0.
+
+    Parameters
+    ----------
+    sources : of images that are not sources themselves.
+    seed : as `Emulated.launch`.
+
+    Attributes
+    ----------
+    launches : name, grid and stream of every launch, in order.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[bytes, str] | None = None,
+        *,
+        capability: tuple[int, int] = (8, 0),
+        shared_bytes: int = 99 << 10,
+        seed: int | None = None,
+    ) -> None:
+        self.sources = dict(sources or {})
+        self.seed = seed
+        self.memories: dict[int, Memory] = {}
+        self.launches: list[tuple[str, Triple, int]] = []
+        self._device = Device(
+            number=0,
+            name="emulated",
+            capability=capability,
+            multiprocessors=4,
+            shared_bytes=shared_bytes,
+            l2_bytes=1 << 20,
+        )
+
+    def devices(self) -> tuple[Device, ...]:
+        return (self._device,)
+
+    def load(self, device: int, image: bytes) -> EmulatedModule:
+        self._check(device)
+        source = self.sources.get(image)
+        if source is None:
+            try:
+                source = image.decode()
+            except UnicodeDecodeError:
+                raise TargetError(f"an image without a source: {image[:8]!r}") from None
+        return EmulatedModule(self, Emulated(source))
+
+    def allocate(self, device: int, size: int) -> int:
+        self._check(device)
+        memory = Memory(size, f"allocation {len(self.memories)}")
+        self.memories[memory.address] = memory
+        return memory.address
+
+    def free(self, device: int, address: int) -> None:
+        self._check(device)
+        if address not in self.memories:
+            raise CudaError(f"free of {address:#x}, which was not allocated")
+        self.memories.pop(address).free()
+
+    def copy_to(self, device: int, address: int, array: np.ndarray, stream: int) -> None:
+        self._bytes(device, address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+
+    def copy_from(self, device: int, array: np.ndarray, address: int, stream: int) -> None:
+        array.reshape(-1).view(np.uint8)[:] = self._bytes(device, address, array.nbytes)
+
+    def fill(self, device: int, address: int, value: int, size: int, stream: int) -> None:
+        self._bytes(device, address, size)[:] = value
+
+    def synchronize(self, device: int, stream: int) -> None:
+        self._check(device)
+
+    def is_capturing(self, device: int, stream: int) -> bool:
+        self._check(device)
+        return False
+
+    def event(self, device: int) -> EmulatedEvent:
+        self._check(device)
+        return EmulatedEvent(self)
+
+    def _check(self, device: int) -> None:
+        if device != 0:
+            raise CudaError(f"device {device}; expected 0")
+
+    def _bytes(self, device: int, address: int, size: int) -> np.ndarray:
+        """Part of an allocation."""
+        self._check(device)
+        for memory in self.memories.values():
+            offset = address - memory.address
+            if offset >= 0 and offset + size <= memory.size:
+                return memory.bytes()[offset : offset + size]
+        raise CudaError(f"{size} bytes at {address:#x} are in no allocation")
+
+
+class EmulatedModule:
+    def __init__(self, driver: EmulatedDriver, program: Emulated) -> None:
+        self.driver, self.program = driver, program
+
+    def function(
+        self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
+    ) -> EmulatedFunction:
+        if name not in self.program.bounds:
+            raise CudaError(f"no kernel {name}; the source has {[*self.program.bounds]}")
+        if parameters != self.program.parameters(name):
+            found = self.program.parameters(name)
+            raise CudaError(f"{name} has the parameters {found!r}, not {parameters!r}")
+        if shared_bytes > self.driver.devices()[0].shared_bytes:
+            raise CudaError(f"{name}, {shared_bytes} bytes of dynamic shared memory: too much")
+        return EmulatedFunction(self, name, parameters, block, shared_bytes)
+
+
+class EmulatedFunction:
+    def __init__(
+        self, module: EmulatedModule, name: str, parameters: str, block: Triple, shared_bytes: int
+    ) -> None:
+        self.module, self.name, self.parameters = module, name, parameters
+        self.block, self.shared_bytes = block, shared_bytes
+
+    def __call__(self, grid: Triple, stream: int, *arguments: Any) -> None:
+        driver = self.module.driver
+        driver.launches.append((self.name, grid, stream))
+        self.module.program.launch(
+            self.name,
+            grid=grid,
+            block=self.block,
+            shared_bytes=self.shared_bytes,
+            arguments=[
+                Address(value) if letter == "P" else value
+                for letter, value in zip(self.parameters, arguments, strict=True)
+            ],
+            seed=driver.seed,
+            memories=[*driver.memories.values()],
+        )
+
+
+class EmulatedEvent:
+    """Its time is the number of launches before it."""
+
+    def __init__(self, driver: EmulatedDriver) -> None:
+        self.driver, self.time = driver, 0
+
+    def record(self, stream: int) -> None:
+        self.time = len(self.driver.launches)
+
+    def milliseconds_since(self, earlier: EmulatedEvent) -> float:
+        return float(self.time - earlier.time)
