@@ -391,8 +391,8 @@ def built(source: str, kernels: tuple[str, ...]) -> Path:
 
 def program(source: str, kernels: tuple[str, ...]) -> str:
     """A CUDA source as C++, with its own line numbers."""
-    body = ALIGNED_SHARED.sub(r"\1 __shared__", source)
-    body = DYNAMIC_SHARED.sub(r"\g<type>* \g<name> = (\g<type>*)emulated_dynamic_shared;", body)
+    body = DYNAMIC_SHARED.sub(r"\g<type>* \g<name> = (\g<type>*)emulated_dynamic_shared;", source)
+    body = ALIGNED_SHARED.sub(r"\1 __shared__", body)
     return "\n".join(
         (
             (FOLDER / "emulate.h").read_text(),

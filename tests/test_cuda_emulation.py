@@ -466,6 +466,108 @@ def test_addresses_and_memory(wrong):
         launch(256)
 
 
+# A whole kernel, and what becomes of it when something is left out.
+
+GEMM = r"""
+extern "C" __global__ void __launch_bounds__(128) gemm(
+    signed char* __restrict__ x, signed char* __restrict__ w, int* __restrict__ y,
+    int m, int n, int k) {
+  extern __shared__ alignas(128) unsigned char memory[];
+  const int STAGES = 3, ROW = 80;  // bytes of a row of 64, padded against bank conflicts
+  int t = threadIdx.x, lane = t % 32, warp = t / 32;
+  int row0 = blockIdx.y * 64, column0 = blockIdx.x * 64;
+  int sums[2][4][4] = {};
+  auto stage = [&](int s, int which) { return memory + (s * 2 + which) * 64 * ROW; };
+  auto copy = [&](int step) {
+    for (int i = t; i < 64 * 4; i += 128) {
+      int row = i / 4, part = i % 4 * 16, at = step * 64 + part;
+      qmm_cp_async_16_or_zero(stage(step % STAGES, 0) + row * ROW + part,
+                              x + (row0 + row) * k + at, row0 + row < m && at < k);
+      qmm_cp_async_16_or_zero(stage(step % STAGES, 1) + row * ROW + part,
+                              w + (column0 + row) * k + at, column0 + row < n && at < k);
+    }
+  };
+  int steps = (k + 63) / 64;
+  for (int step = 0; step < STAGES - 1; ++step) {
+    if (step < steps) copy(step);
+    qmm_cp_async_commit();
+  }
+  for (int step = 0; step < steps; ++step) {
+    qmm_cp_async_wait_1();  // waited
+    __syncthreads();  // published
+    if (step + STAGES - 1 < steps) copy(step + STAGES - 1);
+    qmm_cp_async_commit();  // committed
+    for (int part = 0; part < 64; part += 32) {
+      unsigned a[2][4], b[4][2];
+      for (int i = 0; i < 2; ++i)
+        qmm_ldmatrix_x4(a[i], stage(step % STAGES, 0) + part + lane / 16 * 16 +
+                                  (warp / 2 * 32 + i * 16 + lane % 16) * ROW);
+      for (int j = 0; j < 4; ++j)
+        qmm_ldmatrix_x2(b[j], stage(step % STAGES, 1) + part + lane / 8 % 2 * 16 +
+                                  (warp % 2 * 32 + j * 8 + lane % 8) * ROW);
+      for (int i = 0; i < 2; ++i)
+        for (int j = 0; j < 4; ++j) qmm_mma_m16n8k32_s8s8(sums[i][j], a[i], b[j]);
+    }
+  }
+  for (int i = 0; i < 2; ++i)
+    for (int j = 0; j < 4; ++j)
+      for (int e = 0; e < 4; ++e) {
+        int row = row0 + warp / 2 * 32 + i * 16 + lane / 4 + e / 2 * 8;
+        int column = column0 + warp % 2 * 32 + j * 8 + lane % 4 * 2 + e % 2;
+        if (row < m && column < n) y[row * n + column] = sums[i][j][e];
+      }
+}
+"""
+#: What is changed, how, and the error; None where the result is wrong.
+MUTATIONS = {
+    "not waited": ("qmm_cp_async_wait_1();  // waited", "qmm_cp_async_wait_2();", None),
+    "not published": ("__syncthreads();  // published", "", None),
+    "not committed": ("qmm_cp_async_commit();  // committed", "", None),
+    "too few stages": ("STAGES = 3", "STAGES = 2", None),
+    "fragments exchanged": ("lane / 16 * 16 +", "(1 - lane / 16) * 16 +", None),
+    "lanes exchanged": ("lane % 4 * 2 + e % 2", "(3 - lane % 4) * 2 + e % 2", None),
+    "rows not guarded": ("row < m && column < n", "column < n", "write at .* of argument 2"),
+    "x not guarded": ("row0 + row < m && at < k", "at < k", "read at .* of argument 0"),
+    "misaligned": ("ROW = 80", "ROW = 72", "cp.async between .* no multiples of 16"),
+}
+
+
+def product(source, m, n, k, seed=None):
+    rng = np.random.default_rng(0)
+    x, w = random(rng, np.int8, (m, k)), random(rng, np.int8, (n, k))
+    x.setflags(write=False)
+    w.setflags(write=False)
+    y = np.full((m, n), -1, np.int32)
+    Emulated(source).launch(
+        "gemm",
+        grid=(-(-n // 64), -(-m // 64)),
+        block=(128,),
+        shared_bytes=3 * 2 * 64 * 80,
+        arguments=[x, w, y, m, n, k],
+        seed=seed,
+    )
+    return np.array_equal(y, x.astype(np.int32) @ w.astype(np.int32).T)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+@pytest.mark.parametrize("shape", [(64, 64, 64), (1, 1, 16), (100, 70, 336), (65, 129, 1024)])
+def test_a_whole_kernel(shape, seed):
+    assert product(GEMM, *shape, seed)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_whole_kernel_that_is_wrong(name):
+    before, after, message = MUTATIONS[name]
+    assert before in GEMM
+    wrong = GEMM.replace(before, after)
+    for seed in (None, 0, 1):
+        if message is None:
+            assert not product(wrong, 100, 70, 336, seed)
+        else:
+            with pytest.raises(EmulationError, match=message):
+                product(wrong, 100, 70, 336, seed)
+
+
 @pytest.mark.parametrize("name", ["zig", "ucontext"])
 def test_other_ways_to_compile(monkeypatch, name):
     """zig's clang, and the portable way to change stacks."""
