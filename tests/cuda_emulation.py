@@ -56,7 +56,7 @@ KERNEL_OPTIONS = [
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-ftrivial-auto-var-init=pattern",
-    "-fsanitize=alignment,bounds,object-size",
+    "-fsanitize=alignment,bounds,object-size,integer-divide-by-zero",
     "-fno-sanitize-recover=all",
 ]
 #: What a source includes from a CUDA toolkit, and what it gets from the standard library.
@@ -291,7 +291,7 @@ def description(kernel: str, launch: _Launch, memories: list[Memory]) -> str:
     if launch.fault is None:
         return text
     nearest = min(memories, key=lambda m: distance(m, launch.fault), default=None)
-    if nearest is None or distance(nearest, launch.fault) > 1 << 35:
+    if nearest is None or distance(nearest, launch.fault) > 1 << 32:
         return f"{text} at {launch.fault:#x}"
     return f"{text} at {launch.fault:#x}, {nearest.place(launch.fault)}"
 

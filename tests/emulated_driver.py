@@ -52,6 +52,10 @@ class EmulatedDriver:
             l2_bytes=1 << 20,
         )
 
+    def __del__(self) -> None:
+        for memory in self.memories.values():
+            memory.free()
+
     def devices(self) -> tuple[Device, ...]:
         return (self._device,)
 

@@ -302,14 +302,14 @@ WRONG = {
     # name: body, block, message
     "reads_behind": ("y[0] = x[64 + threadIdx.x];", 32, r"read at .*byte 256 of argument 0"),
     "reads_before": ("y[0] = x[-1024 * 1024];", 1, r"byte -4194304 of argument 0, outside of 256"),
-    "reads_far": ("y[0] = ((int4*)x)[-2147483647].x;", 1, "read at .*argument"),
+    "reads_far": ("y[0] = ((int4*)x)[-268435455].x;", 1, "read at .*argument"),
     "writes_behind": ("y[n] = 1;", 1, r"write at .*byte 256 of argument 1"),
     "writes_before": ("y[-1] = 1;", 1, r"write to byte -\d of argument 1"),
     "writes_input": ("x[0] = 1;", 1, "write at .*byte 0 of argument 0, 256 bytes"),
     "misaligned": (
         "*(int4*)(y + 4 * threadIdx.x + 1) = *(int4*)x;",
         8,
-        r"misaligned access(, or| to '(struct )?int4' at .* no multiple of 16)",
+        r"line \d+: misaligned access to '(struct |const )*int4' at .* no multiple of 16",
     ),
     "misaligned_load": (
         "y[0] = qmm_load_16(x + 2).x;",
@@ -379,6 +379,8 @@ WRONG = {
         1,
         "stack overflow",
     ),
+    "misaligned_pair": ("*(int2*)(y + 1) = *(int2*)x;", 1, "misaligned access to .*int2"),
+    "misaligned_copy": ("int2 v = *(int2*)(x + 1); y[0] = v.y;", 1, "misaligned access to .*int2"),
     "divides": ("y[0] = n / (n - 64);", 1, "division by zero"),
 }
 ERRORS = "".join(
@@ -581,7 +583,7 @@ def test_other_ways_to_compile(monkeypatch, name):
     try:
         test_a_missing_barrier_shows(Emulated(SMALL))
         program = Emulated(ERRORS)
-        for wrong in ("reads_behind", "misaligned", "static_shared", "local", "mixed"):
+        for wrong in WRONG:
             check(program, wrong)
     finally:
         cuda_emulation.runtime.cache_clear()

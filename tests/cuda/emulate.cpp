@@ -30,8 +30,8 @@ const size_t STACK = 256 << 10;
 const size_t STACK_GUARD = 64 << 10;  // the lowest part of it
 const size_t PAGE = 4096;
 const size_t SHARED = 256 << 10;  // more than any device has
-// An int32 counts at most this many 16-byte elements backward and forward from a pointer.
-const size_t GUARD = (size_t)32 << 30;
+// As far as a wrong int32 offset goes in most cases, and small enough for thousands of arrays.
+const size_t GUARD = (size_t)4 << 30;
 const unsigned char POISON = 0xCD;
 const unsigned char CANARY = 0xA5;
 
@@ -460,8 +460,7 @@ void emulated_copy_wait(int groups) {
   }
 }
 
-// UBSan's hooks (compiler-rt, ubsan_handlers.h): the program was compiled with
-// -fsanitize=alignment,bounds,object-size and calls them instead of going on.
+// UBSan's hooks (compiler-rt, ubsan_handlers.h), which the program calls instead of going on.
 struct Location {
   const char* file;
   uint32_t line, column;
@@ -474,6 +473,9 @@ struct TypeMismatch {
   Location location;
   const TypeDescriptor* type;
   unsigned char log_alignment, check_kind;
+};
+struct Overflow {
+  Location location;
 };
 struct OutOfBounds {
   Location location;
@@ -490,6 +492,9 @@ void __ubsan_handle_type_mismatch_v1_abort(TypeMismatch* data, uintptr_t address
 void __ubsan_handle_out_of_bounds_abort(OutOfBounds* data, uintptr_t index) {
   fail("line %u: index %td of %s is outside of the array", data->location.line, (ptrdiff_t)index,
        data->array->name);
+}
+void __ubsan_handle_divrem_overflow_abort(Overflow* data, uintptr_t, uintptr_t) {
+  fail("line %u: integer division by zero", data->location.line);
 }
 
 // Guarded memory: it ends at a page that cannot be touched, as does what lies before its first page.

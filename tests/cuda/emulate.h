@@ -65,18 +65,36 @@ double fma(double, double, double), fmin(double, double), fmax(double, double);
 #define warpSize 32
 
 // Vector types: the sizes and alignments of the CUDA C++ Programming Guide, "Built-in Vector Types".
-#define EMULATED_VECTOR(name, type, alignment)                                       \
-  struct alignas(2 * alignment) name##2 {                                            \
-    type x, y;                                                                       \
-  };                                                                                 \
-  struct name##3 {                                                                   \
-    type x, y, z;                                                                    \
-  };                                                                                 \
-  struct alignas(4 * alignment < 16 ? 4 * alignment : 16) name##4 {                  \
-    type x, y, z, w;                                                                 \
-  };                                                                                 \
-  static inline name##2 make_##name##2(type x, type y) { return {x, y}; }            \
-  static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; } \
+// gcc checks an address where such a value is copied, clang only where a function gets a reference.
+#ifdef __clang__
+#define EMULATED_COPIES(name, parameters, fill, copy) \
+  name() = default;                                   \
+  name parameters { fill; }                           \
+  name(const name& v) { copy; }                       \
+  name& operator=(const name& v) {                    \
+    copy;                                             \
+    return *this;                                     \
+  }
+#else
+#define EMULATED_COPIES(name, parameters, fill, copy)
+#endif
+#define EMULATED_VECTOR(name, type, alignment)                                                   \
+  struct alignas(2 * alignment) name##2 {                                                        \
+    type x, y;                                                                                   \
+    EMULATED_COPIES(name##2, (type a, type b), x = a; y = b, x = v.x; y = v.y)                   \
+  };                                                                                             \
+  struct name##3 {                                                                               \
+    type x, y, z;                                                                                \
+    EMULATED_COPIES(name##3, (type a, type b, type c), x = a; y = b; z = c,                      \
+                    x = v.x; y = v.y; z = v.z)                                                   \
+  };                                                                                             \
+  struct alignas(4 * alignment < 16 ? 4 * alignment : 16) name##4 {                              \
+    type x, y, z, w;                                                                             \
+    EMULATED_COPIES(name##4, (type a, type b, type c, type d), x = a; y = b; z = c; w = d,       \
+                    x = v.x; y = v.y; z = v.z; w = v.w)                                          \
+  };                                                                                             \
+  static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                        \
+  static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }             \
   static inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 EMULATED_VECTOR(char, signed char, 1)
