@@ -382,8 +382,8 @@ class CudaModule:
         function, static = c_void_p(), c_int()
         with self.driver.current(self.device) as library:
             library.call("cuModuleGetFunction", function, self.handle, name.encode(), what=name)
-            # This also makes the driver load the code now: not at the first launch, which may be
-            # captured.
+            # Asking also makes a driver that loads lazily load the code now, and not at the first
+            # launch, which may be captured.
             library.call("cuFuncGetAttribute", static, STATIC_SHARED, function, what=name)
             needed = max(shared_bytes, self._granted.get(name, 0))
             if static.value + needed > DEFAULT_SHARED:
