@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..targets import Instruction, Target, WeightLayout
+from ..targets import Chip, Instruction, Target, WeightLayout
 from . import functions
 from .operands import Operands, needs_x_sum
 from .spec import INTEGER_RANGE, MatmulSpec
@@ -58,11 +58,13 @@ class Packed:
     ----------
     stages : the tensors that are computed, in order.
     scale, zero_point : of the row (o, i, r); no zero point where the spec has none.
+    sums : of the integers of a group, (o, i, group, r), where the correction needs them.
     """
 
     stages: dict[str, te.Tensor]
     scale: PerRow
     zero_point: PerRow | None
+    sums: Callable[..., Expr] | None
 
 
 def pack(
@@ -75,13 +77,7 @@ def pack(
 ) -> Packed:
     """X of `inputs` in the order in which a tile reads it."""
     stages: dict[str, te.Tensor] = {}
-    if spec.dynamic:
-        scale, zero_point = own_range(spec, target, rows, inputs["x"], stages)
-    else:
-        scale = given(spec, rows, inputs["x_scale"])
-        zero_point = None
-        if spec.activation_zero_point:
-            zero_point = given(spec, rows, inputs["x_zero_point"])
+    scale, zero_point = scales(spec, target, rows, inputs, stages)
 
     def byte(o: Expr, i: Expr, r: Expr, start: Expr, kk: Expr) -> Expr:
         """The integer at position `kk` of the block of K that starts at `start`."""
@@ -100,9 +96,8 @@ def pack(
                 if chosen.x_offset
                 else value
             )
-        zero = tirx.const(0, "int32") if zero_point is None else zero_point(o, i, r)
-        quotient = functions.widen(value, spec.input, target) / scale(o, i, r)
-        return functions.to_integer(quotient, zero, spec.activation, chosen.x_offset).astype(dtype)
+        zero = None if zero_point is None else zero_point(o, i, r)
+        return quantized(spec, target, value, scale(o, i, r), zero, chosen.x_offset).astype(dtype)
 
     stages["xp"] = xp = te.compute(
         (rows.mo, rows.mi, layout.k_blocks, rows.per_tile, layout.k_block),
@@ -116,7 +111,34 @@ def pack(
         # without, these are the correction.
         factor = 1 if spec.weight_zero_point else -chosen.w_offset
         stages |= group_sums(layout, chosen.instruction, rows, xp, factor)
-    return Packed(stages, scale, zero_point)
+    x_sum = stages.get("x_sum")
+    return Packed(stages, scale, zero_point, None if x_sum is None else lambda *at: x_sum[at])
+
+
+def scales(
+    spec: MatmulSpec,
+    target: Chip,
+    rows: Rows,
+    inputs: dict[str, te.Tensor],
+    stages: dict[str, te.Tensor],
+) -> tuple[PerRow, PerRow | None]:
+    """Scale and zero point of every row: given, or from its range by `stages` that this adds."""
+    if spec.dynamic:
+        return own_range(spec, target, rows, inputs["x"], stages)
+    zero_point = None
+    if spec.activation_zero_point:
+        zero_point = given(spec, rows, inputs["x_zero_point"])
+    return given(spec, rows, inputs["x_scale"]), zero_point
+
+
+def quantized(
+    spec: MatmulSpec, target: Chip, value: Expr, scale: Expr, zero: Expr | None, offset: int = 0
+) -> Expr:
+    """A float of X as an integer plus `offset`, in the lower byte of an int32."""
+    assert spec.input is not None
+    zero = tirx.const(0, "int32") if zero is None else zero
+    quotient = functions.widen(value, spec.input, target) / scale
+    return functions.to_integer(quotient, zero, spec.activation, offset)
 
 
 def in_blocks(
@@ -182,7 +204,7 @@ def within(layout: WeightLayout, kk: Expr) -> Expr:
 
 
 def own_range(
-    spec: MatmulSpec, target: Target, rows: Rows, x: te.Tensor, stages: dict[str, te.Tensor]
+    spec: MatmulSpec, target: Chip, rows: Rows, x: te.Tensor, stages: dict[str, te.Tensor]
 ) -> tuple[PerRow, PerRow | None]:
     """Scale and zero point of every row from its own range, as `quantize` finds them."""
     given_as = spec.input
@@ -211,21 +233,13 @@ def own_range(
         scale = scale_stage(lambda *at: functions.from_bits(magnitude[at]), greatest)
         return lambda *at: scale[at], None
 
-    both = te.comm_reducer(
-        lambda a, b: (tirx.max(a[0], b[0]), tirx.min(a[1], b[1])),
-        lambda *dtypes: (tirx.min_value("int32"), tirx.max_value("int32")),
-    )
-
     def keys(o: Expr, i: Expr, r: Expr) -> Expr:
-        key = ordered(raw(o, i, r, k))
-        return both((key, key), axis=k)
+        return ordered(raw(o, i, r, k))
 
-    high, low = te.compute(rows.shape, keys, "x_range")
-    stages["x_range"] = high
+    def end(key: PerRow, bound: Callable[[Expr, Expr], Expr]) -> PerRow:
+        return lambda *at: functions.from_bits(ordered(bound(key(*at), tirx.const(0, "int32"))))
 
-    def end(key: te.Tensor, bound: Callable[[Expr, Expr], Expr]) -> PerRow:
-        return lambda *at: functions.from_bits(ordered(bound(key[at], tirx.const(0, "int32"))))
-
+    high, low = both_ends(rows, keys, k, stages, at_once=isinstance(target, Target))
     top, bottom = end(high, tirx.max), end(low, tirx.min)
     scale = scale_stage(lambda *at: top(*at) - bottom(*at), greatest - least)
 
@@ -239,6 +253,28 @@ def own_range(
 
     stages["x_zero_point"] = zero_point = te.compute(rows.shape, signed, "x_zero_point")
     return lambda *at: scale[at], lambda *at: zero_point[at]
+
+
+def both_ends(
+    rows: Rows, keys: PerRow, k: te.IterVar, stages: dict[str, te.Tensor], *, at_once: bool
+) -> tuple[PerRow, PerRow]:
+    """The greatest and the least key of every row, found in one pass or in two.
+
+    TVM shares out among the threads of a GPU only reductions to one number; the least key is then
+    the complement of the greatest complement.
+    """
+    if not at_once:
+        greatest = te.compute(rows.shape, lambda *at: te.max(keys(*at), axis=k), "x_range")
+        least = te.compute(rows.shape, lambda *at: te.max(~keys(*at), axis=k), "x_range_low")
+        stages |= {"x_range": greatest, "x_range_low": least}
+        return lambda *at: greatest[at], lambda *at: ~least[at]
+    both = te.comm_reducer(
+        lambda a, b: (tirx.max(a[0], b[0]), tirx.min(a[1], b[1])),
+        lambda *dtypes: (tirx.min_value("int32"), tirx.max_value("int32")),
+    )
+    high, low = te.compute(rows.shape, lambda *at: both((keys(*at), keys(*at)), axis=k), "x_range")
+    stages["x_range"] = high
+    return lambda *at: high[at], lambda *at: low[at]
 
 
 def ordered(raw: Expr) -> Expr:

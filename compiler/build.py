@@ -17,7 +17,7 @@ from .arrays import MAX_ELEMENTS
 from .kernel import Kernel, KernelInfo
 from .llvm import llvm_target
 from .operands import for_rows, layout_for, operands
-from .rounding import sum_groups_through_double
+from .rounding import fuse_group_sums
 from .spec import MatmulSpec
 from .starting import can_start_from_x_sum, start_from_x_sum
 from .tiles import store_within
@@ -78,8 +78,8 @@ def lower(spec: MatmulSpec, target: Target, variant: Variant) -> tirx.PrimFunc:
     func = RECIPES[variant.strategy](program)
     if can_start_from_x_sum(program) and not spec.weight_zero_point:
         func = start_from_x_sum(program, func)
-    if program.layout.groups > 1 and not target.fused_multiply_add:
-        func = sum_groups_through_double(func)
+    if program.layout.groups > 1:
+        func = fuse_group_sums(func, target)
     return store_within(program, func, spec.n).with_attr("global_symbol", variant.name)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tvm import te
 from tvm.ir import Expr
 
-from ..targets import Target
+from ..targets import Chip
 from . import functions
 from .activations import Packed
 from .operands import Operands, needs_w_sum, needs_x_sum
@@ -32,7 +32,7 @@ class Epilogue:
     """
 
     spec: MatmulSpec
-    target: Target
+    target: Chip
     chosen: Operands
     packed: Packed
     inputs: dict[str, te.Tensor]
@@ -57,7 +57,8 @@ class Epilogue:
                 w_sum = (self.packed.zero_point(o, i, r) + self.chosen.x_offset) * w_sum
             value = value - w_sum
         if needs_x_sum(self.spec, self.chosen):
-            x_sum = self.packed.stages["x_sum"][o, i, group, r]
+            assert self.packed.sums is not None
+            x_sum = self.packed.sums(o, i, group, r)
             if self.spec.weight_zero_point:
                 zero_point = self.per_column("w_zero_point", group, at).astype("int32")
                 return value - x_sum * zero_point

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.ir import Expr
 
-from ..targets import Target
+from ..targets import Chip
 from .spec import INTEGER_RANGE
 
 #: 1.5 * 2**23: a float32 of small magnitude added to it is rounded to an integer, half to even, and
@@ -71,7 +71,7 @@ def to_integer(value: Expr, zero_point: Expr, dtype: str, offset: int = 0) -> Ex
     return bits(inside + tirx.const(ROUNDER, "float32")) + (zero_point + offset)
 
 
-def widen(value: Expr, dtype: str, target: Target) -> Expr:
+def widen(value: Expr, dtype: str, target: Chip) -> Expr:
     """A number of the float format `dtype` as float32; float16 and bfloat16 come as uint16."""
     if dtype == "float32":
         return value
@@ -87,7 +87,7 @@ def widen(value: Expr, dtype: str, target: Target) -> Expr:
     return from_bits(bits(magnitude) | special | ((half & 0x8000) << 16))
 
 
-def narrow(value: Expr, dtype: str, target: Target) -> Expr:
+def narrow(value: Expr, dtype: str, target: Chip) -> Expr:
     """A float32 rounded half to even to `dtype`; float16 and bfloat16 as uint16."""
     if dtype == "float32":
         return value

@@ -255,21 +255,22 @@ def packed_weight(
 ) -> dict[str, np.ndarray]:
     """Everything that a kernel reads of a weight, in its private layout."""
     integers = w.unpacked()
-    zero = np.zeros((spec.n, layout.groups), np.int32)
-    if w.zero_point is not None:
-        zero += np.reshape(w.zero_point, (-1, layout.groups) if w.zero_point.ndim else ())
     size = layout.group_size or spec.k
     starts = np.arange(0, spec.k, size)
+    groups = len(starts)
+    zero = np.zeros((spec.n, groups), np.int32)
+    if w.zero_point is not None:
+        zero += np.reshape(w.zero_point, (-1, groups) if w.zero_point.ndim else ())
     sums = np.add.reduceat(integers, starts, axis=1, dtype=np.int32)
     sums -= zero * np.diff(np.append(starts, spec.k)).astype(np.int32)
     if not spec.activation_zero_point:
         sums *= np.int32(x_offset)  # the whole correction
-    scale = np.reshape(w.scale, (-1, layout.groups) if w.scale.ndim else (1, 1))
+    scale = np.reshape(w.scale, (-1, groups) if w.scale.ndim else (1, 1))
     return {
         "w": layout.pack(integers),
         "w_sum": layout.pack_columns(sums),
         "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
-        "w_scale": layout.pack_columns(np.broadcast_to(scale, (spec.n, layout.groups))),
+        "w_scale": layout.pack_columns(np.broadcast_to(scale, (spec.n, groups))),
     }
 
 

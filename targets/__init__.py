@@ -9,7 +9,7 @@ from .arm import ARM_TARGETS
 from .generic import GENERIC
 from .layout import WeightLayout, weight_layout
 from .machine import cpu_features, cpu_name, physical_cores, why_not_here
-from .target import Instruction, Target
+from .target import Chip, Instruction, Target
 from .x86 import X86_TARGETS
 
 #: Every target, best first within an architecture; the last one runs anywhere.
@@ -17,6 +17,7 @@ TARGETS: tuple[Target, ...] = (*X86_TARGETS, *ARM_TARGETS, GENERIC)
 
 __all__ = [
     "TARGETS",
+    "Chip",
     "Instruction",
     "Target",
     "WeightLayout",

@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+#: How a * b + c is rounded once: by an instruction into which the code generator contracts it, by a
+#: function that is called, or through float64.
+MultiplyAdd = Literal["contracted", "called", "float64"]
+
+
+class Chip(Protocol):
+    """What the float arithmetic of a kernel depends on."""
+
+    @property
+    def half_floats(self) -> bool:
+        """Whether float16 and float32 are converted by an instruction."""
+
+    @property
+    def multiply_add(self) -> MultiplyAdd:
+        """How a * b + c in float32 gets one rounding."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,7 @@ class Target:
         return self.architecture == "aarch64" or "f16c" in self.features
 
     @property
-    def fused_multiply_add(self) -> bool:
-        """Whether a * b + c in float32 is one instruction with one rounding."""
-        return self.architecture == "aarch64" or "fma" in self.features
+    def multiply_add(self) -> MultiplyAdd:
+        """LLVM contracts it to an instruction where there is one."""
+        fused = self.architecture == "aarch64" or "fma" in self.features
+        return "contracted" if fused else "float64"

@@ -1,0 +1,78 @@
+"""From a spec and a GPU's target to CUDA C++: TensorExpression, schedule, code."""
+
+from __future__ import annotations
+
+from ..errors import UnsupportedError
+from ..schedules import cuda as strategies
+from ..schedules import cuda_dp4a, cuda_gemv, cuda_mma, cuda_prepare, cuda_splitk
+from ..schedules.cuda import CudaVariant
+from ..targets.cuda import CudaTarget
+from ..targets.cuda_layout import CudaLayout, cuda_layout
+from ..targets.instructions.cuda_steps import STEPS
+from . import cuda_frontend as frontend
+from .cuda_code import Launch, generate
+from .cuda_tiles import read_rows, store_within
+from .rounding import fuse_group_sums
+from .spec import MatmulSpec
+
+RECIPES = {
+    "gemv": cuda_gemv.schedule,
+    "splitk": cuda_splitk.schedule,
+    "mma": cuda_mma.schedule,
+    "dp4a": cuda_dp4a.schedule,
+}
+#: The kernel that makes X ready for the others.
+PREPARE = "prepare"
+#: K of a group up to which sums of products with 4-bit weights, which count 16 times, stay exact.
+MOST_FOUR_BIT = (2**31 - 1) // (128 * 128)
+
+
+def layout_for(spec: MatmulSpec) -> CudaLayout:
+    """The private layout of the spec's weight.
+
+    Raises
+    ------
+    UnsupportedError
+        K is so long that the sums of 4-bit weights, which count 16 times, leave int32.
+    """
+    group_size = spec.group_size if isinstance(spec.group_size, int) else None
+    if spec.four_bit_weight and min(spec.k, group_size or spec.k) > MOST_FOUR_BIT:
+        raise UnsupportedError(
+            f"k={spec.k} with {spec.weight} weights and group_size={spec.group_size}: "
+            f"on a GPU a group has at most {MOST_FOUR_BIT} k"
+        )
+    return cuda_layout(
+        spec.n,
+        spec.k,
+        group_size=group_size,
+        bits=4 if spec.four_bit_weight else 8,
+        dtype="uint8" if spec.weight.startswith("u") else "int8",
+    )
+
+
+def x_dtype(spec: MatmulSpec) -> str:
+    """In which kernels read activations."""
+    return "uint8" if spec.activation == "uint8" else "int8"
+
+
+def choose_variants(spec: MatmulSpec, target: CudaTarget) -> tuple[CudaVariant, ...]:
+    """Every kernel, or for a spec with a fixed M the one that M uses."""
+    every = strategies.variants(target, layout_for(spec), x_dtype(spec))
+    if spec.m is None:
+        return every
+    m = spec.m
+    return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost),)
+
+
+def source(spec: MatmulSpec, target: CudaTarget) -> tuple[str, dict[str, Launch]]:
+    """CUDA C++ of all kernels for `spec`, and their launches by name; `PREPARE` is one of them."""
+    layout = layout_for(spec)
+    funcs = {PREPARE: read_rows(cuda_prepare.schedule(frontend.prepare(spec, layout, target)))}
+    for variant in choose_variants(spec, target):
+        program = frontend.multiply(spec, layout, target, variant.instruction, variant.tile)
+        func = RECIPES[variant.strategy](program)
+        if layout.groups > 1:
+            func = fuse_group_sums(func, target)
+        funcs[variant.name] = store_within(func, spec.n, variant.tile.rows)
+    code, launches = generate(funcs, target)
+    return STEPS + code, launches

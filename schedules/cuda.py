@@ -1,0 +1,127 @@
+"""Strategies for GPUs, and which of them with which tiles a kernel is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..targets import Instruction
+from ..targets.cuda import CudaTarget
+from ..targets.cuda_layout import COLUMNS, CudaLayout
+from .cuda_program import CudaTile
+
+#: Rows of the tiles of each strategy: blocks of 8 columns where they differ, warps over rows,
+#: columns and K where they are fixed, and the relative time of a pass over the weights for a tile.
+#: Those of a gemv have 32 results or more, one for every lane of a warp.
+GEMV_TILES = {1: (4, 1.0), 2: (2, 1.05), 4: (1, 1.15), 8: (1, 1.4)}
+SPLITK_ROWS = {16: 1.3, 32: 1.6, 64: 2.2}
+MMA_TILES = {64: (8, (2, 2, 1), 2.4), 128: (16, (2, 2, 1), 3.2)}
+#: With groups a warp has sums of integers and of floats, and half the registers for each.
+GROUPED_WARPS = {64: (2, 2, 1), 128: (2, 4, 1)}
+#: Rows up to which a splitk with groups keeps both in registers.
+GROUPED_SPLITK_ROWS = 32
+DP4A_TILES = {32: (8, (4, 2, 1), 4.0)}
+#: Blocks of columns of a thread block of splitk: so few that every multiprocessor has one.
+SPLITK_BLOCKS = 4
+#: K that a round of the pipeline brings to shared memory, and at most for a group that is longer.
+ROUND_DEPTH, LONGEST_ROUND = 128, 256
+#: Stages of a pipeline: those that hide the latency of memory.
+STAGES = 4
+#: Groups that a gemv adds up at a time.
+GEMV_GROUPS = (32, 16, 8, 4)
+
+
+@dataclass(frozen=True)
+class CudaVariant:
+    """One kernel: a strategy ("gemv", "splitk", "mma" or "dp4a"), tile and product.
+
+    Attributes
+    ----------
+    cost : relative time of one tile of rows over all columns.
+    """
+
+    strategy: str
+    tile: CudaTile
+    instruction: Instruction
+    cost: float
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in the source."""
+        return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks * COLUMNS}"
+
+
+def variants(target: CudaTarget, layout: CudaLayout, x_dtype: str) -> tuple[CudaVariant, ...]:
+    """The kernels for `target`: one per number of rows in a tile."""
+    dot = paired(target.dots, x_dtype, layout.dtype)
+    found = [
+        CudaVariant("gemv", gemv(layout, rows, blocks), dot, cost)
+        for rows, (blocks, cost) in GEMV_TILES.items()
+    ]
+    if not target.matrix:
+        for rows, (blocks, warps, cost) in DP4A_TILES.items():
+            tile = blocked(target, layout, CudaTile(rows, blocks, warps))
+            found.append(CudaVariant("dp4a", tile, dot, cost))
+        return tuple(found)
+    product = paired(target.matrix, x_dtype, layout.dtype)
+    for rows, cost in SPLITK_ROWS.items():
+        if layout.groups > 1 and rows > GROUPED_SPLITK_ROWS:
+            continue
+        if narrow := splitk(target, layout, rows):
+            found.append(CudaVariant("splitk", narrow, product, cost))
+    for rows, (blocks, warps, cost) in MMA_TILES.items():
+        warps = GROUPED_WARPS[rows] if layout.groups > 1 else warps
+        tile = blocked(target, layout, CudaTile(rows, blocks, warps))
+        found.append(CudaVariant("mma", tile, product, cost))
+    return tuple(found)
+
+
+def paired(instructions: tuple[Instruction, ...], x_dtype: str, w_dtype: str) -> Instruction:
+    """The instruction for these signs."""
+    return next(i for i in instructions if (i.x_dtype, i.w_dtype) == (x_dtype, w_dtype))
+
+
+def gemv(layout: CudaLayout, rows: int, blocks: int) -> CudaTile:
+    """Warps share out steps, or groups a round of them at a time."""
+    if layout.groups == 1:
+        return CudaTile(rows, blocks, (1, 1, 8 if layout.steps % 8 == 0 else 4))
+    steps = next(count for count in GEMV_GROUPS if layout.groups % count == 0)
+    return CudaTile(rows, blocks, (1, 1, min(8, steps)), steps)
+
+
+def splitk(target: CudaTarget, layout: CudaLayout, rows: int) -> CudaTile | None:
+    """A step or a group for every warp in a round; None where shared memory is too small."""
+    parts = layout.steps if layout.groups == 1 else layout.groups
+    for warps in (8, 4, 2):
+        steps = warps if layout.groups == 1 else warps * layout.group_steps
+        tile = CudaTile(rows, SPLITK_BLOCKS, (1, 1, warps), steps)
+        own_rows = rows * SPLITK_BLOCKS * COLUMNS // (32 * warps)
+        if parts % warps or parts // warps < 2 or own_rows > 16:
+            continue
+        stages = min(stages_that_fit(target, layout, tile), parts // warps)
+        if stages >= 2:
+            return dataclasses.replace(tile, stages=stages)
+    return None
+
+
+def blocked(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> CudaTile:
+    """`tile` with the rounds of K and the stages of its pipeline."""
+    size = layout.group_steps * layout.depth
+    if layout.groups > 1 and size <= LONGEST_ROUND:
+        groups = max(1, min(ROUND_DEPTH // size, layout.groups // 2, 4))
+        steps, rounds = groups * layout.group_steps, layout.groups // groups
+    else:
+        most = max(1, ROUND_DEPTH // layout.depth)
+        steps = max(s for s in range(1, most + 1) if layout.group_steps % s == 0)
+        rounds = layout.group_steps // steps
+    tile = dataclasses.replace(tile, steps=steps)
+    stages = max(2, min(stages_that_fit(target, layout, tile), rounds))
+    return dataclasses.replace(tile, stages=stages)
+
+
+def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> int:
+    """Rounds of K that shared memory holds, up to `STAGES`."""
+    x_bytes = tile.rows * layout.depth * tile.steps
+    w_bytes = tile.blocks * COLUMNS * layout.piece * tile.steps
+    sums = 4 * tile.rows * tile.blocks * COLUMNS * (tile.warps[2] if tile.warps[2] > 1 else 0)
+    return min(STAGES, (target.shared_bytes - sums) // (x_bytes + w_bytes))
