@@ -84,7 +84,7 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
 
     Arguments: x (M, k) as the caller has it; x_scale and x_zero_point (1,) or (M,) where they are
     given and X arrives as floats; then what `prepared` names: xq (M, x_columns), x_scale (M,)
-    float32, x_zero_point (M,) int32, x_sum (M, groups) int32.
+    float32, x_zero_point (M,) int32, x_sum (M, sum_columns) int32.
     """
     m = tirx.Var("m", "int32")
     rows = Rows(m, tirx.const(1, "int32"), m, 1)
@@ -137,7 +137,7 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
     if needs_x_sum(spec):
         k = te.reduce_axis((0, padded), "k")
         outputs["x_sum"] = te.compute(
-            (m, layout.groups),
+            (m, layout.sum_columns),
             # Not from xq, which other threads are writing.
             lambda row, g: te.sum(padded_integer(row, g * padded + k).astype("int32"), axis=k),
             "x_sum",
@@ -161,7 +161,7 @@ def multiply(
 
     Shapes of the arguments: x (M, x_columns / piece, piece); w `layout.shape`; w_sum int32,
     w_zero_point and w_scale (n_blocks, groups, 8); bias (n_blocks, 1, 8); x_scale and x_zero_point
-    (1,) or (M,); x_sum (M, groups); out_scale and out_zero_point (1,); residual and y in tiles.
+    (1,) or (M,); x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in tiles.
     """
     operands = Operands(instruction, 0, 0)
     instruction = of_a_step(instruction)
@@ -260,7 +260,7 @@ def placeholders(
         "w_scale": (per_group, "float32"),
         "x_scale": ((per_x,), "float32"),
         "x_zero_point": ((per_x,), "int32"),
-        "x_sum": ((rows.m, layout.groups), "int32"),
+        "x_sum": ((rows.m, layout.sum_columns), "int32"),
         "bias": (per_column, "float32"),
         "residual": (tiles, stored_as(spec.residual_dtype)),
         "out_scale": ((1,), "float32"),

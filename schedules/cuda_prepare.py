@@ -14,9 +14,10 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
 from ..targets.cuda import WARP
+from ..targets.cuda_layout import SUMMED_AT_ONCE
 
 #: Warps of a thread block.
-WARPS = 8
+WARPS = SUMMED_AT_ONCE
 #: What is found of a row before its integers, in the order in which it is computed.
 OF_ROW = ("x_range", "x_range_low", "x_scale", "x_zero_point")
 #: What is written, in the order in which it is computed. A scale in shared memory and its copy for

@@ -24,14 +24,14 @@ class CudaTile:
     ----------
     warps : over rows, over columns and over K.
     steps : of K that lie in shared memory at a time (`CudaLayout`).
-    stages : of the pipeline that fills it.
+    stages : of the pipeline that fills it; 0 where operands are read straight from memory.
     """
 
     rows: int
     blocks: int
     warps: tuple[int, int, int] = (1, 1, 1)
     steps: int = 1
-    stages: int = 1
+    stages: int = 0
 
     @property
     def warps_in_all(self) -> int:

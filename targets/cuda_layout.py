@@ -25,6 +25,8 @@ QUARTERS = 4
 PIECES = (64, 32, 16)
 #: Groups, or without groups steps, come in multiples of this number: what warps share out.
 SHARED_OUT = 4
+#: Groups that the warps of a block sum at a time.
+SUMMED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class CudaLayout:
     def x_columns(self) -> int:
         """Bytes of a row of X as kernels read it: every group as long as its steps."""
         return self.steps * self.depth
+
+    @property
+    def sum_columns(self) -> int:
+        """Sums of a row of X: one per group, and zeros up to a whole round of the warps."""
+        return 1 if self.groups == 1 else rounded_up(self.groups, SUMMED_AT_ONCE)
 
     @property
     def reads_in_place(self) -> bool:
