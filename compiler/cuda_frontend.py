@@ -14,8 +14,9 @@ X is not of that form, or its rows' scales or sums are to be found, `prepare` wr
                                     four of them, of a quarter of k each
     sums[i, p, r, nb, c]            acc, for other threads to read           in shared memory
     total[i, r, nb, c]              sum over p, for groups times scale       where K is in parts
-    tile[i, r, n]                   epilogue(total or acc)                   in shared memory
-    y[i, r, n]                      the tile as the caller's array has it
+    tile[i, r, n]                   total or acc                             in shared memory
+    results[i, r, n]                epilogue(tile)
+    y[i, r, n]                      the results as the caller's array has them
 
 with row = i * rows + r. Rows behind the last one are computed from the last one and never stored.
 """
@@ -161,7 +162,8 @@ def multiply(
 
     Shapes of the arguments: x (M, x_columns / piece, piece); w `layout.shape`; w_sum int32,
     w_zero_point and w_scale (n_blocks, groups, 8); bias (n_blocks, 1, 8); x_scale and x_zero_point
-    (1,) or (M,); x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in tiles.
+    (1,) or (M,); x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in
+    tiles.
     """
     operands = Operands(instruction, 0, 0)
     instruction = of_a_step(instruction)
@@ -200,24 +202,26 @@ def multiply(
 
         total = te.compute(total_shape, total_at, "total")
 
-    def value(*at: Expr) -> Expr:
-        if parts > 1:
-            o, i, *place = at
-            index = o, i, *fragments.sums_at(instruction, COLUMNS, *place)
-            result = total[index]
-        else:
-            result = exact_products(0, at)
-        if spec.out == "int32":
-            return ending.exact(result, 0, at)
-        scaled = result if layout.groups > 1 else ending.scaled(result, 0, at)
-        return ending.stored(ending.finished(scaled, at), at)
-
-    def in_columns(o: Expr, i: Expr, r: Expr, column: Expr) -> Expr:
-        return value(o, i, r, column // COLUMNS, column % COLUMNS)
+    def sum_in_columns(o: Expr, i: Expr, r: Expr, column: Expr) -> Expr:
+        place = r, column // COLUMNS, column % COLUMNS
+        if parts == 1:
+            return exact_products(0, (o, i, *place))
+        index = o, i, *fragments.sums_at(instruction, COLUMNS, *place)
+        return total[index]
 
     y_shape = (*shape[:3], shape[3] * COLUMNS)
-    whole = te.compute(y_shape, in_columns, "tile")
-    y = te.compute(y_shape, lambda *at: whole[at], "y")
+    whole = te.compute(y_shape, sum_in_columns, "tile")
+
+    def result(o: Expr, i: Expr, r: Expr, column: Expr) -> Expr:
+        at = o, i, r, column // COLUMNS, column % COLUMNS
+        value = whole[o, i, r, column]
+        if spec.out == "int32":
+            return ending.exact(value, 0, at)
+        scaled = value if layout.groups > 1 else ending.scaled(value, 0, at)
+        return ending.stored(ending.finished(scaled, at), at)
+
+    results = te.compute(y_shape, result, "results")
+    y = te.compute(y_shape, lambda *at: results[at], "y")
     ordered = [inputs[name] for name in arguments(spec, operands)[:-1]]
     func = te.create_prim_func([*ordered, y, mi])
     return CudaProgram(func, layout, instruction, tile, parts)

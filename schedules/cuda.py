@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..targets import Instruction
 from ..targets.cuda import CudaTarget
 from ..targets.cuda_layout import COLUMNS, CudaLayout
-from .cuda_program import CudaTile
+from .cuda_program import SKEW, CudaTile
 
 #: Rows of the tiles of each strategy: blocks of 8 columns where they differ, warps over rows,
 #: columns and K where they are fixed, and the relative time of a pass over the weights for a tile.
@@ -71,6 +71,8 @@ def variants(target: CudaTarget, layout: CudaLayout, x_dtype: str) -> tuple[Cuda
             found.append(CudaVariant("splitk", narrow, product, cost))
     for rows, (blocks, warps, cost) in MMA_TILES.items():
         warps = GROUPED_WARPS[rows] if layout.groups > 1 else warps
+        while tile_bytes(rows, blocks) > target.shared_bytes:
+            blocks //= 2
         tile = blocked(target, layout, CudaTile(rows, blocks, warps))
         found.append(CudaVariant("mma", tile, product, cost))
     return tuple(found)
@@ -117,6 +119,11 @@ def blocked(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> CudaTile:
     tile = dataclasses.replace(tile, steps=steps)
     stages = max(2, min(stages_that_fit(target, layout, tile), rounds))
     return dataclasses.replace(tile, stages=stages)
+
+
+def tile_bytes(rows: int, blocks: int) -> int:
+    """Shared memory of a tile of sums."""
+    return rows * (4 * blocks * COLUMNS + SKEW)
 
 
 def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> int:

@@ -7,8 +7,8 @@ grid over (tiles of rows, panels of columns): a thread block
       for step, block, row:
         acc += x_tile * w_tile          four lanes to a column, rows and blocks in registers
   sums = acc of four lanes              by shuffles, to shared memory
-  tile = epilogue(sums)                 groups are added to a total in registers
-  y = tile
+  tile = sums                           groups are added to a total in registers
+  y = epilogue(tile)                    16 bytes at a time
 """
 
 from __future__ import annotations

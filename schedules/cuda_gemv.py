@@ -5,8 +5,8 @@ grid over (tiles of rows, panels of 8 to 32 columns): a thread block
     for step:                           16 bytes of W a lane, straight to registers
       for row: acc += x * w             x from L1, four lanes to a column
     sums = acc of four lanes            by shuffles, to shared memory
-  tile = epilogue(sum of sums)          groups in their order
-  y = tile
+  tile = sum of sums                    groups in their order
+  y = epilogue(tile)
 """
 
 from __future__ import annotations

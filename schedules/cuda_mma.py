@@ -8,8 +8,8 @@ grid over (tiles of rows, panels of columns): a thread block
       for step, rows / 16, blocks:
         acc += x_tile * w_tile          16 x 8 sums in registers
       total += acc * scale
-  tile = epilogue(acc or total)         in shared memory,
-  y = tile                              so that stores are 16 bytes
+  tile = acc or total                   in shared memory,
+  y = epilogue(tile)                    so that stores are 16 bytes
 
 Groups that are larger than a chunk fill it several times, each group on its own.
 """

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Rows of a fragment of sums on the tensor core, whatever instructions it takes.
 FRAGMENT_ROWS = 16
+#: Bytes between rows of a tile of sums in shared memory, see `cuda_steps.ROUND`.
+SKEW = 32
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ grid over (tiles of rows, narrow panels of columns): a thread block
       for step, rows / 16, blocks:
         acc += x_tile * w_tile          16 x 8 sums in registers
   sums = acc                            in shared memory, of each warp or each group
-  tile = epilogue(sum of sums)          by all threads; groups in their order
-  y = tile
+  tile = sum of sums                    by all threads; groups in their order
+  y = epilogue(tile)                    16 bytes at a time
 
 With groups the sums are added in every round of the loop.
 """

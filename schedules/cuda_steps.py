@@ -9,14 +9,14 @@ from tvm.s_tir.schedule import LoopRV
 from ..targets.cuda import WARP
 from ..targets.cuda_layout import COLUMNS, QUARTERS
 from ..targets.instructions import cuda_dot, cuda_mma
-from .cuda_program import FRAGMENT_ROWS, CudaProgram
+from .cuda_program import FRAGMENT_ROWS, SKEW, CudaProgram
 
 #: Bytes of a copy that one thread makes at a time.
 COPY = 16
 SHARED = "shared.dyn"
-#: Bytes between rows of a tile of results beside whole rounds of the banks, and those of a round: a
-#: warp that writes 8 rows of 4 pairs spreads them over all banks.
-SKEW, ROUND = 32, 128
+#: Bytes of a round of shared memory's banks. Rows of a tile of sums start SKEW bytes behind one:
+#: a warp that writes 8 rows of 4 pairs spreads them over all banks.
+ROUND = 128
 
 
 def grid(sch: Schedule, program: CudaProgram) -> LoopRV:
@@ -26,11 +26,14 @@ def grid(sch: Schedule, program: CudaProgram) -> LoopRV:
     sch.reorder(o, i, panel, r, n)
     sch.bind(sch.fuse(o, i), "blockIdx.y")
     sch.bind(panel, "blockIdx.x")
+    results = sch.get_sblock("results")
+    sch.set_scope(results, 0, "local")
+    sch.compute_at(results, panel, preserve_unit_loops=True)
     return panel
 
 
 def stage_tile(sch: Schedule, program: CudaProgram, panel: LoopRV) -> tuple[LoopRV, LoopRV]:
-    """The tile of results in shared memory. Returns its loops over rows and columns."""
+    """The tile of sums in shared memory. Returns its loops over rows and columns."""
     block = sch.get_sblock("tile")
     sch.set_scope(block, 0, SHARED)
     sch.compute_at(block, panel, preserve_unit_loops=True)
@@ -95,8 +98,11 @@ def fill_shared_memory(sch: Schedule, program: CudaProgram, chunk: LoopRV) -> No
         copy_together(sch, sch.get_loops(block)[-loops:], program.tile.warps_in_all)
 
 
-def copy_together(sch: Schedule, loops: list[LoopRV], warps: int, size: int = 1) -> None:
-    """A copy of elements of `size` bytes shared out among all threads, 16 bytes at a time."""
+def copy_together(sch: Schedule, loops: list[LoopRV], warps: int, size: int = 1) -> LoopRV:
+    """A copy of elements of `size` bytes shared out among all threads, 16 bytes at a time.
+
+    Returns the loop that is threadIdx.x.
+    """
     *others, inner = loops
     inner, vector = sch.split(inner, [None, COPY // size])
     # Where there are fewer copies than threads this leaves some without work.
@@ -104,12 +110,19 @@ def copy_together(sch: Schedule, loops: list[LoopRV], warps: int, size: int = 1)
     sch.bind(warp, "threadIdx.y")
     sch.bind(lane, "threadIdx.x")
     sch.vectorize(vector)
+    return lane
 
 
 def write_out(sch: Schedule, warps: int) -> None:
-    """The tile of results from shared memory to y."""
+    """The epilogue, by all threads, from the tile of sums: each computes 16 bytes and stores them.
+
+    Behind shared memory rather than where the sums are: registers are full of those.
+    """
     loops = sch.get_loops(sch.get_sblock("y"))[-2:]
-    copy_together(sch, loops, warps, element_bytes(sch, "y"))
+    lane = copy_together(sch, loops, warps, element_bytes(sch, "y"))
+    results = sch.get_sblock("results")
+    sch.compute_at(results, lane, preserve_unit_loops=True)
+    sch.unroll(sch.get_loops(results)[-1])
 
 
 def pipeline(sch: Schedule, chunk: LoopRV, stages: int, behind: int) -> None:

@@ -1,0 +1,100 @@
+"""CUDA kernels of every target: instructions, 16-byte accesses and no spills in machine code."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import quantmm as qmm
+from quantmm.bench import sass
+from quantmm.compiler import cuda_build, nvrtc
+from quantmm.targets.cuda import CUDA_TARGETS
+
+FORMATS = {
+    "w8": {},
+    "w8-unsigned": {"activation": "uint8", "weight": "uint8"},
+    "w4": {"weight": "int4", "out": "int8"},
+    "w4-g128": {"weight": "int4", "group_size": 128, "input": "float16", "dynamic": True},
+    "w4-g32": {"weight": "int4", "group_size": 32, "weight_zero_point": True},
+    "w8-g64": {"group_size": 64, "residual": True, "bias": True, "activation_fn": "silu"},
+}
+#: What the tensor core's instruction is called in SASS, by the oldest generation that has it.
+MATRIX = {(7, 5): ("IMMA", "8816"), (8, 0): ("IMMA", "16832")}
+
+CASES = [
+    pytest.param(target, fields, id=f"{target.name}-{name}")
+    for target in CUDA_TARGETS
+    for name, fields in FORMATS.items()
+]
+
+
+@functools.cache
+def built(target_name, fields):
+    """Variants, launches and machine code by the name of a variant."""
+    (target,) = (target for target in CUDA_TARGETS if target.name == target_name)
+    spec = qmm.MatmulSpec(n=1024, k=1024, **dict(fields))
+    source, launches = cuda_build.source(spec, target)
+    code = sass.read(nvrtc.compile_cuda(source, target.arch, form="cubin"))
+    variants = {v.name: v for v in cuda_build.choose_variants(spec, target)}
+    return variants, launches, {n: code[launch.name] for n, launch in launches.items()}
+
+
+def of(target, fields):
+    return built(target.name, tuple(fields.items()))
+
+
+@pytest.mark.parametrize(("target", "fields"), CASES)
+def test_nothing_is_spilled_and_registers_let_a_block_run(target, fields):
+    _, launches, code = of(target, fields)
+    for name, machine in code.items():
+        assert machine.stack_bytes == 0, name
+        assert machine.count("LDL") == machine.count("STL") == 0, name
+        x, y, z = launches[name].block
+        assert machine.registers * x * y * z <= 65536, name
+        assert launches[name].shared_bytes <= target.shared_bytes, name
+
+
+@pytest.mark.parametrize(("target", "fields"), CASES)
+def test_products_are_the_instruction(target, fields):
+    variants, _, code = of(target, fields)
+    strategies = {variant.strategy for variant in variants.values()}
+    assert strategies == ({"gemv", "splitk", "mma"} if target.matrix else {"gemv", "dp4a"})
+    for name, variant in variants.items():
+        on_threads = variant.strategy in ("gemv", "dp4a")
+        newest = max(since for since in MATRIX if since <= target.capability)
+        instruction = ("IDP", "4A") if on_threads else MATRIX[newest]
+        assert code[name].count(*instruction), name
+
+
+@pytest.mark.parametrize(("target", "fields"), CASES)
+def test_memory_is_moved_16_bytes_at_a_time(target, fields):
+    variants, _, code = of(target, fields)
+    for name, variant in variants.items():
+        machine = code[name]
+        if fields.get("out") != "int8" or variant.tile.blocks > 1:  # 8 columns are 8 bytes there
+            assert machine.count("STG", "128"), name
+        if variant.strategy == "gemv" and fields.get("group_size") != 32:
+            assert machine.count("LDG", "128"), name
+        elif variant.strategy != "gemv":
+            copies = ("LDGSTS", "128") if target.capability >= (8, 0) else ("LDG", "128")
+            assert machine.count(*copies), name
+            assert machine.count("LDS", "128") or variant.instruction.rows == 1, name
+
+
+@pytest.mark.parametrize("target", [t for t in CUDA_TARGETS if t.matrix], ids=lambda t: t.name)
+def test_the_inner_loop_of_a_large_multiplication_is_products(target):
+    _, _, code = of(target, FORMATS["w8"])
+    mnemonic = MATRIX[max(since for since in MATRIX if since <= target.capability)]
+    (largest,) = (machine for name, machine in code.items() if name.startswith("mma_128"))
+    loop = largest.inner_loop(*mnemonic)
+    products = sum(instruction.has(*mnemonic) for instruction in loop)
+    loads = sum(instruction.has("LDS") for instruction in loop)
+    # A warp's 64 x 64 sums take 4 + 4 and 8 loads of fragments for 64 products of 16 x 8 x 32.
+    assert products >= 3 * loads
+
+
+def test_int4_sums_that_could_leave_int32_are_refused():
+    spec = qmm.MatmulSpec(n=8, k=140_000, weight="int4")
+    with pytest.raises(qmm.QuantmmError, match="on a GPU a group has at most 131071 k"):
+        cuda_build.layout_for(spec)
+    assert cuda_build.layout_for(qmm.MatmulSpec(n=8, k=140_000, weight="int4", group_size=64))
