@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from . import targets
 from .compiler.compile import compile
+from .compiler.cuda_kernel import CudaKernel
+from .compiler.cuda_linear import CudaLinear
 from .compiler.kernel import Kernel
 from .compiler.kernel_file import load
 from .compiler.linear import Linear
@@ -17,6 +19,8 @@ from .errors import QuantmmError
 __version__ = "0.1.0"
 
 __all__ = [
+    "CudaKernel",
+    "CudaLinear",
     "ErrorRow",
     "Kernel",
     "Linear",

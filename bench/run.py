@@ -62,7 +62,7 @@ def bench(
     shapes: list[tuple[int, int, int]], spec_fields: dict[str, Any], target: str, threads: int
 ) -> Iterator[Row]:
     """Time each (m, n, k) of `shapes`; the limits are measured anew beside every shape."""
-    row = targets.find(target)
+    row = targets.find_cpu(target)
     kernels: dict[tuple[int, int], Kernel] = {}
     for m, n, k in shapes:
         if (n, k) not in kernels:

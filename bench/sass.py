@@ -178,3 +178,12 @@ def records(info: bytes) -> Iterator[tuple[int, int, int]]:
         if value == 8:
             yield (attribute, *struct.unpack_from("<II", info, position))
         position += value
+
+
+def text(cubin: bytes) -> str:
+    """The kernels of a cubin, one instruction a line."""
+    kernels = read(cubin).items()
+    return "\n\n".join(
+        "\n".join([name, *(f"  {each.opcode} {each.operands}" for each in code.instructions)])
+        for name, code in kernels
+    )

@@ -130,7 +130,7 @@ def measure_limits(target: str, threads: int) -> dict[str, float]:
     from quantmm import targets
     from quantmm.bench import limits
 
-    limit = limits.measure(targets.find(target), threads)
+    limit = limits.measure(targets.find_cpu(target), threads)
     return {**dataclasses.asdict(limit), "gbps": limit.gbps}
 
 

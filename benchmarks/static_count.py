@@ -93,7 +93,7 @@ def main() -> None:
     print("| target | chip | function | dot products | their cycles | loop's cycles | share |")
     print("|---|---|---|---|---|---|---|")
     for name, cpu in CHIPS:
-        row = targets.find(name)
+        row = targets.find_cpu(name)
         variant, code = widest_gemm(row)
         mnemonic = str(variant.instruction.mnemonic)
         loop = instructions(inner_loop(code, mnemonic))

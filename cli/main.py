@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__, targets
+from ..bench import sass
 from ..compiler import runtime
 from ..compiler.compile import compile
 from ..compiler.kernel_file import Stored, contents
@@ -37,6 +38,8 @@ from .targets import targets_command
 from .verify import verify_command
 
 FAILURE = 2
+#: Forms of code that `inspect` prints.
+CPU_FORMS, CUDA_FORMS = ("te", "tir", "ll", "asm"), ("te", "tir", "cuda", "ptx", "sass")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -152,7 +155,7 @@ def bench(
     if as_json:
         click.echo(json.dumps([row.to_dict() for row in rows], indent=1))
     else:
-        click.echo(f"{targets.find(target).name} on {targets.cpu_name()}, {count} threads")
+        click.echo(f"{targets.find_cpu(target).name} on {targets.cpu_name()}, {count} threads")
         show(table)
 
 
@@ -165,10 +168,10 @@ def bench(
 @target_option
 @click.option(
     "--emit",
-    type=click.Choice(["report", "te", "tir", "ll", "asm"]),
+    type=click.Choice(["report", *dict.fromkeys((*CPU_FORMS, *CUDA_FORMS))]),
     default="report",
     show_default=True,
-    help="What to print.",
+    help="What to print; ll and asm of CPUs, cuda, ptx and sass of GPUs.",
 )
 def inspect(
     file: str | None,
@@ -179,7 +182,7 @@ def inspect(
     emit: str,
     **formats: Any,
 ) -> None:
-    """Show what a spec becomes for M rows: a report, the TensorExpression, TIR, LLVM or assembly.
+    """Show what a spec becomes for M rows: a report, the TensorExpression, TIR, or code.
 
     With FILE, report what a kernel file holds, for this machine or others.
     """
@@ -192,9 +195,22 @@ def inspect(
     if emit == "report":
         click.echo(json.dumps(compile(spec, target).report([m]), indent=1))
     else:
-        with runtime.without_torch():
-            from ..compiler.build import emit_code
-        click.echo(emit_code(spec, target, m, emit))
+        click.echo(emitted(spec, target, m, emit))
+
+
+def emitted(spec: MatmulSpec, target: str, m: int, form: str) -> str:
+    """The code that computes `m` rows, as text."""
+    row = targets.find(target)
+    forms = CUDA_FORMS if isinstance(row, targets.CudaTarget) else CPU_FORMS
+    if form not in forms:
+        raise click.UsageError(f"--emit {form}: {row.name} has {', '.join(forms)}")
+    with runtime.without_torch():
+        from ..compiler import build, cuda_build
+    if isinstance(row, targets.CudaTarget):
+        if form == "sass":
+            return sass.text(compile(dataclasses.replace(spec, m=m), row).cubin)
+        return cuda_build.emit_code(spec, row, m, form)
+    return build.emit_code(spec, row, m, form)
 
 
 def described(kernels: list[Stored]) -> dict[str, Any]:
@@ -203,8 +219,7 @@ def described(kernels: list[Stored]) -> dict[str, Any]:
     for info in (stored.info for stored in kernels):
         fields = info.to_dict()
         spec = fields.pop("spec")
-        why_not = targets.machine.why_not(info.architecture, info.features)
-        rows.append({"why_not_here": why_not, **fields})
+        rows.append({"why_not_here": info.why_not_here(), **fields})
     return {"spec": spec, "kernels": rows}
 
 

@@ -13,6 +13,9 @@ from ..targets import verified
 from ..targets.verified import Record
 from .tables import show
 
+#: How kernels for GPUs are verified; docs/gpu.md says what that means.
+EMULATED_GPU = "generated code on a CPU, in tests; no card yet"
+
 
 @click.command("targets")
 def targets_command() -> None:
@@ -34,6 +37,10 @@ def targets_table(records: Sequence[Record]) -> Table:
         found = verified.evidence(target.name, records, SCHEDULE_VERSION)
         how = "; ".join(map(evidence_text, found)) or "nothing yet"
         table.add_row(target.name, target.instruction.name, target.description, here, how)
+    for gpu in targets.CUDA_TARGETS:
+        reason = targets.cuda.why_not_here(gpu.capability)
+        here = "yes" if reason is None else f"no: {reason}"
+        table.add_row(gpu.name, gpu.instruction.name, gpu.description, here, EMULATED_GPU)
     return table
 
 

@@ -59,7 +59,7 @@ def verify_command(
     Integers must be equal, floats within one unit in the last place. The line that a failure
     prints repeats it.
     """
-    row = targets.find(target)
+    row = targets.find_cpu(target)
     reason = targets.why_not_here(row)
     if reason and not emulated:
         raise TargetError(

@@ -30,7 +30,7 @@ def build(
     spec: MatmulSpec, target: str | Target = "host", *, num_threads: int | None = None
 ) -> Kernel:
     """What `compile` returns for the same arguments, built now whatever the cache holds."""
-    row = targets.find(target)
+    row = targets.find_cpu(target)
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
     if math.prod(layout.shape) > MAX_ELEMENTS:
@@ -99,7 +99,7 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     ----------
     form : "te" for the unscheduled TensorExpression, "tir" for the schedule, "ll" or "asm".
     """
-    row = targets.find(target)
+    row = targets.find_cpu(target)
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
     (variant,) = choose_variants(dataclasses.replace(spec, m=m), row, layout)

@@ -25,9 +25,10 @@ from typing import Any
 
 from ..errors import CacheError
 from ..files import write_whole
-from ..targets import Target, machine
-from . import kernel_file, linker
-from .kernel import Kernel
+from ..targets import CudaTarget, Target
+from . import kernel_file, linker, nvrtc
+from .cuda_kernel import CudaKernel
+from .kernel import Kernel, KernelInfo
 from .kernel_file import Stored
 from .spec import MatmulSpec
 from .versions import SOURCE, environment, source_digest, versions
@@ -75,7 +76,7 @@ def folder() -> Path:
     return path
 
 
-def key(spec: MatmulSpec, row: Target, record: Any = None) -> str:
+def key(spec: MatmulSpec, row: Target | CudaTarget, record: Any = None) -> str:
     """The name of the entry for `spec` on `row`.
 
     All fields of the row count, so a target of the user's own has entries of its own.
@@ -91,6 +92,7 @@ def key(spec: MatmulSpec, row: Target, record: Any = None) -> str:
         "target": dataclasses.asdict(row),
         "record": record,
         "environment": environment(),
+        "cuda": nvrtc.version() if isinstance(row, CudaTarget) else None,
     }
     try:
         text = json.dumps(parts, sort_keys=True, default=listed)
@@ -106,12 +108,14 @@ def listed(value: object) -> list[Any]:
     raise TypeError(f"{value!r} is not JSON")
 
 
-def entry_path(spec: MatmulSpec, row: Target) -> Path:
+def entry_path(spec: MatmulSpec, row: Target | CudaTarget) -> Path:
     """Where the kernel for `spec` on `row` is kept."""
     return folder() / f"{key(spec, row)}.qmm"
 
 
-def find(spec: MatmulSpec, row: Target, num_threads: int | None = None) -> Kernel | None:
+def find(
+    spec: MatmulSpec, row: Target | CudaTarget, num_threads: int | None = None
+) -> Kernel | CudaKernel | None:
     """The kernel for `spec` on `row`, if it is in the cache.
 
     One for another machine can be saved, like any other.
@@ -122,7 +126,8 @@ def find(spec: MatmulSpec, row: Target, num_threads: int | None = None) -> Kerne
         info = stored.info
         if (info.spec, info.target, info.versions) != (spec, row.name, versions()):
             return None
-        if machine.why_not(info.architecture, info.features):
+        kernel: Kernel | CudaKernel
+        if isinstance(info, KernelInfo) and info.why_not_here():
             kernel = Kernel(info, None, num_threads)
             kernel._library = stored.library
         else:
@@ -167,7 +172,7 @@ def check_own(path: Path, status: os.stat_result) -> None:
         raise CacheError(f"other users can write to {path} (mode {mode:o}); expected 700 or less")
 
 
-def keep(kernel: Kernel, row: Target) -> None:
+def keep(kernel: Kernel | CudaKernel, row: Target | CudaTarget) -> None:
     """Put a kernel that was just built into the cache.
 
     From then on it runs from its linked library, as it will in other processes. That takes no
@@ -184,10 +189,12 @@ def keep(kernel: Kernel, row: Target) -> None:
     try:
         path = entry_path(kernel.spec, row)
         make_room(path)
-        # Asked first, because without one the code is not generated here, but at the first call.
-        linker.command(kernel.info.architecture)
+        if isinstance(kernel, Kernel):
+            # Asked first, because without one the code is not generated here, but at the first
+            # call.
+            linker.command(kernel.info.architecture)
         content = kernel_file.packed([kernel])
-        if machine.why_not(kernel.info.architecture, kernel.info.features) is None:
+        if isinstance(kernel, Kernel) and kernel.info.why_not_here() is None:
             kernel_file.use_library(kernel)
     except (OSError, RuntimeError) as error:
         raise CacheError(str(error)) from None

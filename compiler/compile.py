@@ -6,31 +6,55 @@ A kernel from the cache comes without `import tvm`, which alone takes half a sec
 from __future__ import annotations
 
 import warnings
+from typing import Literal, overload
 
 from .. import targets
 from ..errors import CacheError
-from ..targets import Target
+from ..targets import CudaTarget, Target
 from . import cache as kernel_cache
+from .cuda_kernel import CudaKernel
 from .kernel import Kernel
 from .runtime import without_torch
 from .spec import MatmulSpec
 
 
+@overload
 def compile(
     spec: MatmulSpec,
-    target: str | Target = "host",
+    target: Literal["host"] | Target = "host",
     *,
     num_threads: int | None = None,
     cache: bool = True,
-) -> Kernel:
+) -> Kernel: ...
+
+
+@overload
+def compile(
+    spec: MatmulSpec, target: Literal["cuda"] | CudaTarget, *, cache: bool = True
+) -> CudaKernel: ...
+
+
+@overload
+def compile(
+    spec: MatmulSpec, target: str, *, num_threads: int | None = None, cache: bool = True
+) -> Kernel | CudaKernel: ...
+
+
+def compile(
+    spec: MatmulSpec,
+    target: str | Target | CudaTarget = "host",
+    *,
+    num_threads: int | None = None,
+    cache: bool = True,
+) -> Kernel | CudaKernel:
     """A callable for `spec` on `target`, for every M.
 
     Parameters
     ----------
     spec : what to compute.
-    target : a name from `targets`; "host" is the best one for this machine. A kernel for another
-        machine can be saved here, and called there.
-    num_threads : how many threads a call uses unless it says otherwise; None is one per
+    target : a name from `targets`; "host" is the best one for this machine's CPU, "cuda" for its
+        GPU. A kernel for another machine can be saved here, and called there.
+    num_threads : how many threads a call on a CPU uses unless it says otherwise; None is one per
         physical core.
     cache : take the kernel from the user's cache folder if it is there, and put it there if not;
         `Kernel.origin` says which. Where it cannot be put, for want of a linker or of a folder to
@@ -41,15 +65,23 @@ def compile(
     ------
     TargetError
         No such target, or one that LLVM cannot generate code for; see `llvm.llvm_target`.
+    ToolError
+        A GPU's target, and no compiler of CUDA C++.
     UnsupportedError
         A spec that is not compiled yet.
     """
     row = targets.find(target)
     if cache and (found := kernel_cache.find(spec, row, num_threads)):
         return found
-    with without_torch():
-        from .build import build
-    kernel = build(spec, row, num_threads=num_threads)
+    kernel: Kernel | CudaKernel
+    if isinstance(row, CudaTarget):
+        with without_torch():
+            from . import cuda_build
+        kernel = cuda_build.build(spec, row)
+    else:
+        with without_torch():
+            from .build import build
+        kernel = build(spec, row, num_threads=num_threads)
     if cache:
         try:
             kernel_cache.keep(kernel, row)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
+from tvm import tirx
+
 from ..errors import UnsupportedError
 from ..schedules import cuda as strategies
 from ..schedules import cuda_dp4a, cuda_gemv, cuda_mma, cuda_prepare, cuda_splitk
@@ -10,10 +15,16 @@ from ..targets.cuda import CudaTarget
 from ..targets.cuda_layout import CudaLayout, cuda_layout
 from ..targets.instructions.cuda_steps import STEPS
 from . import cuda_frontend as frontend
-from .cuda_code import Launch, generate
+from . import frontend as cpu_frontend
+from . import nvrtc
+from .arrays import MAX_ELEMENTS
+from .cuda_code import generate
+from .cuda_kernel import PREPARE, CudaInfo, CudaKernel, Launch, library
 from .cuda_tiles import read_rows, store_within
+from .operands import Operands
 from .rounding import fuse_group_sums
 from .spec import MatmulSpec
+from .versions import versions
 
 RECIPES = {
     "gemv": cuda_gemv.schedule,
@@ -21,10 +32,46 @@ RECIPES = {
     "mma": cuda_mma.schedule,
     "dp4a": cuda_dp4a.schedule,
 }
-#: The kernel that makes X ready for the others.
-PREPARE = "prepare"
 #: K of a group up to which sums of products with 4-bit weights, which count 16 times, stay exact.
 MOST_FOUR_BIT = (2**31 - 1) // (128 * 128)
+
+
+def build(spec: MatmulSpec, target: CudaTarget) -> CudaKernel:
+    """What `compile` returns for a GPU, built now whatever the cache holds.
+
+    Raises
+    ------
+    ToolError
+        Neither NVRTC nor nvcc is there.
+    UnsupportedError
+        See `layout_for`; or a weight of more than 2**31 - 1 elements.
+    """
+    layout = layout_for(spec)
+    if math.prod(layout.shape) > MAX_ELEMENTS:
+        raise UnsupportedError(
+            f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
+        )
+    code, launches = source(spec, target)
+    cubin, ptx = (nvrtc.compile_cuda(code, target.arch, form=form) for form in ("cubin", "ptx"))
+    operands = Operands(target.instruction, 0, 0)
+    info = CudaInfo(
+        spec=spec,
+        target=target.name,
+        instruction=target.instruction.name,
+        capability=target.capability,
+        layout=layout,
+        x_dtype=x_dtype(spec),
+        prepared=frontend.prepared(spec),
+        arguments=cpu_frontend.arguments(spec, operands),
+        launches=launches,
+        variants=tuple(
+            (v.name, v.strategy, v.tile.rows, v.instruction.name, v.cost)
+            for v in choose_variants(spec, target)
+        ),
+        cubin_bytes=len(cubin),
+        versions=versions(),
+    )
+    return CudaKernel(info, library(cubin, ptx), source=code)
 
 
 def layout_for(spec: MatmulSpec) -> CudaLayout:
@@ -64,15 +111,40 @@ def choose_variants(spec: MatmulSpec, target: CudaTarget) -> tuple[CudaVariant, 
     return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost),)
 
 
+def lower(spec: MatmulSpec, target: CudaTarget, variant: CudaVariant) -> tirx.PrimFunc:
+    """One variant as a scheduled function over the caller's arrays."""
+    layout = layout_for(spec)
+    program = frontend.multiply(spec, layout, target, variant.instruction, variant.tile)
+    func = RECIPES[variant.strategy](program)
+    if layout.groups > 1:
+        func = fuse_group_sums(func, target)
+    return store_within(func, spec.n, variant.tile.rows)
+
+
 def source(spec: MatmulSpec, target: CudaTarget) -> tuple[str, dict[str, Launch]]:
     """CUDA C++ of all kernels for `spec`, and their launches by name; `PREPARE` is one of them."""
     layout = layout_for(spec)
     funcs = {PREPARE: read_rows(cuda_prepare.schedule(frontend.prepare(spec, layout, target)))}
     for variant in choose_variants(spec, target):
-        program = frontend.multiply(spec, layout, target, variant.instruction, variant.tile)
-        func = RECIPES[variant.strategy](program)
-        if layout.groups > 1:
-            func = fuse_group_sums(func, target)
-        funcs[variant.name] = store_within(func, spec.n, variant.tile.rows)
+        funcs[variant.name] = lower(spec, target, variant)
     code, launches = generate(funcs, target)
     return STEPS + code, launches
+
+
+def emit_code(spec: MatmulSpec, target: CudaTarget, m: int, form: str) -> str:
+    """The code that computes `m` rows of `spec`, as text.
+
+    Parameters
+    ----------
+    form : "te" for the unscheduled TensorExpression, "tir" for the schedule, "cuda" or "ptx".
+    """
+    spec = dataclasses.replace(spec, m=m)
+    (variant,) = choose_variants(spec, target)
+    if form == "te":
+        layout = layout_for(spec)
+        program = frontend.multiply(spec, layout, target, variant.instruction, variant.tile)
+        return str(program.func.script())
+    if form == "tir":
+        return str(lower(spec, target, variant).script())
+    code, _ = source(spec, target)
+    return code if form == "cuda" else nvrtc.compile_cuda(code, target.arch, form="ptx").decode()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.build import split_host_device_mods
 
 from ..targets.cuda import CudaTarget
+from .cuda_kernel import Launch
 
 #: LowerWarpMemory lowers the first warp buffer of a sequence and leaves the others.
 WARP_BUFFERS = 4
@@ -21,25 +20,6 @@ BITS = {
     ("float64", "int64"): "__double_as_longlong",
     ("int64", "float64"): "__longlong_as_double",
 }
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel of a source.
-
-    Attributes
-    ----------
-    arguments : names of its arguments, in order: pointers to arrays, and int32 numbers.
-    grid : thread blocks along x, y and z; a name is that of a number among the arguments.
-    block : threads along x, y and z.
-    shared_bytes : of dynamic shared memory.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    grid: tuple[int | str, int | str, int | str]
-    block: tuple[int, int, int]
-    shared_bytes: int
 
 
 def generate(funcs: dict[str, tirx.PrimFunc], target: CudaTarget) -> tuple[str, dict[str, Launch]]:

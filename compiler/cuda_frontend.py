@@ -89,8 +89,8 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
     """
     m = tirx.Var("m", "int32")
     rows = Rows(m, tirx.const(1, "int32"), m, 1)
-    columns = -(-spec.k // 2) if spec.packed_activation else spec.k
-    x = te.placeholder((m, columns), stored_as(spec.input or spec.activation), "x")
+    given_columns = -(-spec.k // 2) if spec.packed_activation else spec.k
+    x = te.placeholder((m, given_columns), stored_as(spec.input or spec.activation), "x")
     per_x = m if spec.activation_scale == "row" else 1
     inputs = {
         "x": x,
@@ -117,10 +117,11 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
 
     size, padded = layout.group_size or spec.k, layout.group_steps * layout.depth
 
-    def padded_integer(row: Expr, position: Expr) -> Expr:
+    def padded_integer(row: Expr, position: Expr, positions: int) -> Expr:
+        """What stands at one of `positions` positions of a row."""
         if layout.group_size is None or size == padded:
             k, there = position, position < spec.k
-            everywhere = layout.x_columns == spec.k
+            everywhere = positions == spec.k
         else:
             within = position % padded
             k = position // padded * size + within
@@ -128,7 +129,9 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
         value = integer(row, k if everywhere else tirx.min(k, spec.k - 1))
         return value if everywhere else tirx.Select(there, value, tirx.const(0, dtype))
 
-    outputs = {"xq": te.compute((m, layout.x_columns), padded_integer, "xq")}
+    columns = layout.x_columns
+    xq = te.compute((m, columns), lambda row, at: padded_integer(row, at, columns), "xq")
+    outputs = {"xq": xq}
     zero = tirx.const(0, "int32")
     if spec.dynamic and scale is not None:
         outputs["x_scale"] = te.compute((m,), lambda row: scale(zero, row, zero), "x_scale")
@@ -137,12 +140,13 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
         outputs["x_zero_point"] = found
     if needs_x_sum(spec):
         k = te.reduce_axis((0, padded), "k")
-        outputs["x_sum"] = te.compute(
-            (m, layout.sum_columns),
+
+        def sum_of(row: Expr, g: Expr) -> Expr:
             # Not from xq, which other threads are writing.
-            lambda row, g: te.sum(padded_integer(row, g * padded + k).astype("int32"), axis=k),
-            "x_sum",
-        )
+            value = padded_integer(row, g * padded + k, layout.sum_columns * padded)
+            return te.sum(value.astype("int32"), axis=k)
+
+        outputs["x_sum"] = te.compute((m, layout.sum_columns), sum_of, "x_sum")
     read = [x]
     if spec.input is not None and not spec.dynamic:
         read.append(inputs["x_scale"])

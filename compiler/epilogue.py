@@ -79,7 +79,7 @@ class Epilogue:
             result = multiply_add(self.target, value, scale, self.per_column("bias", 0, at))
         else:
             result = value * scale
-        return functions.activation(self.spec.activation_fn, result)
+        return functions.activation(self.spec.activation_fn, result, self.target)
 
     def stored(self, value: Expr, at: Place) -> Expr:
         """What `finished` gave, with the residual, in the output's format."""

@@ -124,12 +124,15 @@ def int32(value: int) -> Expr:
     return tirx.const(value, "int32")
 
 
-def activation(function: str | None, value: Expr) -> Expr:
+def activation(function: str | None, value: Expr, target: Chip) -> Expr:
     """`spec.activation_fn` of a float32."""
     if function is None:
         return value
     if function == "relu":
-        return tirx.max(tirx.const(0, "float32"), value)  # in this order NaN stays NaN
+        zero = tirx.const(0, "float32")
+        if target.max_keeps_nan:
+            return tirx.max(zero, value)
+        return tirx.Select(value < zero, zero, value)
     smooth = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}[function]
     return let("v", value.astype("float64"), smooth).astype("float32")
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -20,6 +20,9 @@ from .arrays import MAX_ELEMENTS
 from .linear import Linear
 from .quantize import QTensor
 from .spec import MatmulSpec
+
+if TYPE_CHECKING:
+    from .cuda_kernel import CudaKernel
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class KernelInfo:
         fields = dataclasses.asdict(self)
         fields["spec"] = self.spec.to_json()
         return fields
+
+    def why_not_here(self) -> str | None:
+        """Why this machine cannot execute the kernel; None where it can."""
+        return machine.why_not(self.architecture, self.features)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> KernelInfo:
@@ -188,7 +195,7 @@ class Kernel:
         """`bind(w, bias)(x, **call)`: packs the weight anew in every call."""
         return self.bind(w, bias)(x, **call)
 
-    def save(self, path: str | os.PathLike[str], *others: Kernel) -> None:
+    def save(self, path: str | os.PathLike[str], *others: Kernel | CudaKernel) -> None:
         """Write the kernel to one file that `load` reads; see `kernel_file`.
 
         Parameters

@@ -7,8 +7,9 @@ r"""Kernel files: one file with compiled code for one target or more, and what m
     header    JSON {"kernels": [{"info": KernelInfo, "start": bytes, "length": bytes}, ...]}
     the rest  shared libraries, one per kernel; starts count from here
 
-All kernels of a file have the same spec. Loading takes the best one that the machine can execute,
-in the order of `targets.TARGETS`.
+All kernels of a file have the same spec. Loading takes the best one that the machine can execute:
+one for its GPU if there is one, the newest first, then in the order of `targets.TARGETS`. What lies
+there for a GPU is machine code with compressed PTX behind it.
 
 A kernel file holds machine code and is as trustworthy as where it comes from: the checksum finds
 damage, not malice.
@@ -29,26 +30,27 @@ from typing import Any
 
 from ..errors import KernelFileError, TargetError
 from ..files import check_writable, write_whole
-from ..targets import TARGETS, machine
+from ..targets import CUDA_TARGETS, TARGETS
 from . import runtime
+from .cuda_kernel import CudaInfo, CudaKernel
 from .kernel import Kernel, KernelInfo
 from .runtime import tvm_ffi
 from .versions import installed
 
 MAGIC = b"quantmm\0"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 HEADER = struct.Struct("<8sII32s")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One kernel of a file: what it is, and its shared library."""
+    """One kernel of a file: what it is, and its code."""
 
-    info: KernelInfo
+    info: KernelInfo | CudaInfo
     library: bytes
 
 
-def save(path: str | os.PathLike[str], kernels: Sequence[Kernel]) -> None:
+def save(path: str | os.PathLike[str], kernels: Sequence[Kernel | CudaKernel]) -> None:
     """Write kernels of one spec, each for a target of its own: whole, or not at all.
 
     Raises
@@ -63,7 +65,7 @@ def save(path: str | os.PathLike[str], kernels: Sequence[Kernel]) -> None:
     write_whole(target, packed(kernels), KernelFileError)
 
 
-def packed(kernels: Sequence[Kernel]) -> bytes:
+def packed(kernels: Sequence[Kernel | CudaKernel]) -> bytes:
     """The content of a kernel file.
 
     Raises
@@ -84,7 +86,7 @@ def packed(kernels: Sequence[Kernel]) -> bytes:
     return head + payload
 
 
-def check_together(kernels: Sequence[Kernel]) -> None:
+def check_together(kernels: Sequence[Kernel | CudaKernel]) -> None:
     """Refuse kernels of several specs, or several for one target."""
     first = kernels[0].info
     for info in (kernel.info for kernel in kernels[1:]):
@@ -98,8 +100,15 @@ def check_together(kernels: Sequence[Kernel]) -> None:
         raise KernelFileError(f"a file has one kernel per target; given twice: {', '.join(twice)}")
 
 
-def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Kernel:
+def load(
+    path: str | os.PathLike[str], *, num_threads: int | None = None, device: str | None = None
+) -> Kernel | CudaKernel:
     """A kernel that `Kernel.save` wrote, the best for this machine; needs no compiler.
+
+    Parameters
+    ----------
+    num_threads : as for `compile`.
+    device : "cpu" or "cuda" for a kernel of that kind; the best one of any when None.
 
     Raises
     ------
@@ -108,13 +117,19 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Ker
     TargetError
         This machine can execute none of its kernels.
     """
-    chosen = best(path, contents(path))
+    if device not in (None, "cpu", "cuda"):
+        raise TargetError(f"device={device!r}; expected 'cpu', 'cuda' or None")
+    chosen = best(path, contents(path), device)
     check_runtime(str(path), chosen.info)
     return loaded(chosen, num_threads)
 
 
-def loaded(stored: Stored, num_threads: int | None = None) -> Kernel:
+def loaded(stored: Stored, num_threads: int | None = None) -> Kernel | CudaKernel:
     """A kernel of a file, ready to be called on this machine."""
+    if isinstance(stored.info, CudaInfo):
+        on_gpu = CudaKernel(stored.info, stored.library)
+        on_gpu.origin = "file"
+        return on_gpu
     kernel = Kernel(stored.info, None, num_threads)
     kernel._library = stored.library
     kernel.origin = "file"
@@ -158,12 +173,12 @@ def parsed(path: str | os.PathLike[str], content: bytes) -> list[Stored]:
     libraries = payload[length:]
     kernels = [
         Stored(
-            KernelInfo.from_dict(entry["info"]),
+            info_from(entry["info"]),
             libraries[entry["start"] : entry["start"] + entry["length"]],
         )
         for entry in json.loads(payload[:length])["kernels"]
     ]
-    order = [row.name for row in TARGETS]
+    order = [*(row.name for row in reversed(CUDA_TARGETS)), *(row.name for row in TARGETS)]
 
     def rank(stored: Stored) -> int:
         name = stored.info.target
@@ -172,17 +187,26 @@ def parsed(path: str | os.PathLike[str], content: bytes) -> list[Stored]:
     return sorted(kernels, key=rank)
 
 
-def best(path: str | os.PathLike[str], kernels: Sequence[Stored]) -> Stored:
-    """The first of `kernels` that this machine can execute."""
+def info_from(fields: dict[str, Any]) -> KernelInfo | CudaInfo:
+    """What a kernel is, from a header's JSON."""
+    on_gpu = fields["architecture"] == CudaInfo.architecture
+    return CudaInfo.from_dict(fields) if on_gpu else KernelInfo.from_dict(fields)
+
+
+def best(
+    path: str | os.PathLike[str], kernels: Sequence[Stored], device: str | None = None
+) -> Stored:
+    """The first of `kernels` that this machine, or its CPU or GPU alone, can execute."""
     reasons = []
     for stored in kernels:
         info = stored.info
-        try:
-            machine.require(info.target, info.architecture, info.features)
-        except TargetError as error:
-            reasons.append(str(error))
-        else:
+        if device is not None and (device == "cuda") != isinstance(info, CudaInfo):
+            continue
+        if (reason := info.why_not_here()) is None:
             return stored
+        reasons.append(f"{info.target} cannot run here: {reason}")
+    if not reasons:
+        raise TargetError(f"{path} has no kernel for device={device!r}")
     raise TargetError(f"{path} has no kernel for this machine: {'; '.join(reasons)}")
 
 
@@ -191,8 +215,10 @@ def checksum(length: int, payload: bytes) -> bytes:
     return hashlib.sha256(struct.pack("<I", length) + payload).digest()
 
 
-def check_runtime(path: str, info: KernelInfo) -> None:
+def check_runtime(path: str, info: KernelInfo | CudaInfo) -> None:
     """Refuse code that was compiled against another version of TVM's runtime."""
+    if isinstance(info, CudaInfo):
+        return  # which has no part in it
     here = installed("apache-tvm")
     if info.versions.get("tvm") != here:
         raise KernelFileError(
@@ -210,8 +236,10 @@ def load_library(library: bytes) -> Any:
         os.unlink(file.name)
 
 
-def shared_library(kernel: Kernel) -> bytes:
-    """The kernel's code as the bytes of a shared library."""
+def shared_library(kernel: Kernel | CudaKernel) -> bytes:
+    """The kernel's code: for a CPU the bytes of a shared library."""
+    if isinstance(kernel, CudaKernel):
+        return kernel._library
     if kernel._library is None:
         from .linker import link
 

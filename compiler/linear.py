@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import ArrayError
 from ..targets import WeightLayout
+from ..targets.cuda_layout import CudaLayout
 from . import runtime
 from .arrays import (
     export_array,
@@ -26,6 +27,7 @@ from .runtime import aligned, tvm_ffi
 from .spec import MatmulSpec
 
 if TYPE_CHECKING:
+    from .cuda_kernel import CudaKernel
     from .kernel import Kernel
 
 #: Numbers that come with a call or are bound beforehand, and the type in which a kernel takes them.
@@ -37,23 +39,19 @@ SCALARS: dict[str, type[np.generic]] = {
 }
 
 
-class Linear:
-    """A kernel with a packed weight: y = linear(x). Made by `Kernel.bind`.
-
-    Arrays may be NumPy, torch or anything with DLPack on the CPU. Rows may lie at any distance and
-    any address; other strides (and read-only or big-endian arrays) are copied first.
-    """
+class Bound:
+    """A weight that was checked and packed for a kernel, on whatever device that runs."""
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | CudaKernel,
         w: QTensor,
         bias: npt.ArrayLike | None,
         scalars: dict[str, npt.ArrayLike | None],
     ) -> None:
         spec, layout = kernel.spec, kernel.info.layout
         check_weight(spec, w)
-        self.kernel = kernel
+        self._spec = spec
         # What every call hands over; x comes before, y and the tile counts after.
         self._names = kernel.info.arguments[1:-1]
         constants = packed_weight(spec, layout, kernel.info.x_offset, w)
@@ -69,15 +67,6 @@ class Linear:
         }
         if spec.requantized and "out_zero_point" not in self._defaults:
             self._defaults["out_zero_point"] = self._numbers("out_zero_point", 0, None)
-        bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
-        if spec.activation_scale == "row":
-            # One number per row, and how many rows there are only a call knows.
-            for name in ("x_scale", "x_zero_point"):
-                bound.pop(name, None)
-        self._bound = [
-            tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
-        ]
-        self._complete = None not in self._bound
         self._x_dtype = numpy_dtype(
             "uint8" if spec.packed_activation else spec.input or spec.activation
         )
@@ -88,6 +77,79 @@ class Linear:
     def nbytes(self) -> int:
         """Bytes of the packed weight with its sums, scales and bias."""
         return sum(array.nbytes for array in self._arrays.values())
+
+    def _open(self, x: QTensor, x_scale: Any, x_zero_point: Any) -> tuple[np.ndarray, Any, Any]:
+        """The integers, scale and zero point of a quantized activation."""
+        spec = self._spec
+        if spec.input is not None:
+            raise ArrayError(
+                f"x is a QTensor; this kernel quantizes {spec.input} activations itself"
+            )
+        if x.dtype != spec.activation or x.shape[1] != spec.k:
+            raise ArrayError(
+                f"x is {x.dtype}{x.shape}; expected {spec.activation} of (M, {spec.k})"
+            )
+        if x_scale is not None or x_zero_point is not None:
+            raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
+        if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
+            raise ArrayError("x has zero points; the spec has activation_zero_point=False")
+        scale = x.scale if "x_scale" in self._names else None
+        zero = x.zero_point
+        if zero is None and spec.activation_zero_point:
+            zero = np.zeros(x.scale.shape, np.int32)
+        return x.data, scale, zero if spec.activation_zero_point else None
+
+    def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:
+        """A scale or zero point in the shape that the kernel takes: (1,), or (m,) for rows."""
+        spec = self._spec
+        if name not in self._names:
+            raise ArrayError(f"{name} was given; {why_no(name, spec)}")
+        dtype = SCALARS[name]
+        array = np.asarray(value)
+        rows = spec.activation_scale == "row" and m is not None and name.startswith("x_")
+        if array.size != 1 and not (rows and array.shape == (m,)):
+            expected = f"a scalar or ({m},)" if rows else "a scalar"
+            raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")
+        if dtype is np.int32 and array.dtype.kind not in "iu":
+            raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
+        if array.dtype.kind not in "fiu":
+            raise ArrayError(f"{name} is {array.dtype.name}; expected numbers")
+        values = np.empty((m,) if rows and m is not None else (1,), dtype)
+        values[...] = array.reshape(-1)
+        if dtype is np.float32:
+            check_scale(values, values.shape)
+        else:
+            holds = spec.activation if name == "x_zero_point" else spec.out
+            check_zero_point(values, values.shape, holds)
+        return aligned(values)
+
+
+class Linear(Bound):
+    """A kernel with a packed weight: y = linear(x). Made by `Kernel.bind`.
+
+    Arrays may be NumPy, torch or anything with DLPack on the CPU. Rows may lie at any distance and
+    any address; other strides (and read-only or big-endian arrays) are copied first.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        w: QTensor,
+        bias: npt.ArrayLike | None,
+        scalars: dict[str, npt.ArrayLike | None],
+    ) -> None:
+        super().__init__(kernel, w, bias, scalars)
+        self.kernel = kernel
+        spec = kernel.spec
+        bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
+        if spec.activation_scale == "row":
+            # One number per row, and how many rows there are only a call knows.
+            for name in ("x_scale", "x_zero_point"):
+                bound.pop(name, None)
+        self._bound = [
+            tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
+        ]
+        self._complete = None not in self._bound
 
     def __call__(
         self,
@@ -158,27 +220,6 @@ class Linear:
         function(source, *bound, y, mo, mi)
         return result
 
-    def _open(self, x: QTensor, x_scale: Any, x_zero_point: Any) -> tuple[np.ndarray, Any, Any]:
-        """The integers, scale and zero point of a quantized activation."""
-        spec = self.kernel.spec
-        if spec.input is not None:
-            raise ArrayError(
-                f"x is a QTensor; this kernel quantizes {spec.input} activations itself"
-            )
-        if x.dtype != spec.activation or x.shape[1] != spec.k:
-            raise ArrayError(
-                f"x is {x.dtype}{x.shape}; expected {spec.activation} of (M, {spec.k})"
-            )
-        if x_scale is not None or x_zero_point is not None:
-            raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
-        if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
-            raise ArrayError("x has zero points; the spec has activation_zero_point=False")
-        scale = x.scale if "x_scale" in self._names else None
-        zero = x.zero_point
-        if zero is None and spec.activation_zero_point:
-            zero = np.zeros(x.scale.shape, np.int32)
-        return x.data, scale, zero if spec.activation_zero_point else None
-
     def _with_call(self, m: int, given: dict[str, Any], residual: Any, y: Any) -> list[Any]:
         """The bound arguments with this call's own in place."""
         spec = self.kernel.spec
@@ -214,30 +255,6 @@ class Linear:
         refuse_overlap("out", y, "residual", added)
         return added
 
-    def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:
-        """A scale or zero point in the shape that the kernel takes: (1,), or (m,) for rows."""
-        spec = self.kernel.spec
-        if name not in self._names:
-            raise ArrayError(f"{name} was given; {why_no(name, spec)}")
-        dtype = SCALARS[name]
-        array = np.asarray(value)
-        rows = spec.activation_scale == "row" and m is not None and name.startswith("x_")
-        if array.size != 1 and not (rows and array.shape == (m,)):
-            expected = f"a scalar or ({m},)" if rows else "a scalar"
-            raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")
-        if dtype is np.int32 and array.dtype.kind not in "iu":
-            raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
-        if array.dtype.kind not in "fiu":
-            raise ArrayError(f"{name} is {array.dtype.name}; expected numbers")
-        values = np.empty((m,) if rows and m is not None else (1,), dtype)
-        values[...] = array.reshape(-1)
-        if dtype is np.float32:
-            check_scale(values, values.shape)
-        else:
-            holds = spec.activation if name == "x_zero_point" else spec.out
-            check_zero_point(values, values.shape, holds)
-        return aligned(values)
-
 
 def why_no(name: str, spec: MatmulSpec) -> str:
     """Why a spec takes no argument `name`."""
@@ -251,7 +268,7 @@ def why_no(name: str, spec: MatmulSpec) -> str:
 
 
 def packed_weight(
-    spec: MatmulSpec, layout: WeightLayout, x_offset: int, w: QTensor
+    spec: MatmulSpec, layout: WeightLayout | CudaLayout, x_offset: int, w: QTensor
 ) -> dict[str, np.ndarray]:
     """Everything that a kernel reads of a weight, in its private layout."""
     integers = w.unpacked()

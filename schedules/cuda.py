@@ -25,8 +25,8 @@ DP4A_TILES = {32: (8, (4, 2, 1), 4.0)}
 SPLITK_BLOCKS = 4
 #: K that a round of the pipeline brings to shared memory, and at most for a group that is longer.
 ROUND_DEPTH, LONGEST_ROUND = 128, 256
-#: Stages of a pipeline: those that hide the latency of memory.
-STAGES = 4
+#: Stages of a pipeline at most, and how many hide the latency of memory by themselves.
+STAGES, ENOUGH_STAGES = 4, 3
 #: Groups that a gemv adds up at a time.
 GEMV_GROUPS = (32, 16, 8, 4)
 
@@ -127,8 +127,16 @@ def tile_bytes(rows: int, blocks: int) -> int:
 
 
 def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> int:
-    """Rounds of K that shared memory holds, up to `STAGES`."""
+    """Rounds of K that shared memory holds, up to `STAGES`.
+
+    In half of it where that is enough: two blocks then share a multiprocessor, and one multiplies
+    while the other waits.
+    """
     x_bytes = tile.rows * layout.depth * tile.steps
     w_bytes = tile.blocks * COLUMNS * layout.piece * tile.steps
     sums = 4 * tile.rows * tile.blocks * COLUMNS * (tile.warps[2] if tile.warps[2] > 1 else 0)
-    return min(STAGES, (target.shared_bytes - sums) // (x_bytes + w_bytes))
+    half, whole = (
+        min(STAGES, (target.shared_bytes // blocks - sums) // (x_bytes + w_bytes))
+        for blocks in (2, 1)
+    )
+    return half if half >= ENOUGH_STAGES else whole

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from ..errors import TargetError
+from . import cuda
 from .arm import ARM_TARGETS
+from .cuda import CUDA_TARGETS, CudaTarget
 from .generic import GENERIC
 from .layout import WeightLayout, weight_layout
 from .machine import cpu_features, cpu_name, physical_cores, why_not_here
@@ -16,8 +18,10 @@ from .x86 import X86_TARGETS
 TARGETS: tuple[Target, ...] = (*X86_TARGETS, *ARM_TARGETS, GENERIC)
 
 __all__ = [
+    "CUDA_TARGETS",
     "TARGETS",
     "Chip",
+    "CudaTarget",
     "Instruction",
     "Target",
     "WeightLayout",
@@ -25,6 +29,7 @@ __all__ = [
     "cpu_name",
     "emulated",
     "find",
+    "find_cpu",
     "host",
     "physical_cores",
     "weight_layout",
@@ -35,6 +40,20 @@ __all__ = [
 def host() -> Target:
     """The best target that this machine can execute."""
     return next(target for target in TARGETS if why_not_here(target) is None)
+
+
+def find_cpu(name: str | Target | CudaTarget) -> Target:
+    """The row of a CPU called `name`, for what GPUs have no part in.
+
+    Raises
+    ------
+    TargetError
+        See `find`; or it is a GPU's.
+    """
+    row = find(name)
+    if isinstance(row, CudaTarget):
+        raise TargetError(f"target {row.name} is a GPU's; expected one of a CPU")
+    return row
 
 
 def emulated(target: Target) -> Target:
@@ -56,20 +75,25 @@ def emulated(target: Target) -> Target:
     )
 
 
-def find(name: str | Target) -> Target:
-    """The row called `name`; "host" is the best row for this machine.
+def find(name: str | Target | CudaTarget) -> Target | CudaTarget:
+    """The row called `name`.
+
+    "host" is the best row for this machine's CPU, "cuda" the best one for its GPU.
 
     Raises
     ------
     TargetError
-        `name` is not in the table.
+        `name` is in neither table; or it is "cuda", and there is no GPU.
     """
-    if isinstance(name, Target):
+    if isinstance(name, (Target, CudaTarget)):
         return name
     if name == "host":
         return host()
-    for target in TARGETS:
-        if target.name == name:
-            return target
-    known = ", ".join(["host", *(target.name for target in TARGETS)])
+    if name == "cuda":
+        return cuda.present()
+    rows: tuple[Target | CudaTarget, ...] = (*TARGETS, *CUDA_TARGETS)
+    for row in rows:
+        if row.name == name:
+            return row
+    known = ", ".join(["host", "cuda", *(row.name for row in rows)])
     raise TargetError(f"no target {name!r}; the targets are {known}")

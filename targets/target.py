@@ -21,6 +21,10 @@ class Chip(Protocol):
     def multiply_add(self) -> MultiplyAdd:
         """How a * b + c in float32 gets one rounding."""
 
+    @property
+    def max_keeps_nan(self) -> bool:
+        """Whether the maximum of a number and NaN, in this order, is NaN."""
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -132,6 +136,11 @@ class Target:
     def half_floats(self) -> bool:
         """Whether float16 and float32 are converted by an instruction."""
         return self.architecture == "aarch64" or "f16c" in self.features
+
+    @property
+    def max_keeps_nan(self) -> bool:
+        """TVM compares, and takes the second where neither is greater."""
+        return True
 
     @property
     def multiply_add(self) -> MultiplyAdd:

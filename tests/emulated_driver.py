@@ -1,4 +1,4 @@
-"""A `quantmm.compiler.driver.Driver` whose GPU is the emulation of `cuda_emulation`.
+"""A `quantmm.targets.driver.Driver` whose GPU is the emulation of `cuda_emulation`.
 
     driver = EmulatedDriver({image: source}, capability=(8, 6))
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from cuda_emulation import Address, Emulated, Memory
-from quantmm.compiler.driver import Device, Triple
 from quantmm.errors import CudaError, TargetError
+from quantmm.targets.driver import Device, Triple
 
 
 class EmulatedDriver:

@@ -14,8 +14,8 @@ import pytest
 import quantmm as qmm
 from cuda_emulation import EmulationError
 from emulated_driver import EmulatedDriver
-from quantmm.compiler import driver as drivers
-from quantmm.compiler.driver import SIGNATURES, CudaDriver, Driver, dlpack_stream, stream_of
+from quantmm.targets import driver as drivers
+from quantmm.targets.driver import SIGNATURES, CudaDriver, Driver, dlpack_stream, stream_of
 
 KERNEL, MODULE, ADDRESS = "0x4600000000f1", "0x4d0000000001", 0x7F0000000100
 CONTEXTS = {0: "c00a", 1: "c00b"}
@@ -293,7 +293,7 @@ def test_nothing_else_is_needed(library):
     """Neither TVM nor torch is imported."""
     program = f"""
         import sys
-        from quantmm.compiler import driver
+        from quantmm.targets import driver
         driver.LIBRARY = {str(library)!r}
         assert len(driver.driver().devices()) == 2
         assert driver.driver() is driver.driver()

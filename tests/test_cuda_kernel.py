@@ -1,0 +1,310 @@
+"""Kernels for GPUs from `compile` to the call, on the emulated driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import quantmm as qmm
+from emulated_driver import EmulatedDriver
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quantmm.compiler import cuda_linear, kernel_file, nvrtc
+from quantmm.compiler.problem import Problem, difference, random_spec
+from quantmm.errors import ArrayError, CudaError, TargetError, ToolError
+
+SPEC = qmm.MatmulSpec(n=24, k=256)
+ROWS = {row.name: row for row in qmm.targets.CUDA_TARGETS}
+
+
+def on_emulation(kernel, source=None, seed=None, capability=None):
+    """A kernel on an emulated GPU; its driver."""
+    capability = capability or kernel.info.capability
+    major, minor = kernel.info.capability
+    text = f"#define __CUDA_ARCH__ {100 * major + 10 * minor}\n{source or kernel.source}"
+    gpu = EmulatedDriver(
+        {kernel.cubin: text, kernel.ptx: text},
+        capability=capability,
+        shared_bytes=ROWS[kernel.info.target].shared_bytes,
+        seed=seed,
+    )
+    kernel._gpu = gpu
+    return gpu
+
+
+def built(spec, target="cuda-sm80", seed=None):
+    kernel = qmm.compile(spec, target, cache=False)
+    return kernel, on_emulation(kernel, seed=seed)
+
+
+def check(kernel, problem):
+    x, w = problem.activation(), problem.weight()
+    bind, call = problem.bind_arguments(), problem.call_arguments()
+    y = kernel.bind(w, **bind)(x, **call)
+    return difference(y, qmm.reference(problem.spec, x, w, **bind, **call))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+def test_every_spec_on_every_target_agrees_with_the_reference(seed):
+    draw = random.Random(seed)
+    m = draw.choice([1, 2, 3, 5, 8, 16, 17, 33, 64, 70])
+    n, k = draw.randint(1, 80), draw.choice([256, 512, draw.randint(1, 700)])
+    spec = random_spec(lambda choices: draw.choice(list(choices)), n, k)
+    target = draw.choice(qmm.targets.CUDA_TARGETS)
+    spec = dataclasses.replace(spec, m=m)  # one kernel, and not all of them
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
+        kernel, _ = built(spec, target, seed=draw.choice([None, 1, 2]))
+    assert check(kernel, Problem(spec, m, seed % 1000)) is None, (target.name, spec, m)
+
+
+FORMATS = [
+    {},
+    {"weight": "int4", "out": "int8"},
+    {"weight": "uint4", "group_size": 32, "weight_zero_point": True, "out": "float16"},
+    {"group_size": 320, "activation": "uint8", "activation_zero_point": True, "bias": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("cuda-sm75-dp4a", FORMATS[0]),
+        ("cuda-sm75-dp4a", FORMATS[2]),
+        ("cuda-sm75", FORMATS[1]),
+        ("cuda-sm80", FORMATS[2]),
+        ("cuda-sm86", FORMATS[3]),
+        ("cuda-sm90", FORMATS[0]),
+    ],
+)
+def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
+    spec = qmm.MatmulSpec(n=40, k=600, **fields)
+    kernel, gpu = built(spec, target, seed=3)
+    for variant in kernel.info.variants:
+        only = dataclasses.replace(kernel.info, variants=(variant,))
+        alone = qmm.CudaKernel(only, kernel._library, gpu)
+        m = variant[2] + 1
+        assert check(alone, Problem(spec, m)) is None, (variant, m)
+    ran = {name for name, _, _ in gpu.launches}
+    assert ran == {launch.name for launch in kernel.info.launches.values()}
+
+
+def test_a_kernel_that_lost_its_barriers_is_noticed():
+    kernel = qmm.compile(qmm.MatmulSpec(n=64, k=1024), "cuda-sm80", cache=False)
+    on_emulation(kernel, kernel.source.replace("__syncthreads();", ""), seed=1)
+    assert check(kernel, Problem(kernel.spec, 70)) is not None
+
+
+def test_x_is_read_where_it_lies_or_made_ready_first():
+    kernel, gpu = built(SPEC)
+    w = Problem(SPEC, 3).weight()
+    linear = kernel.bind(w, x_scale=0.5)
+    x = Problem(SPEC, 3).activation()
+    linear(x)
+    assert [name for name, _, _ in gpu.launches] == ["gemv_4x8_kernel"]
+    ragged = dataclasses.replace(SPEC, k=255)
+    kernel, gpu = built(ragged)
+    kernel.bind(Problem(ragged, 3).weight(), x_scale=0.5)(x[:, :255])
+    assert [name for name, _, _ in gpu.launches] == ["prepare_kernel", "gemv_4x8_kernel"]
+
+
+class OnDevice:
+    """A matrix in the emulated device's memory, as CuPy describes its own."""
+
+    def __init__(self, gpu, array, stride=None, offset=0):
+        self.gpu, self.shape, self.dtype = gpu, array.shape, array.dtype
+        self.stride = (stride or array.shape[1]) * array.itemsize
+        self.start = gpu.allocate(0, self.stride * array.shape[0] + offset) + offset
+        self.put(array)
+
+    def put(self, array):
+        for i, row in enumerate(array):
+            self.gpu.copy_to(0, self.start + i * self.stride, np.ascontiguousarray(row), 0)
+
+    def get(self):
+        array = np.empty(self.shape, self.dtype)
+        for i in range(len(array)):
+            row = np.empty(self.shape[1], self.dtype)
+            self.gpu.copy_from(0, row, self.start + i * self.stride, 0)
+            array[i] = row
+        return array
+
+    @property
+    def __cuda_array_interface__(self):
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.start, False),
+            "strides": (self.stride, self.dtype.itemsize),
+            "version": 3,
+        }
+
+
+@pytest.mark.parametrize(("stride", "offset"), [(None, 0), (272, 16), (263, 0), (None, 5)])
+def test_arrays_on_a_device_are_used_in_place(stride, offset):
+    spec = dataclasses.replace(SPEC, residual=True)
+    kernel, gpu = built(spec)
+    problem = Problem(spec, 19)
+    x, w, call = problem.activation(), problem.weight(), problem.call_arguments()
+    linear = kernel.bind(w)
+    residual = OnDevice(gpu, call.pop("residual"), stride and 40)
+    out = OnDevice(gpu, np.zeros((19, 24), np.float32), stride and 37)
+    there = OnDevice(gpu, x, stride, offset)
+    assert linear(there, out, residual=residual, **call) is out
+    expected = qmm.reference(spec, x, w, residual=residual.get(), **call)
+    assert difference(out.get(), expected) is None
+    in_place = offset % 16 == 0 and stride in (None, 272)
+    assert ("prepare_kernel" in [name for name, _, _ in gpu.launches]) == (not in_place)
+    allocated = len(gpu.memories)
+    linear(there, out, residual=residual, **call)
+    assert len(gpu.memories) == allocated  # nothing new for a second call
+
+
+def test_memory_is_given_back():
+    kernel, gpu = built(SPEC)
+    linear = kernel.bind(Problem(SPEC, 1).weight(), x_scale=0.5)
+    linear(Problem(SPEC, 1).activation())
+    assert gpu.memories
+    del linear
+    assert not gpu.memories
+
+
+def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):
+    kernel, gpu = built(SPEC)
+    linear = kernel.bind(Problem(SPEC, 2).weight(), x_scale=0.5)
+    x = OnDevice(gpu, Problem(SPEC, 2).activation())
+    out = OnDevice(gpu, np.zeros((2, 24), np.float32))
+    monkeypatch.setattr(gpu, "is_capturing", lambda device, stream: True)
+    linear(x, out)
+    with pytest.raises(CudaError, match="x must be copied from the host: call once before"):
+        linear(Problem(SPEC, 2).activation())
+    odd = OnDevice(gpu, Problem(SPEC, 2).activation(), offset=1)
+    with pytest.raises(CudaError, match=r"512 bytes for xq must be allocated: call once before"):
+        linear(odd, out)
+
+
+def test_files_hold_gpus_and_cpus(tmp_path, monkeypatch):
+    kernel, _ = built(SPEC)
+    other = qmm.compile(SPEC, "cuda-sm90", cache=False)
+    path = tmp_path / "k.qmm"
+    kernel.save(path, other, qmm.compile(SPEC))
+    names = [stored.info.target for stored in kernel_file.contents(path)]
+    assert names[:2] == ["cuda-sm90", "cuda-sm80"]
+    assert isinstance(qmm.load(path, device="cpu"), qmm.Kernel)
+    with pytest.raises(TargetError, match=r"has no kernel for this machine: cuda-sm90 cannot run"):
+        qmm.load(path, device="cuda")
+    with pytest.raises(TargetError, match="device='tpu'; expected 'cpu', 'cuda' or None"):
+        qmm.load(path, device="tpu")
+    gpu = EmulatedDriver({}, capability=(8, 6))
+    monkeypatch.setattr(qmm.targets.driver, "driver", lambda: gpu)
+    loaded = qmm.load(path)
+    assert loaded.info == kernel.info
+    assert (loaded.cubin, loaded.ptx) == (kernel.cubin, kernel.ptx)
+    on_emulation(loaded, kernel.source, capability=(8, 6))
+    assert check(loaded, Problem(SPEC, 5)) is None
+    assert loaded.report([1, 512])[1]["strategy"] == "mma"
+
+
+def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
+    kernel, gpu = built(SPEC)
+    device = gpu.devices()[0]
+    for capability, image in [
+        ((8, 0), kernel.cubin),
+        ((8, 9), kernel.cubin),
+        ((9, 0), kernel.ptx),
+        ((12, 1), kernel.ptx),
+    ]:
+        assert kernel.image_for(dataclasses.replace(device, capability=capability)) == image
+    assert b".target sm_80" in kernel.ptx
+    with pytest.raises(TargetError, match=r"needs compute capability 8.0; emulated has 7.5"):
+        kernel.image_for(dataclasses.replace(device, capability=(7, 5)))
+
+
+def test_without_a_gpu():
+    if not qmm.targets.cuda.why_not_here((7, 5)):
+        pytest.skip("this machine has a GPU")
+    kernel = qmm.compile(SPEC, "cuda-sm86", cache=False)
+    with pytest.raises(TargetError, match="no CUDA driver"):
+        kernel.bind(Problem(SPEC, 1).weight())
+    with pytest.raises(TargetError, match="no CUDA driver"):
+        qmm.compile(SPEC, "cuda")
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ToolError, match=r"pip install 'quantmm\[cuda\]'"):
+        qmm.compile(SPEC, "cuda-sm86", cache=False)
+
+
+def test_loading_needs_neither_tvm_nor_a_compiler(tmp_path):
+    path = tmp_path / "k.qmm"
+    built(SPEC)[0].save(path)
+    code = (
+        "import sys, quantmm as qmm\n"
+        "from quantmm.compiler import kernel_file\n"
+        f"stored, = kernel_file.contents({str(path)!r})\n"
+        "print(kernel_file.loaded(stored).plan(100).name, 'tvm' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["mma_128x128", "False"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": np.zeros((2, 255), np.int8)}, r"x is int8\(2, 255\); expected int8\(M, 256\)"),
+        ({"x": np.zeros((2, 256), np.uint8)}, r"x is uint8\(2, 256\); expected int8\(M, 256\)"),
+        ({"x": [[1]]}, "x is list; expected an array"),
+        ({"x": np.zeros((0, 256), np.int8)}, "x has 0 rows; expected 1 to"),
+        ({"out": np.zeros((2, 24), np.int32)}, r"out is int32\(2, 24\); expected a writable NumPy"),
+        ({"out": np.zeros((2, 23), np.float32)}, r"out is float32\(2, 23\)"),
+        ({"residual": np.zeros((2, 24))}, "a residual was given; the spec has residual=False"),
+        ({"x_zero_point": 3}, "x_zero_point was given; the spec has activation_zero_point=False"),
+        ({"x_scale": [1, 2, 3]}, r"x_scale has shape \(3,\); expected a scalar"),
+        ({"x_scale": None}, "x_scale is missing; give it to bind or to the call"),
+    ],
+)
+def test_messages(arguments, message):
+    kernel, _ = kernel_of_messages()
+    linear = kernel.bind(Problem(SPEC, 1).weight())
+    call = {"x": np.ones((2, 256), np.int8), "x_scale": 0.5} | arguments
+    with pytest.raises(ArrayError, match=message):
+        linear(**call)
+
+
+def kernel_of_messages(made=[]):  # noqa: B006  built once
+    if not made:
+        made.append(built(SPEC))
+    return made[0]
+
+
+def test_messages_of_device_arrays():
+    kernel, gpu = kernel_of_messages()
+    linear = kernel.bind(Problem(SPEC, 1).weight(), x_scale=0.5)
+    x = OnDevice(gpu, np.ones((2, 256), np.int8))
+    with pytest.raises(ArrayError, match="out is on the host; expected it on CUDA device 0, as x"):
+        linear(x, np.zeros((2, 24), np.float32))
+    with pytest.raises(ArrayError, match="out is missing; tests has no new float32"):
+        linear(x)
+    wrong = OnDevice(gpu, np.zeros((2, 24), np.int32))
+    with pytest.raises(ArrayError, match=r"out is int32\(2, 24\); expected float32\(2, 24\)"):
+        linear(x, wrong)
+    narrow = OnDevice(gpu, np.ones((2, 255), np.int8))
+    with pytest.raises(ArrayError, match=r"x is int8\(2, 255\); expected int8\(M, 256\)"):
+        linear(narrow)
+    x.stride = 100
+    with pytest.raises(ArrayError, match=r"strides \(100, 1\) in elements; expected contiguous"):
+        linear(x)
+
+
+def test_alignment_of_a_row_counts():
+    array = cuda_linear.DeviceArray(256, (2, 3), 3, "float32", 0, 0)
+    assert not cuda_linear.is_aligned(array, 4)
+    assert cuda_linear.is_aligned(dataclasses.replace(array, stride=4), 4)
+    assert not cuda_linear.is_aligned(dataclasses.replace(array, stride=4, address=264), 4)
