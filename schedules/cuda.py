@@ -107,18 +107,22 @@ def splitk(target: CudaTarget, layout: CudaLayout, rows: int) -> CudaTile | None
 
 
 def blocked(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> CudaTile:
-    """`tile` with the rounds of K and the stages of its pipeline."""
+    """`tile` with the rounds of K and the stages of its pipeline.
+
+    A round brings whole groups where they are short and two rounds fit, else a part of one.
+    """
     size = layout.group_steps * layout.depth
     if layout.groups > 1 and size <= LONGEST_ROUND:
         groups = max(1, min(ROUND_DEPTH // size, layout.groups // 2, 4))
-        steps, rounds = groups * layout.group_steps, layout.groups // groups
-    else:
-        most = max(1, ROUND_DEPTH // layout.depth)
-        steps = max(s for s in range(1, most + 1) if layout.group_steps % s == 0)
-        rounds = layout.group_steps // steps
-    tile = dataclasses.replace(tile, steps=steps)
-    stages = max(2, min(stages_that_fit(target, layout, tile), rounds))
-    return dataclasses.replace(tile, stages=stages)
+        whole = dataclasses.replace(tile, steps=groups * layout.group_steps)
+        stages = min(stages_that_fit(target, layout, whole), layout.groups // groups)
+        if stages >= 2:
+            return dataclasses.replace(whole, stages=stages)
+    most = max(1, ROUND_DEPTH // layout.depth)
+    steps = max(s for s in range(1, most + 1) if layout.group_steps % s == 0)
+    part = dataclasses.replace(tile, steps=steps)
+    rounds = layout.group_steps // steps
+    return dataclasses.replace(part, stages=min(stages_that_fit(target, layout, part), rounds))
 
 
 def tile_bytes(rows: int, blocks: int) -> int:
@@ -134,9 +138,13 @@ def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> i
     """
     x_bytes = tile.rows * layout.depth * tile.steps
     w_bytes = tile.blocks * COLUMNS * layout.piece * tile.steps
-    sums = 4 * tile.rows * tile.blocks * COLUMNS * (tile.warps[2] if tile.warps[2] > 1 else 0)
+    if target.matrix:
+        sums = tile.warps[2] if tile.warps[2] > 1 else 0  # one for every warp of a splitk
+    else:
+        sums = max(1, tile.steps // layout.group_steps)  # one for every group of a round
+    sums_bytes = 4 * tile.rows * tile.blocks * COLUMNS * sums
     half, whole = (
-        min(STAGES, (target.shared_bytes // blocks - sums) // (x_bytes + w_bytes))
+        min(STAGES, (target.shared_bytes // blocks - sums_bytes) // (x_bytes + w_bytes))
         for blocks in (2, 1)
     )
     return half if half >= ENOUGH_STAGES else whole

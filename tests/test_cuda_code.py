@@ -98,3 +98,21 @@ def test_int4_sums_that_could_leave_int32_are_refused():
     with pytest.raises(qmm.QuantmmError, match="on a GPU a group has at most 131071 k"):
         cuda_build.layout_for(spec)
     assert cuda_build.layout_for(qmm.MatmulSpec(n=8, k=140_000, weight="int4", group_size=64))
+
+
+@pytest.mark.parametrize("target", CUDA_TARGETS, ids=lambda target: target.name)
+def test_every_group_size_has_tiles_that_fit(target):
+    sizes = [None, *range(8, 700, 8), 1024, 4096]
+    for group_size in sizes:
+        for weight in ("int8", "uint4"):
+            for k in (16, 300, 4096):
+                spec = qmm.MatmulSpec(n=64, k=k, weight=weight, group_size=group_size)
+                layout = cuda_build.layout_for(spec)
+                for variant in cuda_build.choose_variants(spec, target):
+                    tile = variant.tile
+                    if variant.strategy == "gemv":
+                        continue
+                    x_bytes = tile.rows * layout.depth * tile.steps
+                    w_bytes = tile.blocks * 8 * layout.piece * tile.steps
+                    assert tile.stages >= 2, (spec, variant)
+                    assert tile.stages * (x_bytes + w_bytes) <= target.shared_bytes
