@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def rotated(kernel: qmm.CudaKernel, m: int, l2_bytes: int, **bound: Any) -> list
     copies = max(2, -(-BEYOND_L2 * l2_bytes // max(1, once.nbytes)))
     linears = [once, *(kernel.bind(w, **bind, **rows, **bound) for _ in range(copies - 1))]
     y = once(x)
-    return [lambda linear=linear: linear(x, y) for linear in linears]
+    return [partial(linear, x, y) for linear in linears]
 
 
 def squares(folder: Path, rows: list[list[Any]], l2_bytes: int) -> list[dict[str, Any]]:
@@ -220,16 +221,21 @@ def squares(folder: Path, rows: list[list[Any]], l2_bytes: int) -> list[dict[str
                 "shape": [m, n, k],
                 "kernel": kernel.plan(m).name,
                 "quantmm": ours,
-                "int_mm": median_ms([lambda a=a, b=b: torch._int_mm(a, b)]),
-                "bfloat16": median_ms([lambda h=halves: torch.matmul(*h)]),
-                "int_mm and scaling": median_ms(
-                    [lambda a=a, b=b, s=scale: (torch._int_mm(a, b) * s).to(torch.bfloat16)]
-                ),
+                "int_mm": median_ms([partial(torch._int_mm, a, b)]),
+                "bfloat16": median_ms([partial(torch.matmul, *halves)]),
+                "int_mm and scaling": median_ms([partial(scaled_int_mm, a, b, scale)]),
                 "tops": 2 * m * n * k / ours["median"] / 1e9,
             }
         )
         print(name, m, n, k, f"{ours['median']:.3f} ms, {results[-1]['tops']:.0f} TOPS", flush=True)
     return results
+
+
+def scaled_int_mm(a: Any, b: Any, scale: Any) -> Any:
+    """What a kernel without an epilogue leaves to do."""
+    import torch
+
+    return (torch._int_mm(a, b) * scale).to(torch.bfloat16)
 
 
 def row_scaled(kernel: qmm.CudaKernel, m: int) -> list[Callable[[], Any]]:
@@ -269,7 +275,7 @@ def narrow(folder: Path, rows: list[list[Any]], l2_bytes: int, gbps: float) -> l
                     "kernels": times,
                     "floor": floor,
                     "share": floor / times[best]["median"],
-                    "bfloat16": median_ms([lambda x=x, h=half: torch.matmul(x, h)]),
+                    "bfloat16": median_ms([partial(torch.matmul, x, half)]),
                 }
             )
             print(name, m, n, k, best, f"{results[-1]['share']:.0%} of bandwidth", flush=True)
