@@ -36,7 +36,11 @@ class WeightFileError(QuantmmError, OSError):
 
 
 class RecordError(QuantmmError, OSError):
-    """A file of verification records that cannot be read or written, or is not what it says."""
+    """Records, of verifications or of tuning, that cannot be read or written, or do not fit."""
+
+
+class TuningError(QuantmmError, RuntimeError):
+    """A tuning run that cannot begin or go on."""
 
 
 class ToolError(QuantmmError, RuntimeError):

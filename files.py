@@ -1,10 +1,12 @@
-"""Writing files: whole, or not at all."""
+"""Writing files: whole, or not at all, and one process after the other."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import QuantmmError
@@ -42,3 +44,14 @@ def write_whole(
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise error(f"cannot write {path}: {problem.strerror}") from None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that write records to `folder` waiting."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

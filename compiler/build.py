@@ -14,9 +14,10 @@ from ..schedules import Variant, gemm, gemv
 from ..targets import Target, WeightLayout, machine
 from . import frontend, lowering
 from .arrays import MAX_ELEMENTS
-from .kernel import Kernel, KernelInfo
+from .kernel import Function, Kernel, KernelInfo
 from .llvm import llvm_target
-from .operands import for_rows, layout_for, operands
+from .operands import Operands, for_rows, layout_for, operands
+from .records import Record, Tuned
 from .rounding import fuse_group_sums
 from .spec import MatmulSpec
 from .starting import can_start_from_x_sum, start_from_x_sum
@@ -27,18 +28,38 @@ RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule}
 
 
 def build(
-    spec: MatmulSpec, target: str | Target = "host", *, num_threads: int | None = None
+    spec: MatmulSpec,
+    target: str | Target = "host",
+    *,
+    num_threads: int | None = None,
+    record: Record | None = None,
 ) -> Kernel:
-    """What `compile` returns for the same arguments, built now whatever the cache holds."""
+    """What `compile` returns for the same arguments, built now whatever the cache holds.
+
+    Parameters
+    ----------
+    record : of tuning; None is a kernel with the default parameters.
+    """
     row = targets.find_cpu(target)
     chosen = operands(spec, row)
-    layout = layout_for(spec, chosen)
+    layout = layout_for(spec, chosen, record.k_block if record else None)
     if math.prod(layout.shape) > MAX_ELEMENTS:
         raise UnsupportedError(
             f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
         )
-    variants = choose_variants(spec, row, layout)
-    module = machine_code(spec, row, variants)
+    return kernel_of(spec, row, layout, choose(spec, row, layout, record), num_threads)
+
+
+def kernel_of(
+    spec: MatmulSpec,
+    row: Target,
+    layout: WeightLayout,
+    choices: list[tuple[Variant, Function]],
+    num_threads: int | None = None,
+) -> Kernel:
+    """A kernel of these functions."""
+    chosen = operands(spec, row)
+    module = machine_code(spec, row, tuple(variant for variant, _ in choices), layout)
     info = KernelInfo(
         spec=spec,
         target=row.name,
@@ -48,33 +69,93 @@ def build(
         layout=layout,
         arguments=frontend.arguments(spec, chosen),
         x_offset=chosen.x_offset,
-        variants=tuple(
-            (v.name, v.strategy, v.tile.rows, v.instruction.name, v.cost(layout.n_blocks))
-            for v in variants
-        ),
-        block_rows=max(1, row.cache_bytes // layout.k_padded),
+        functions=tuple(function for _, function in choices),
         versions=versions(),
     )
     return Kernel(info, module, num_threads)
 
 
-def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
-    """Every variant, or for a spec with a fixed M the one that M uses."""
+def choose(
+    spec: MatmulSpec, target: Target, layout: WeightLayout, record: Record | None = None
+) -> list[tuple[Variant, Function]]:
+    """Every variant and what the kernel says of it; for a fixed M the one that M uses."""
     chosen = operands(spec, target)
-    every = schedules.variants(
-        target, layout, lambda rows: for_rows(chosen, target, rows).instruction
-    )
+    defaults = [
+        (variant, function_of(variant, layout))
+        for variant in schedules.variants(
+            target, layout, lambda rows: for_rows(chosen, target, rows).instruction
+        )
+    ]
+    every = defaults + [
+        tuned_choice(target, layout, chosen, record, tuned, [each for _, each in defaults])
+        for tuned in (record.tuned if record else ())
+    ]
     if spec.m is None:
         return every
     m = spec.m
-    return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks)),)
+    fit = (choice for choice in every if choice[1].serves(m))
+    return [min(fit, key=lambda choice: choice[1].cost_of(m))]
 
 
-def lower(spec: MatmulSpec, target: Target, variant: Variant) -> tirx.PrimFunc:
-    """One variant as a scheduled function over the caller's arrays."""
+def function_of(variant: Variant, layout: WeightLayout) -> Function:
+    """What a kernel says of a variant."""
+    return Function(
+        variant.name,
+        variant.strategy,
+        variant.tile.rows,
+        variant.instruction.name,
+        variant.cost(layout.n_blocks),
+        variant.parameters.block_rows,
+    )
+
+
+def tuned_choice(
+    target: Target,
+    layout: WeightLayout,
+    chosen: Operands,
+    record: Record,
+    tuned: Tuned,
+    defaults: list[Function],
+) -> tuple[Variant, Function]:
+    """A tuned variant; its cost stands to the default's as their measured times do."""
+    rows = tuned.parameters.rows
+    variant = schedules.tuned(
+        target,
+        layout,
+        for_rows(chosen, target, rows).instruction,
+        tuned.strategy,
+        tuned.parameters,
+        f"_m{tuned.m}",
+    )
+    default = min(each.cost_of(tuned.m) for each in defaults)
+    function = dataclasses.replace(
+        function_of(variant, layout),
+        cost=tuned.ratio * default / -(-tuned.m // rows),
+        first_m=tuned.first_m,
+        last_m=tuned.last_m,
+        record=record.name,
+    )
+    return variant, function
+
+
+def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> tuple[Variant, ...]:
+    """The variants of `choose`, with default parameters."""
+    return tuple(variant for variant, _ in choose(spec, target, layout))
+
+
+def lower(
+    spec: MatmulSpec, target: Target, variant: Variant, layout: WeightLayout | None = None
+) -> tirx.PrimFunc:
+    """One variant as a scheduled function over the caller's arrays, for the default layout or any.
+
+    Raises
+    ------
+    UnsupportedError
+        The target has no instruction for the spec's weights.
+    """
     chosen = operands(spec, target)
-    layout = layout_for(spec, chosen)
-    program = frontend.program(spec, layout, target, chosen, variant.tile)
+    layout = layout or layout_for(spec, chosen)
+    program = frontend.program(spec, layout, target, chosen, variant.parameters)
     func = RECIPES[variant.strategy](program)
     if can_start_from_x_sum(program) and not spec.weight_zero_point:
         func = start_from_x_sum(program, func)
@@ -84,11 +165,14 @@ def lower(spec: MatmulSpec, target: Target, variant: Variant) -> tirx.PrimFunc:
 
 
 def machine_code(
-    spec: MatmulSpec, target: Target, variants: tuple[Variant, ...]
+    spec: MatmulSpec,
+    target: Target,
+    variants: tuple[Variant, ...],
+    layout: WeightLayout | None = None,
 ) -> tvm.runtime.Executable:
     """The variants compiled into one module, for the LLVM options of `target`."""
     llvm = llvm_target(target)
-    mod = tvm.IRModule({v.name: lower(spec, target, v) for v in variants})
+    mod = tvm.IRModule({v.name: lower(spec, target, v, layout) for v in variants})
     return tvm.compile(mod, target=llvm, tir_pipeline=lowering.PIPELINE)
 
 
@@ -104,7 +188,7 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     layout = layout_for(spec, chosen)
     (variant,) = choose_variants(dataclasses.replace(spec, m=m), row, layout)
     if form == "te":
-        return str(frontend.program(spec, layout, row, chosen, variant.tile).func.script())
+        return str(frontend.program(spec, layout, row, chosen, variant.parameters).func.script())
     if form == "tir":
         return str(lower(spec, row, variant).script())
     return str(machine_code(spec, row, (variant,)).mod.inspect_source(form))

@@ -30,6 +30,7 @@ from . import kernel_file, linker, nvrtc
 from .cuda_kernel import CudaKernel
 from .kernel import Kernel, KernelInfo
 from .kernel_file import Stored
+from .records import Record
 from .spec import MatmulSpec
 from .versions import SOURCE, environment, source_digest, versions
 
@@ -76,8 +77,10 @@ def folder() -> Path:
     return path
 
 
-def key(spec: MatmulSpec, row: Target | CudaTarget, record: Any = None) -> str:
-    """The name of the entry for `spec` on `row`.
+def key(
+    spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None
+) -> str:
+    """The name of the entry for `spec` on `row`, compiled by a tuned record or without.
 
     All fields of the row count, so a target of the user's own has entries of its own.
 
@@ -90,7 +93,7 @@ def key(spec: MatmulSpec, row: Target | CudaTarget, record: Any = None) -> str:
         "format": kernel_file.FORMAT_VERSION,
         "spec": dataclasses.asdict(spec),
         "target": dataclasses.asdict(row),
-        "record": record,
+        "record": record and dataclasses.asdict(record),
         "environment": environment(),
         "cuda": nvrtc.version() if isinstance(row, CudaTarget) else None,
     }
@@ -108,20 +111,24 @@ def listed(value: object) -> list[Any]:
     raise TypeError(f"{value!r} is not JSON")
 
 
-def entry_path(spec: MatmulSpec, row: Target | CudaTarget) -> Path:
+def entry_path(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None) -> Path:
     """Where the kernel for `spec` on `row` is kept."""
-    return folder() / f"{key(spec, row)}.qmm"
+    return folder() / f"{key(spec, row, record)}.qmm"
 
 
 def find(
-    spec: MatmulSpec, row: Target | CudaTarget, num_threads: int | None = None
+def find(
+    spec: MatmulSpec,
+    row: Target | CudaTarget,
+    num_threads: int | None = None,
+    record: Record | None = None,
 ) -> Kernel | CudaKernel | None:
     """The kernel for `spec` on `row`, if it is in the cache.
 
     One for another machine can be saved, like any other.
     """
     try:
-        path = entry_path(spec, row)
+        path = entry_path(spec, row, record)
         (stored,) = stored_in(path)
         info = stored.info
         if (info.spec, info.target, info.versions) != (spec, row.name, versions()):
@@ -172,7 +179,9 @@ def check_own(path: Path, status: os.stat_result) -> None:
         raise CacheError(f"other users can write to {path} (mode {mode:o}); expected 700 or less")
 
 
-def keep(kernel: Kernel | CudaKernel, row: Target | CudaTarget) -> None:
+def keep(
+    kernel: Kernel | CudaKernel, row: Target | CudaTarget, record: Record | None = None
+) -> None:
     """Put a kernel that was just built into the cache.
 
     From then on it runs from its linked library, as it will in other processes. That takes no
@@ -187,7 +196,7 @@ def keep(kernel: Kernel | CudaKernel, row: Target | CudaTarget) -> None:
     if source_digest() != SOURCE:
         raise CacheError("the source of quantmm has changed since this process imported it")
     try:
-        path = entry_path(kernel.spec, row)
+        path = entry_path(kernel.spec, row, record)
         make_room(path)
         if isinstance(kernel, Kernel):
             # Asked first, because without one the code is not generated here, but at the first

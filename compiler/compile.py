@@ -5,6 +5,7 @@ A kernel from the cache comes without `import tvm`, which alone takes half a sec
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Literal, overload
 
@@ -12,9 +13,10 @@ from .. import targets
 from ..errors import CacheError
 from ..targets import CudaTarget, Target
 from . import cache as kernel_cache
+from . import records
 from .cuda_kernel import CudaKernel
 from .kernel import Kernel
-from .runtime import without_torch
+from .runtime import default_threads, without_torch
 from .spec import MatmulSpec
 
 
@@ -25,6 +27,8 @@ def compile(
     *,
     num_threads: int | None = None,
     cache: bool = True,
+    log: str | os.PathLike[str] | Literal[False] | None = None,
+    any_record: bool = False,
 ) -> Kernel: ...
 
 
@@ -36,7 +40,13 @@ def compile(
 
 @overload
 def compile(
-    spec: MatmulSpec, target: str, *, num_threads: int | None = None, cache: bool = True
+    spec: MatmulSpec,
+    target: str,
+    *,
+    num_threads: int | None = None,
+    cache: bool = True,
+    log: str | os.PathLike[str] | Literal[False] | None = None,
+    any_record: bool = False,
 ) -> Kernel | CudaKernel: ...
 
 
@@ -46,6 +56,8 @@ def compile(
     *,
     num_threads: int | None = None,
     cache: bool = True,
+    log: str | os.PathLike[str] | Literal[False] | None = None,
+    any_record: bool = False,
 ) -> Kernel | CudaKernel:
     """A callable for `spec` on `target`, for every M.
 
@@ -60,6 +72,10 @@ def compile(
         `Kernel.origin` says which. Where it cannot be put, for want of a linker or of a folder to
         write to, a RuntimeWarning says why, and the kernel is as good. False neither reads nor
         writes the cache.
+    log : the folder of a tuning log to look for a record in; None is the user's own, to which
+        `tune` writes. The logs that come with quantmm are next. False uses the default parameters.
+    any_record : use records of other machines, numbers of threads and versions too. They decide
+        how fast a kernel is, never what it computes. `Kernel.report` names the record.
 
     Raises
     ------
@@ -69,9 +85,15 @@ def compile(
         A GPU's target, and no compiler of CUDA C++.
     UnsupportedError
         A spec that is not compiled yet.
+    RecordError
+        There is no such `log`.
     """
     row = targets.find(target)
-    if cache and (found := kernel_cache.find(spec, row, num_threads)):
+    record = None
+    if log is not False and isinstance(row, Target):
+        threads = num_threads or default_threads()
+        record = records.find(spec, row, threads, log, any_record=any_record)
+    if cache and (found := kernel_cache.find(spec, row, num_threads, record)):
         return found
     kernel: Kernel | CudaKernel
     if isinstance(row, CudaTarget):
@@ -81,10 +103,10 @@ def compile(
     else:
         with without_torch():
             from .build import build
-        kernel = build(spec, row, num_threads=num_threads)
+        kernel = build(spec, row, num_threads=num_threads, record=record)
     if cache:
         try:
-            kernel_cache.keep(kernel, row)
+            kernel_cache.keep(kernel, row, record)
         except CacheError as error:
             message = f"this kernel is not kept for the next process: {error}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..schedules.program import Program, Tile, fitted, parts_of, x_steps
+from ..schedules.program import Parameters, Program, fitted, parts_of, x_steps
 from ..targets import Instruction, Target, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
@@ -50,15 +50,20 @@ def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
 
 
 def program(
-    spec: MatmulSpec, layout: WeightLayout, target: Target, chosen: Operands, tile: Tile
+    spec: MatmulSpec,
+    layout: WeightLayout,
+    target: Target,
+    chosen: Operands,
+    parameters: Parameters,
 ) -> Program:
-    """The TensorExpression of `spec` in tiles of `tile.rows` x `tile.blocks * lanes`.
+    """The TensorExpression of `spec` in tiles of `rows` x `blocks * lanes`.
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum
     int32, w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes); x_scale
     and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and out_zero_point
     (1,); residual and y in tiles.
     """
+    tile = parameters.tile
     instruction = fitted(for_rows(chosen, target, tile.rows).instruction, layout, tile)
     chosen = dataclasses.replace(chosen, instruction=instruction)
     m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
@@ -106,7 +111,7 @@ def program(
         y = te.compute(shape, lambda *at: ending.stored(value(*at), at), "y")
     ordered = [inputs[name] for name in arguments(spec, chosen)[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
-    return Program(func, tuple(packed.stages), stages, parts, tile, layout, instruction)
+    return Program(func, tuple(packed.stages), stages, parts, parameters, layout, instruction)
 
 
 def placeholders(

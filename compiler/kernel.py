@@ -26,14 +26,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Function:
+    """One function of a kernel, and the M that it may compute.
+
+    Attributes
+    ----------
+    rows : of its tiles.
+    cost : of one tile of rows over all of W, in a unit that the functions of a kernel share.
+    block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
+    first_m, last_m : it is not used for an M outside; no end where `last_m` is None.
+    record : the tuned record that it comes from, None for a default.
+    """
+
+    name: str
+    strategy: str
+    rows: int
+    instruction: str
+    cost: float
+    block_rows: int
+    first_m: int = 1
+    last_m: int | None = None
+    record: str | None = None
+
+    def serves(self, m: int) -> bool:
+        """Whether it may compute `m` rows."""
+        return self.first_m <= m and (self.last_m is None or m <= self.last_m)
+
+    def cost_of(self, m: int) -> float:
+        """Relative time of `m` rows."""
+        return -(-m // self.rows) * self.cost
+
+
+@dataclass(frozen=True)
 class KernelInfo:
     """What a kernel is, apart from its code; goes to and from JSON in a kernel file.
 
     Attributes
     ----------
     instruction : the dot product that stands for the target.
-    variants : of each function its name, strategy, rows, instruction, and cost of a tile of rows.
-    block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
     arguments : names of the array arguments, in order.
     x_offset : what the kernel adds to activations, which sums of the weight make up for.
     """
@@ -46,8 +76,7 @@ class KernelInfo:
     layout: WeightLayout
     arguments: tuple[str, ...]
     x_offset: int
-    variants: tuple[tuple[str, str, int, str, float], ...]
-    block_rows: int
+    functions: tuple[Function, ...]
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +99,7 @@ class KernelInfo:
                 "layout": WeightLayout(**fields["layout"]),
                 "features": tuple(fields["features"]),
                 "arguments": tuple(fields["arguments"]),
-                "variants": tuple(tuple(v) for v in fields["variants"]),
+                "functions": tuple(Function(**each) for each in fields["functions"]),
             }
         )
 
@@ -85,6 +114,7 @@ class Plan:
     instruction: str
     mo: int
     mi: int
+    record: str | None = None
 
 
 class Kernel:
@@ -126,11 +156,21 @@ class Kernel:
         most = MAX_ELEMENTS // 2 // max(self.info.layout.k_padded, spec.n)
         if m < 1 or m > most:
             raise ArrayError(f"x has {m} rows; expected 1 to {most}")
-        variant = min(self.info.variants, key=lambda v: -(-m // v[2]) * v[4])
-        name, strategy, rows, instruction, _ = variant
-        tiles = -(-m // rows)
-        mo = -(-tiles // max(1, self.info.block_rows // rows))
-        return Plan(name, strategy, rows, instruction, mo, -(-tiles // mo))
+        best = min(
+            (each for each in self.info.functions if each.serves(m)),
+            key=lambda each: each.cost_of(m),
+        )
+        tiles = -(-m // best.rows)
+        mo = -(-tiles // max(1, best.block_rows // best.rows))
+        return Plan(
+            best.name,
+            best.strategy,
+            best.rows,
+            best.instruction,
+            mo,
+            -(-tiles // mo),
+            best.record,
+        )
 
     def _prepare(self, m: int) -> tuple[Any, int, int]:
         """Resolve the function for `m` rows, once this machine is known to execute it."""
@@ -154,7 +194,7 @@ class Kernel:
                     "tiles": plan.mo * plan.mi,
                     "instruction": plan.instruction,
                     "target": self.info.target,
-                    "record": None,
+                    "record": plan.record,
                 }
             )
         return rows

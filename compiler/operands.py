@@ -88,8 +88,8 @@ def sign_offset(given: str, read: str) -> int:
     return 128 if read == "uint8" else -128
 
 
-def layout_for(spec: MatmulSpec, chosen: Operands) -> WeightLayout:
-    """The private layout of the spec's weight."""
+def layout_for(spec: MatmulSpec, chosen: Operands, k_block: int | None = None) -> WeightLayout:
+    """The private layout of the spec's weight, in blocks of K as given or as `k_blocks` begins."""
     return weight_layout(
         spec.n,
         spec.k,
@@ -99,6 +99,7 @@ def layout_for(spec: MatmulSpec, chosen: Operands) -> WeightLayout:
         bits=4 if spec.four_bit_weight else 8,
         offset=chosen.w_offset,
         pairs=spec.packed_activation,
+        k_block=k_block,
     )
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..targets import Instruction, Target, WeightLayout
-from .program import Program, Tile, prefetches_itself, x_steps
+from .program import Parameters, Program, Tile, prefetches_itself, x_steps
 
-__all__ = ["SCHEDULE_VERSION", "Program", "Tile", "Variant", "variants"]
+__all__ = [
+    "SCHEDULE_VERSION",
+    "Parameters",
+    "Program",
+    "Tile",
+    "Variant",
+    "tuned",
+    "variants",
+    "why_not",
+]
 
 #: Counts changes of the recipes; a record or file of another version is not used.
 SCHEDULE_VERSION = 3
+
+STRATEGIES = ("gemm", "gemv")
 
 #: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
 GEMV_ROWS = 4
@@ -30,24 +42,40 @@ SPILLED_STEPS = 4
 PANEL_COLUMNS = 64
 #: The share of panels that may lie behind the end of N.
 IDLE_PANELS = 0.02
+#: Bytes between asking for weights and reading them, about what one core has under way when it
+#: reads memory at full speed (docs/performance.md).
+AHEAD = 4096
+#: Tiles of x up to which packing takes less time than a launch of the thread pool.
+FEW_TILES = 2
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled function of a kernel: a strategy ("gemm" or "gemv"), tile and dot product."""
+    """One compiled function of a kernel: a strategy ("gemm" or "gemv"), tile and dot product.
+
+    Attributes
+    ----------
+    panel_cost : relative time of one tile over a panel.
+    label : what its name has behind the tile.
+    """
 
     strategy: str
-    tile: Tile
+    parameters: Parameters
     instruction: Instruction
-    #: Relative time of one tile over a panel.
     panel_cost: float
+    label: str = ""
+
+    @property
+    def tile(self) -> Tile:
+        """The register tile."""
+        return self.parameters.tile
 
     @property
     def name(self) -> str:
         """The function's name in the compiled module."""
         tile = self.tile
         across = f"x{tile.panels}" if tile.panels > 1 else ""
-        return f"{self.strategy}_{tile.rows}x{tile.blocks}{across}"
+        return f"{self.strategy}_{tile.rows}x{tile.blocks}{across}{self.label}"
 
     def cost(self, n_blocks: int) -> float:
         """Relative time of one tile of rows over all panels, the last one as long as any."""
@@ -68,12 +96,69 @@ def variant(target: Target, layout: WeightLayout, instruction: Instruction, rows
     """The function for tiles of `rows` rows."""
     strategy = "gemv" if rows <= GEMV_ROWS else "gemm"
     blocks = widest(target, layout, instruction, rows)
-    tile = Tile(rows, blocks, 1 if strategy == "gemv" else panels(layout, blocks))
+    if strategy == "gemv":
+        across, ahead = 1, AHEAD if prefetches_itself(layout, rows) else 0
+    else:
+        across, ahead = panels(layout, blocks), 1
+    parameters = Parameters(
+        rows,
+        blocks,
+        across,
+        ahead,
+        unroll=1,
+        few_tiles=FEW_TILES,
+        block_rows=max(1, target.cache_bytes // layout.k_padded),
+    )
+    return tuned(target, layout, instruction, strategy, parameters)
+
+
+def tuned(
+    target: Target,
+    layout: WeightLayout,
+    instruction: Instruction,
+    strategy: str,
+    parameters: Parameters,
+    label: str = "",
+) -> Variant:
+    """The function of a strategy with any parameters."""
+    tile = parameters.tile
     cost = panel_cost(instruction, layout, tile)
     sums = 2 if layout.groups > 1 else 1
     if registers(target, layout, instruction, tile, sums) > budget(target, instruction):
         cost *= 1 + SPILLED_STEPS / (layout.group_size or layout.k)
-    return Variant(strategy, tile, instruction, cost)
+    return Variant(strategy, parameters, instruction, cost, label)
+
+
+def why_not(
+    target: Target,
+    layout: WeightLayout,
+    instruction: Callable[[int], Instruction],
+    strategy: str,
+    parameters: Parameters,
+) -> str | None:
+    """Why a strategy has no code for these parameters; None when it has."""
+    if strategy not in STRATEGIES:
+        return f"strategy={strategy!r}; expected one of {', '.join(STRATEGIES)}"
+    least = {"rows": 1, "blocks": 1, "panels": 1, "unroll": 1, "block_rows": 1}
+    for name, value in dataclasses.asdict(parameters).items():
+        if type(value) is not int or value < least.get(name, 0):
+            return f"{name}={value!r}; expected a whole number of at least {least.get(name, 0)}"
+    tile = parameters.tile
+    if strategy == "gemv" and tile.panels > 1:
+        return f"panels={tile.panels}; a gemv has one"
+    dot = instruction(tile.rows)
+    fragments = -(-tile.rows // dot.rows)
+    if tile.rows % (fragments if dot.shapes else dot.rows):
+        return f"rows={tile.rows}; {dot.name} computes {dot.rows} at a time"
+    taken, most = registers(target, layout, dot, tile, 1), budget(target, dot)
+    if taken > most:
+        return f"a tile of {tile.rows} x {tile.blocks} takes {taken} registers of {most}"
+    steps = layout.k_block // (layout.depth * layout.steps_per_byte)
+    if steps % parameters.unroll:
+        return f"unroll={parameters.unroll} does not divide the {steps} steps of a block of K"
+    if strategy == "gemv" and parameters.ahead % layout.step_bytes:
+        return f"ahead={parameters.ahead}; expected a multiple of {layout.step_bytes} bytes"
+    return None
 
 
 def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> float:

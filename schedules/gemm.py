@@ -18,6 +18,8 @@ van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
@@ -26,10 +28,28 @@ from tvm.s_tir.schedule import LoopRV
 from ..targets.instructions.amx import with_tiles
 from .prefetch import prefetch_next_panel
 from .program import Program
+from .space import Scope, sample
 from .steps import keep_in_registers, pack, tile, write_back
 
-#: Tiles of x up to which packing takes less time than a launch of the thread pool.
-FEW_TILES = 2
+#: Rows up to which blocks of M are not worth a trial.
+ONE_BLOCK = 64
+
+
+def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
+    """Sample a gemm's decisions, for `schedules.Parameters`; the usual value stands first."""
+    usual_block = max(1, scope.target.cache_bytes // scope.layout.k_padded)
+    blocks_of_rows = (256, 128, 64) if scope.m > ONE_BLOCK else ()
+    options = {
+        "rows": scope.rows,
+        "blocks": (3, 2, 1, 4, 5, 6, 8),
+        "panels": (1, 2, 3, 4, 6, 8),
+        "ahead": (1, 0),
+        "unroll": (1, 2, 4),
+        "few_tiles": (2, 0, 8, 32),
+        "block_rows": (usual_block, *(b for b in blocks_of_rows if b < usual_block)),
+        "k_block": scope.k_blocks,
+    }
+    sample(sch, "gemm", options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
@@ -41,7 +61,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     sch.parallel(task)
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
-    func = pack_few_alone(sch, packing)
+    func = pack_few_alone(sch, packing, program.parameters.few_tiles)
     instruction = program.instruction
     if instruction.registers is not None and instruction.intrinsic is not None:
         func = with_tiles(
@@ -51,14 +71,14 @@ def schedule(program: Program) -> tirx.PrimFunc:
             program.tile.rows // instruction.rows,
             program.tile.blocks,
         )
-    if loops.joined:
-        return func  # blocks are too small for prefetches of their own
+    if loops.joined or not program.parameters.ahead:
+        return func  # joined blocks are too small for prefetches of their own
     part = sch.get(loops.part).loop_var if program.summed else 0
     mi, beside, kb = sch.get(loops.mi), sch.get(loops.beside), sch.get(loops.kb)
     return prefetch_next_panel(func, program, sch.get(task), mi, beside, kb, part)
 
 
-def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:
+def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:
     """The function with few tiles packed by the calling thread: waking the pool takes longer."""
     parallel = sch.get(packing)
     func = sch.mod["main"]
@@ -73,7 +93,7 @@ def pack_few_alone(sch: Schedule, packing: LoopRV) -> tirx.PrimFunc:
             return loop
         alone = copy(loop, scratch, own)
         serial = tirx.For(alone.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, alone.body)
-        return tirx.IfThenElse(loop.extent > FEW_TILES, loop, serial)
+        return tirx.IfThenElse(loop.extent > few, loop, serial)
 
     body = tvm_ffi.structural_map(root.body, [(tirx.For, either)])
     buffers = [*root.alloc_buffers, *own]

@@ -12,12 +12,33 @@ parallel over (mo, panel):              each thread streams its own contiguous p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tvm import tirx
 from tvm.s_tir import Schedule
 
 from .prefetch import prefetch_ahead
-from .program import Program, prefetches_itself
+from .program import Program
+from .space import Scope, sample
 from .steps import keep_in_registers, pack, tile, write_back
+
+#: Rows up to which one pass over the weights may do.
+MOST_ROWS = 32
+
+
+def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
+    """Sample a gemv's decisions, for `schedules.Parameters`; the usual value stands first."""
+    options = {
+        "rows": scope.rows,
+        "blocks": (1, 2, 4, 3, 6, 8),
+        "panels": (1,),
+        "ahead": (4096, 0, 1024, 2048, 8192, 16384),
+        "unroll": (1, 2, 4, 8),
+        "few_tiles": (2,),
+        "block_rows": (max(1, scope.target.cache_bytes // scope.layout.k_padded),),
+        "k_block": scope.k_blocks,
+    }
+    sample(sch, "gemv", options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
@@ -30,7 +51,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = sch.mod["main"]
-    if loops.joined or not prefetches_itself(program.layout, program.tile.rows):
+    if loops.joined or not program.parameters.ahead:
         return func
     part = sch.get(loops.part).loop_var if program.summed else 0
     return prefetch_ahead(func, program, sch.get(task), sch.get(loops.kb), part)

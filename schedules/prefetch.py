@@ -19,10 +19,6 @@ from .program import CACHE_LINE, Program
 #: Arguments of llvm.prefetch: read; into L2 (prefetcht1) or L1 (prefetcht0); data cache.
 READ, INTO_L2, INTO_L1, DATA = 0, 2, 3, 1
 
-#: Bytes between asking for weights and reading them, about what one core has under way when it
-#: reads memory at full speed (docs/performance.md).
-AHEAD = 4096
-
 
 def prefetch_next_panel(
     func: tirx.PrimFunc,
@@ -79,7 +75,7 @@ def prefetch_next_panel(
 def prefetch_ahead(
     func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Var | int
 ) -> tirx.PrimFunc:
-    """The scheduled `func` asking for every line of weights AHEAD bytes before it reads it.
+    """The scheduled `func` asking for every line of weights some bytes before it reads it.
 
     Behind the end of a panel lies the next one, which the hardware's prefetchers would only find
     when it is read.
@@ -91,7 +87,7 @@ def prefetch_ahead(
     k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
 
     def fetch(at: tirx.Expr) -> tirx.Stmt:
-        step = k_block * per_block + at + AHEAD // layout.step_bytes
+        step = k_block * per_block + at + program.parameters.ahead // layout.step_bytes
         beyond = tirx.if_then_else(step >= steps, 1, 0)
         panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
         block = tirx.Var("block", "int32")

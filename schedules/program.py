@@ -37,6 +37,34 @@ class Tile:
         return self.blocks * self.panels
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What a recipe leaves open: a tuner may choose, and there is a default for every shape.
+
+    Attributes
+    ----------
+    rows, blocks, panels : of the `Tile`.
+    ahead : in a gemv, bytes between asking for weights and reading them; in a gemm, whether a panel
+        is asked for while the one before it is multiplied (1). 0 leaves it to the hardware.
+    unroll : iterations of the loop over a block of K that are written out one after the other.
+    few_tiles : tiles of x up to which the calling thread of a gemm packs them alone.
+    block_rows : rows of x that are multiplied with all of w before the next ones are.
+    """
+
+    rows: int
+    blocks: int
+    panels: int
+    ahead: int
+    unroll: int
+    few_tiles: int
+    block_rows: int
+
+    @property
+    def tile(self) -> Tile:
+        """The register tile."""
+        return Tile(self.rows, self.blocks, self.panels)
+
+
 def fitted(instruction: Instruction, layout: WeightLayout, tile: Tile) -> Instruction:
     """The instruction in the shape in which it computes `tile`: whole fragments, no k too many."""
     if not instruction.shapes:
@@ -67,9 +95,14 @@ class Program:
     packing: tuple[str, ...]
     stages: tuple[str, ...]
     parts: int
-    tile: Tile
+    parameters: Parameters
     layout: WeightLayout
     instruction: Instruction
+
+    @property
+    def tile(self) -> Tile:
+        """The register tile."""
+        return self.parameters.tile
 
     @property
     def loops_over_fragments(self) -> int:

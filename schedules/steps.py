@@ -20,9 +20,9 @@ SHORT = 8
 class TileLoops:
     """The loops around a register tile, outermost first.
 
-    mo, panel, mi, beside choose the tile, part the part of K; kb, ks walk along K; `over` (rows,
-    blocks, fragments in a block) walk over the fragments of the tile; `fragment` (its rows if it
-    has several, its lanes) and d are the instruction.
+    mo, panel, mi, beside choose the tile, part the part of K; kb, ks walk along K, `step` within ks
+    where that is unrolled; `over` (rows, blocks, fragments in a block) walk over the fragments of
+    the tile; `fragment` (its rows if it has several, its lanes) and d are the instruction.
     """
 
     mo: LoopRV
@@ -32,6 +32,7 @@ class TileLoops:
     part: LoopRV
     kb: LoopRV
     ks: LoopRV
+    step: LoopRV
     over: tuple[LoopRV, ...]
     fragment: tuple[LoopRV, ...]
     d: LoopRV
@@ -121,18 +122,24 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
         schedule.unroll(step)
     if 1 < layout.k_block // depth <= SHORT and layout.groups == 1 == program.parts:
         kb = ks = schedule.fuse(kb, ks)
+    innermost = ks
+    if program.parameters.unroll > 1 and kb is not ks:
+        ks, innermost = schedule.split(ks, [None, program.parameters.unroll])
+        schedule.unroll(innermost)
     for loop in over:
         schedule.unroll(loop)
     if program.x_steps > 1:
-        load_activations(schedule, ks)
+        load_activations(schedule, innermost)
     part = inner if program.summed else part
-    return TileLoops(mo, panel, mi, beside, part, kb, ks, tuple(over), tuple(within), d)
+    return TileLoops(
+        mo, panel, mi, beside, part, kb, ks, innermost, tuple(over), tuple(within), d
+    )
 
 
-def load_activations(schedule: Schedule, ks: LoopRV) -> None:
+def load_activations(schedule: Schedule, step: LoopRV) -> None:
     """A vector of every row's activations, of which each step uses one lane."""
     block = schedule.get_sblock("xv")
-    schedule.compute_at(block, ks, preserve_unit_loops=True)
+    schedule.compute_at(block, step, preserve_unit_loops=True)
     r, k = schedule.get_loops(block)[-2:]
     schedule.unroll(r)
     schedule.vectorize(k)
@@ -163,7 +170,7 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) ->
 def unpack(schedule: Schedule, program: Program, loops: TileLoops) -> None:
     """A panel's weights become what the instruction reads, just before it reads them."""
     block = schedule.get_sblock("wu")
-    schedule.compute_at(block, loops.ks, preserve_unit_loops=True)
+    schedule.compute_at(block, loops.step, preserve_unit_loops=True)
     nb, step, lane, d = schedule.get_loops(block)[-4:]
     schedule.unroll(nb)
     schedule.unroll(step)

@@ -159,28 +159,23 @@ def weight_layout(
     bits: int = 8,
     offset: int = 0,
     pairs: bool = False,
+    k_block: int | None = None,
 ) -> WeightLayout:
     """The layout for an (n, k) weight, of the dtype `weight` where it has 8 bits.
 
-    Its blocks of K are the longest that divide the group, or without groups the longest that waste
-    at most 1 %.
+    Its blocks of K are the first of `k_blocks` unless `k_block` is given, which must be one of
+    them.
     """
-    unit = instruction.block_depth * (8 // bits)
-    sizes = [size for size in K_BLOCKS if size % unit == 0]
-    if group_size is not None and group_size < k:
-        k_block = next(size for size in sizes if group_size % size == 0)
-    else:
+    if group_size is not None and group_size >= k:
         group_size = None
-        padded = {size: -(-k // size) * size for size in sizes}
-        fits = (size for size in sizes if size <= k and padded[size] <= PADDING_LIMIT * k)
-        k_block = next(fits, min(sizes, key=lambda size: padded[size]))
+    default, *_ = k_blocks(k, instruction, group_size, bits)
     widened = instruction.w_dtype == "int16"
     return WeightLayout(
         n,
         k,
         instruction.block_columns,
         instruction.block_depth,
-        k_block,
+        k_block or default,
         group_size,
         bits,
         instruction.w_dtype,
@@ -188,3 +183,18 @@ def weight_layout(
         offset,
         pairs,
     )
+
+
+def k_blocks(k: int, instruction: Instruction, group_size: int | None, bits: int) -> list[int]:
+    """Sizes that a block of K may have, the default first.
+
+    That is the longest one that divides the group, or without groups the longest that wastes at
+    most 1 %.
+    """
+    unit = instruction.block_depth * (8 // bits)
+    sizes = [size for size in K_BLOCKS if size % unit == 0]
+    if group_size is not None and group_size < k:
+        return [size for size in sizes if group_size % size == 0]
+    padded = {size: -(-k // size) * size for size in sizes}
+    fit = [size for size in sizes if size <= k and padded[size] <= PADDING_LIMIT * k]
+    return fit or [min(sizes, key=lambda size: padded[size])]

@@ -22,6 +22,15 @@ LEAF_7_1_EDX = {"avx_vnni_int8": 4}
 #: arch/arm64/include/uapi/asm/hwcap.h).
 HWCAPS = {"asimd": (16, 1), "asimdhp": (16, 10), "asimddp": (16, 20), "i8mm": (26, 13)}
 
+#: Lines of /proc/cpuinfo that name a CPU's design, on x86 and on Arm, and what to call them.
+MODEL_NUMBERS = {
+    "cpu family": "family",
+    "model": "model",
+    "CPU implementer": "implementer",
+    "CPU part": "part",
+    "CPU variant": "variant",
+}
+
 #: The system call arch_prctl on x86_64, its code to ask for registers, and the number of AMX's tile
 #: registers (Linux, Documentation/arch/x86/xstate.rst).
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -87,6 +96,24 @@ def cpu_name() -> str:
     import archspec.cpu
 
     return platform.processor() or archspec.cpu.host().name
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The CPU's name and the numbers that tell its generations apart, which share names."""
+    numbers = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if not line.strip():
+                    break  # the first processor stands for all
+                if name.strip() in MODEL_NUMBERS:
+                    numbers[name.strip()] = value.strip()
+    except OSError:
+        pass
+    described = [f"{word} {numbers[name]}" for name, word in MODEL_NUMBERS.items() if name in numbers]
+    return ", ".join([cpu_name(), *described])
 
 
 @functools.cache

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import RecordError
-from ..files import check_writable, write_whole
+from ..files import alone, check_writable, write_whole
 
 #: The records that come with the package.
 PATH = Path(__file__).with_name("verified.json")
@@ -98,17 +95,6 @@ def write(record: Record, path: Path = PATH) -> None:
         known[record.target, record.how, record.cpu] = record
         lines = ",\n ".join(each.to_json() for each in known.values())
         write_whole(path, f"[{lines}]\n".encode(), RecordError)
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that write records to `folder` waiting."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def evidence(target: str, records: Sequence[Record], schedule: int) -> list[Record]:

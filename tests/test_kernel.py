@@ -70,7 +70,8 @@ def test_large_m_is_split_into_blocks():
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(n=40, k=8192, out="int32")
     kernel = qmm.compile(spec)
-    kernel.info = dataclasses.replace(kernel.info, block_rows=100)
+    functions = [dataclasses.replace(each, block_rows=100) for each in kernel.info.functions]
+    kernel.info = dataclasses.replace(kernel.info, functions=tuple(functions))
     assert kernel.plan(1000).mo >= 10
     run(kernel, 1000, rng)
 

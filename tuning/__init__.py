@@ -1,0 +1,1 @@
+"""Tuning: searching parameters that are faster than the default ones, and keeping what is found."""

@@ -1,0 +1,106 @@
+"""Candidates: what may be tried for a spec, and its way to the bytes of a kernel file.
+
+Building runs in a child process: the compiler of a candidate may abort, and never come back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import schedules
+from ..compiler.kernel import Kernel
+from ..compiler.operands import for_rows, layout_for, operands
+from ..compiler.records import Record
+from ..compiler.spec import MatmulSpec
+from ..schedules import Parameters, Variant
+from ..targets import Target, WeightLayout
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy, its parameters, and the layout of the weight that it reads."""
+
+    strategy: str
+    k_block: int
+    parameters: Parameters
+
+    def decisions(self) -> dict[str, Any]:
+        """As a trace notes them."""
+        fields = dataclasses.asdict(self.parameters)
+        return {"strategy": self.strategy, **fields, "k_block": self.k_block}
+
+    @classmethod
+    def of(cls, decisions: Mapping[str, Any]) -> Choice:
+        """The inverse of `decisions`."""
+        fields = dict(decisions)
+        return cls(fields.pop("strategy"), fields.pop("k_block"), Parameters(**fields))
+
+    def text(self) -> str:
+        """In short, for people."""
+        p = self.parameters
+        across = f"x{p.panels}" if p.panels > 1 else ""
+        more = f"ahead {p.ahead}, unroll {p.unroll}, k_block {self.k_block}"
+        return f"{self.strategy} {p.rows}x{p.blocks}{across}, {more}"
+
+
+def layout_of(spec: MatmulSpec, row: Target, k_block: int | None = None) -> WeightLayout:
+    """The layout of the spec's weight, the default one or with other blocks of K."""
+    return layout_for(spec, operands(spec, row), k_block)
+
+
+def default_choice(spec: MatmulSpec, row: Target, m: int) -> Choice:
+    """What a kernel without a record computes `m` rows with."""
+    chosen = operands(spec, row)
+    layout = layout_for(spec, chosen)
+    every = schedules.variants(row, layout, lambda rows: for_rows(chosen, row, rows).instruction)
+    best = min(every, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks))
+    return Choice(best.strategy, layout.k_block, best.parameters)
+
+
+def variant_of(spec: MatmulSpec, row: Target, choice: Choice) -> Variant:
+    """The function that a choice stands for."""
+    instruction = for_rows(operands(spec, row), row, choice.parameters.rows).instruction
+    layout = layout_of(spec, row, choice.k_block)
+    return schedules.tuned(row, layout, instruction, choice.strategy, choice.parameters)
+
+
+def why_not(spec: MatmulSpec, row: Target, choice: Choice) -> str | None:
+    """Why a choice has no code; None when it has."""
+    chosen = operands(spec, row)
+    return schedules.why_not(
+        row,
+        layout_for(spec, chosen, choice.k_block),
+        lambda rows: for_rows(chosen, row, rows).instruction,
+        choice.strategy,
+        choice.parameters,
+    )
+
+
+class Builder:
+    """Builds in the process that it lives in; see `worker`."""
+
+    def __init__(self) -> None:
+        from ..compiler import build
+
+        self._build = build
+
+    def candidate(self, spec: MatmulSpec, row: Target, choice: Choice) -> bytes:
+        """A kernel file with the one function of `choice`, for every M."""
+        layout = layout_of(spec, row, choice.k_block)
+        variant = variant_of(spec, row, choice)
+        function = self._build.function_of(variant, layout)
+        return content_of(self._build.kernel_of(spec, row, layout, [(variant, function)]))
+
+    def kernel(self, spec: MatmulSpec, row: Target, record: Record | None) -> bytes:
+        """A kernel file with all functions that `compile` would give it."""
+        return content_of(self._build.build(spec, row, record=record))
+
+
+def content_of(kernel: Kernel) -> bytes:
+    """The kernel file of one kernel."""
+    from ..compiler.kernel_file import packed
+
+    return packed([kernel])

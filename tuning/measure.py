@@ -1,0 +1,168 @@
+"""Kernel files checked and timed on this machine, one problem at a time. Imports no `tvm`.
+
+A `Bench` lives in a child process (see `worker`), because a kernel may crash or hang; one on another
+machine has the same methods. Whoever calls it decides about the order: `rounds` lets contenders take
+turns, so that a slow moment of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..bench.rotation import COLD_ROWS, copies_for
+from ..compiler.arrays import numpy_dtype
+from ..compiler.kernel import Kernel
+from ..compiler.kernel_file import loaded, parsed
+from ..compiler.linear import Linear
+from ..compiler.problem import Problem, difference
+from ..compiler.quantize import QTensor
+from ..compiler.reference import reference
+from ..compiler.runtime import aligned
+from ..compiler.spec import MatmulSpec
+
+#: Columns of the weight that the reference multiplies at once: as float64 they fit in memory.
+REFERENCE_COLUMNS = 4096
+#: What an output holds before a call; a row behind its end must still hold it.
+UNTOUCHED = 0xA5
+#: The least time that a turn lasts.
+TURN_SECONDS = 0.02
+
+
+class Bench:
+    """Kernels of one problem at a time, on numbers that `Problem` draws from a seed."""
+
+    def __init__(self) -> None:
+        self._weight: tuple[Any, QTensor] | None = None
+        self._problem: Problem | None = None
+        self._expected: np.ndarray | None = None
+        self._linears: dict[Any, list[Linear]] = {}
+        self._calls: dict[str, Iterator[Callable[[], object]]] = {}
+        self._threads = 1
+
+    def prepare(self, spec: MatmulSpec, m: int, seed: int, threads: int) -> None:
+        """Make the arrays of a problem; what was loaded before is forgotten."""
+        self._problem = Problem(spec, m, seed)
+        self._threads = threads
+        if self._weight is None or self._weight[0] != (spec, seed):
+            self._weight = (spec, seed), self._problem.weight()
+            self._linears.clear()
+        self._calls.clear()
+        self._expected = None
+        self._x = aligned(self._problem.activation())
+        self._call_arguments = self._problem.call_arguments()
+        self._out = aligned(np.empty((m + 1, spec.n), numpy_dtype(spec.out)))
+
+    def load(self, name: str, content: bytes, check: bool = True) -> str | None:
+        """Take a kernel file as a contender. Returns what is wrong with its results, or None."""
+        assert self._problem is not None
+        (stored,) = parsed(name, content)
+        kernel = loaded(stored, self._threads)
+        linears = [linear.for_kernel(kernel) for linear in self._bound(kernel)]
+        if check and (wrong := self._wrong(kernel, linears[0])):
+            return wrong
+        if self._problem.m > COLD_ROWS:
+            linears = linears[:1]
+        calls = [functools.partial(self._run, linear, self._problem.m) for linear in linears]
+        self._calls[name] = itertools.cycle(calls)
+        return None
+
+    def drop(self, name: str) -> None:
+        """Forget a contender."""
+        self._calls.pop(name, None)
+
+    def calls_per_turn(self, name: str) -> int:
+        """How many calls of a contender a turn is, so that it lasts `TURN_SECONDS`."""
+        self.turn(name, 1)
+        return max(1, round(TURN_SECONDS / self.turn(name, 2)))
+
+    def turn(self, name: str, calls: int) -> float:
+        """Seconds per call of a contender, after one call that wakes everything."""
+        rotation = self._calls[name]
+        next(rotation)()
+        start = time.perf_counter()
+        for _ in range(calls):
+            next(rotation)()
+        return (time.perf_counter() - start) / calls
+
+    def _run(self, linear: Linear, m: int) -> Any:
+        """One call on the first `m` rows."""
+        call = self._call_arguments
+        if m != len(self._x):
+            call = {name: value[:m] if np.ndim(value) else value for name, value in call.items()}
+        return linear(self._x[:m], self._out[:m], num_threads=self._threads, **call)
+
+    def _bound(self, kernel: Kernel) -> list[Linear]:
+        """The packed weight of a kernel's layout, as often as it must be to come from memory."""
+        assert self._problem is not None
+        assert self._weight is not None
+        layout = kernel.info.layout
+        linears = self._linears.setdefault(layout, [])
+        if not linears:
+            bind = self._problem.bind_arguments()
+            linears.append(kernel.bind(self._weight[1], **bind))
+        needed = copies_for(linears[0].nbytes) if self._problem.m <= COLD_ROWS else 1
+        while len(linears) < needed:
+            linears.append(linears[0].duplicate())
+        return linears[:needed]
+
+    def _wrong(self, kernel: Kernel, linear: Linear) -> str | None:
+        """What differs from the reference: for all rows, and for counts at the edges of tiles."""
+        assert self._problem is not None
+        most = self._problem.m
+        rows = max(each.rows for each in kernel.info.functions)
+        for m in sorted({most, most - 1, 1, rows - 1, rows + 1} & {*range(1, most + 1)}):
+            self._out.view(np.uint8)[...] = UNTOUCHED
+            self._run(linear, m)
+            if reason := difference(self._out[:m], self._reference()[:m]):
+                return f"wrong for {m} rows: {reason}"
+            if (self._out[m:].view(np.uint8) != UNTOUCHED).any():
+                return f"wrong for {m} rows: it writes behind them"
+        return None
+
+    def _reference(self) -> np.ndarray:
+        """What the spec means, computed once for all contenders."""
+        assert self._problem is not None
+        assert self._weight is not None
+        if self._expected is None:
+            parts = [
+                reference_of(self._problem, self._x, self._weight[1], self._call_arguments, columns)
+                for columns in slices(self._problem.spec.n)
+            ]
+            self._expected = np.concatenate(parts, axis=1)
+        return self._expected
+
+
+def slices(n: int) -> list[slice]:
+    """Columns of the result, some at a time."""
+    return [
+        slice(start, min(n, start + REFERENCE_COLUMNS)) for start in range(0, n, REFERENCE_COLUMNS)
+    ]
+
+
+def reference_of(
+    problem: Problem, x: np.ndarray, w: QTensor, call: dict[str, Any], columns: slice
+) -> np.ndarray:
+    """Some columns of the reference."""
+    count = columns.stop - columns.start
+    spec = dataclasses.replace(problem.spec, n=count, m=None)
+    part = QTensor(
+        w.data[columns],
+        w.scale[columns] if w.scale.ndim else w.scale,
+        None if w.zero_point is None else w.zero_point[columns] if w.zero_point.ndim else w.zero_point,
+        w.dtype,
+        w.group_size,
+        (count, spec.k),
+    )
+    bind = problem.bind_arguments()
+    if "bias" in bind:
+        bind["bias"] = bind["bias"][columns]
+    if "residual" in call:
+        call = {**call, "residual": call["residual"][:, columns]}
+    return reference(spec, x, part, **bind, **call)

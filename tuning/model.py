@@ -1,0 +1,94 @@
+"""The cost model: how fast a choice will be, from the ones that were measured.
+
+A Gaussian process over the logarithms of times (Rasmussen and Williams, "Gaussian Processes for
+Machine Learning", 2006, algorithm 2.1), around a straight line: some hundred points at most, so
+that NumPy solves it in milliseconds, and it says how sure it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..compiler.spec import MatmulSpec
+from ..schedules import registers
+from ..targets import Target
+from .candidate import Choice, variant_of
+from .candidate import layout_of as layout_of_choice
+
+#: Distance in features at which two choices tell half as much of each other, and the share of the
+#: variance of measured logarithms that is noise.
+LENGTH, NOISE = 1.5, 0.01
+#: How much of its own uncertainty a prediction is better by: what is not known is worth a trial.
+CURIOSITY = 1.0
+
+
+def features(spec: MatmulSpec, row: Target, m: int, choice: Choice) -> list[float]:
+    """Numbers that say what a choice does to registers, caches and padding."""
+    p = choice.parameters
+    variant, layout = variant_of(spec, row, choice), layout_of_choice(spec, row, choice.k_block)
+    tiles = -(-m // p.rows)
+    sums = 2 if layout.groups > 1 else 1
+    return [
+        math.log2(tiles * variant.cost(layout.n_blocks)),
+        2.0 * (choice.strategy == "gemv"),
+        math.log2(p.rows),
+        math.log2(p.blocks),
+        math.log2(p.panels),
+        math.log2(p.ahead + 1) / 4,
+        math.log2(p.unroll),
+        math.log2(p.few_tiles + 1) / 2,
+        math.log2(min(p.block_rows, m)) / 2,
+        math.log2(choice.k_block) / 2,
+        registers(row, layout, variant.instruction, p.tile, sums) / 16,
+        4.0 * (tiles * p.rows / m - 1),
+    ]
+
+
+class Model:
+    """Learns from logarithms of times, and predicts them."""
+
+    def __init__(self) -> None:
+        self._points = np.empty((0, 0))
+        self._line = np.zeros(0)
+        self._weights = np.zeros(0)
+        self._inverse = np.zeros((0, 0))
+        self._variance = 1.0
+
+    def fit(self, points: Sequence[Sequence[float]], logs: Sequence[float]) -> None:
+        """Learn anew."""
+        self._points = np.array(points, np.float64)
+        y = np.array(logs, np.float64)
+        design = self._design(self._points)
+        # A little ridge: there are fewer points than features at first.
+        gram = design.T @ design + 0.1 * np.eye(design.shape[1])
+        self._line = np.linalg.solve(gram, design.T @ y)
+        rest = y - design @ self._line
+        self._variance = max(float(rest.var()), 1e-4)
+        covariance = self._kernel(self._points, self._points) + NOISE * np.eye(len(y))
+        self._inverse = np.linalg.inv(covariance)
+        self._weights = self._inverse @ rest
+
+    def predict(self, points: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+        """Expected logarithms of times, and their standard deviations."""
+        x = np.array(points, np.float64)
+        if not len(self._points):
+            # Nothing is known but what the strategies' own costs say, the first feature.
+            return x[:, 0] * math.log(2), np.ones(len(x))
+        near = self._kernel(x, self._points)
+        mean = self._design(x) @ self._line + near @ self._weights
+        explained = np.einsum("ij,jk,ik->i", near, self._inverse, near)
+        return mean, np.sqrt(self._variance * np.maximum(1 - explained, 1e-6))
+
+    @staticmethod
+    def _design(x: np.ndarray) -> np.ndarray:
+        """What the straight line is drawn through: one, and the analytic cost."""
+        return np.stack([np.ones(len(x)), x[:, 0]], axis=1)
+
+    @staticmethod
+    def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """How much points tell of each other."""
+        squares = ((a[:, None, 1:] - b[None, :, 1:]) ** 2).sum(axis=2)
+        return np.exp(-squares / (2 * LENGTH**2))

@@ -1,0 +1,300 @@
+"""The search: MetaSchedule's evolutionary strategy over the strategies' spaces.
+
+MetaSchedule samples, mutates and replays traces and keeps those that the cost model finds best;
+which of them have code, how a decision changes, and the cost model are ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te
+from tvm.ir.utils import derived_object
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule import _ffi_api as ffi
+from tvm.s_tir.meta_schedule.logging import get_logging_func
+from tvm.s_tir.schedule import Trace
+
+from ..compiler.llvm import llvm_target
+from ..compiler.operands import for_rows, operands
+from ..compiler.spec import MatmulSpec, stored_as
+from ..schedules import gemm, gemv
+from ..schedules.space import Scope, of_trace
+from ..targets import Target
+from ..targets.layout import k_blocks
+from . import candidate
+from .candidate import Choice
+from .log import FAILED_SECONDS
+from .model import CURIOSITY, Model, features
+
+#: Candidates that a generation keeps, generations, and the chance that one is mutated.
+POPULATION, GENERATIONS, MUTATE = 96, 3, 0.85
+#: The share of candidates that are random.
+RANDOM = 0.15
+#: Tiles up to this height are tried where a target's dot products can compute them.
+MOST_ROWS = 16
+#: Sizes of a block of K that are tried, the default among them: shorter ones were never better.
+MOST_K_BLOCKS = 3
+#: How often the strategy may propose nothing that is new before the space counts as searched.
+PATIENCE = 8
+
+SPACES = {"gemm": gemm.space, "gemv": gemv.space}
+
+
+def workload(spec: MatmulSpec, m: int) -> tvm.IRModule:
+    """The problem as MetaSchedule's tables name it: a plain matrix multiplication.
+
+    Its attribute "quantmm" holds the spec; shapes are those of X, W and the sums.
+    """
+    integers = stored_as(spec.activation)
+    x = te.placeholder((m, spec.k), "uint8" if integers == "uint8" else "int8", "x")
+    w = te.placeholder((spec.n, spec.k), "uint8" if spec.weight.startswith("u") else "int8", "w")
+    k = te.reduce_axis((0, spec.k), "k")
+    sums = te.compute(
+        (m, spec.n),
+        lambda i, j: te.sum(x[i, k].astype("int32") * w[j, k].astype("int32"), axis=k),
+        "acc",
+    )
+    func = te.create_prim_func([x, w, sums]).with_attr("quantmm", spec.to_json())
+    return tvm.IRModule({"main": func})
+
+
+def strategies(m: int) -> tuple[str, ...]:
+    """Those that may be the best for `m` rows."""
+    return ("gemm", "gemv") if m <= gemv.MOST_ROWS else ("gemm",)
+
+
+def scope_of(spec: MatmulSpec, row: Target, m: int) -> Scope:
+    """What the spaces depend on."""
+    chosen = operands(spec, row)
+    layout = candidate.layout_of(spec, row)
+    sizes = k_blocks(spec.k, chosen.instruction, layout.group_size, layout.bits)
+    rows = []
+    for count in sorted({*range(1, MOST_ROWS + 1), *row.tile_rows}):
+        instruction = for_rows(chosen, row, count).instruction
+        fragments = -(-count // instruction.rows)
+        if count % (fragments if instruction.shapes else instruction.rows) == 0:
+            rows.append(count)
+        if count >= m and rows:
+            break
+    return Scope(row, layout, m, tuple(reversed(rows)), tuple(sizes[:MOST_K_BLOCKS]))
+
+
+class Search:
+    """Proposes choices for `m` rows of a spec, and learns from what is said of them."""
+
+    def __init__(self, spec: MatmulSpec, row: Target, m: int, seed: int, batch: int) -> None:
+        self.spec, self.row, self.m = spec, row, m
+        self.scope = scope_of(spec, row, m)
+        self.module = workload(spec, m)
+        self.target = llvm_target(row)
+        self.model = Model()
+        self._random = np.random.default_rng([seed, spec.n, spec.k, m])
+        self._known: dict[Choice, float | None] = {}
+        self._features: dict[Choice, list[float]] = {}
+        self._table = ms.database.MemoryDatabase()
+        self._workload = self._table.commit_workload(self.module)
+        self._context = self._start(seed, batch)
+
+    def _start(self, seed: int, batch: int) -> ms.TuneContext:
+        """A context with the evolutionary strategy."""
+        space = ms.space_generator.ScheduleFn(
+            lambda sch: [self.schedule(strategy, None) for strategy in strategies(self.m)],
+            sch_rules=[],
+            postprocs=[HasCode(self.allows)],
+            mutator_probs={AnotherValue(self._random): 1.0},
+        )
+        strategy = ms.search_strategy.EvolutionarySearch(
+            population_size=POPULATION,
+            init_measured_ratio=0.3,
+            init_min_unmeasured=batch,
+            max_fail_count=20,
+            genetic_num_iters=GENERATIONS,
+            genetic_mutate_prob=MUTATE,
+            eps_greedy=RANDOM,
+        )
+        context = tune_context(self.module, self.target, space, strategy, seed)
+        context.pre_tuning(
+            max_trials=2**31 - 1 - batch,
+            num_trials_per_iter=batch,
+            design_spaces=context.generate_design_space(),
+            database=self._table,
+            cost_model=Cost(self.scores),
+        )
+        return context
+
+    def schedule(self, strategy: str, chosen: Mapping[str, int] | None) -> Schedule:
+        """The plain multiplication with a strategy's decisions, sampled or chosen."""
+        sch = Schedule(self.module, seed=int(self._random.integers(1, 2**31 - 1)))
+        SPACES[strategy](sch, self.scope, chosen)
+        return sch
+
+    def trace(self, choice: Choice) -> Trace:
+        """A choice as a trace.
+
+        Raises
+        ------
+        ValueError
+            The space does not have it.
+        """
+        decisions = choice.decisions()
+        return self.schedule(decisions.pop("strategy"), decisions).trace
+
+    def allows(self, choice: Choice) -> bool:
+        """Whether a choice has code."""
+        return candidate.why_not(self.spec, self.row, choice) is None
+
+    def propose(self) -> Iterator[tuple[Choice, ms.MeasureCandidate]]:
+        """Choices that nothing is known of, a batch at most; none when the space is searched."""
+        for _ in range(PATIENCE):
+            candidates = self._context.generate_measure_candidates()
+            if candidates is None:
+                return
+            found = {Choice.of(of_trace(each.sch.trace)): each for each in candidates}
+            new = [(choice, each) for choice, each in found.items() if choice not in self._known]
+            if new:
+                yield from new
+                return
+
+    def tell(self, choice: Choice, seconds: list[float] | None) -> ms.database.TuningRecord | None:
+        """Learn the times of a choice, or that it failed (None). Returns MetaSchedule's record.
+
+        None where the choice is not in the space, as one of an older log may not be.
+        """
+        self._known[choice] = float(np.median(seconds)) if seconds else None
+        try:
+            trace = self.trace(choice)
+        except ValueError:
+            return None
+        record = ms.database.TuningRecord(
+            trace,
+            self._workload,
+            seconds or [FAILED_SECONDS],
+            self.target,
+            ms.arg_info.ArgInfo.from_prim_func(self.module["main"]),
+        )
+        self._table.commit_tuning_record(record)
+        measured = {each: time for each, time in self._known.items() if time}
+        self.model.fit(
+            [self._features_of(each) for each in measured],
+            [math.log(time) for time in measured.values()],
+        )
+        return record
+
+    def workload_json(self) -> Any:
+        """The line of MetaSchedule's table of workloads."""
+        return self._workload.as_json()
+
+    def scores(self, choices: list[Choice]) -> np.ndarray:
+        """How promising choices are, greater than 0, greater is better."""
+        mean, deviation = self.model.predict([self._features_of(each) for each in choices])
+        hopeful = mean - CURIOSITY * deviation
+        return np.exp(hopeful.min() - hopeful)
+
+    def _features_of(self, choice: Choice) -> list[float]:
+        if choice not in self._features:
+            self._features[choice] = features(self.spec, self.row, self.m, choice)
+        return self._features[choice]
+
+
+def tune_context(
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    space: ms.SpaceGenerator,
+    strategy: ms.SearchStrategy,
+    seed: int,
+) -> ms.TuneContext:
+    """What `TuneContext(...)` makes, without its import of every CUDA intrinsic (20 to 35 s)."""
+    logger = logging.getLogger(__name__)
+    context = ms.TuneContext.__new__(ms.TuneContext)
+    context.__init_handle_by_constructor__(
+        ffi.TuneContext,
+        module,
+        target,
+        space,
+        strategy,
+        "main",
+        1,  # thread: the callbacks are Python
+        1 + seed % (2**31 - 2),
+        get_logging_func(logger),
+    )
+    ffi.TuneContextInitialize(context)
+    return context
+
+
+@derived_object
+class HasCode(ms.postproc.PyPostproc):  # type: ignore[misc]
+    """Drops choices that have no code: too many registers, or a tile that no dot product fits."""
+
+    def __init__(self, allows: Any) -> None:
+        super().__init__()
+        self.allows = allows
+
+    def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
+        pass
+
+    def apply(self, sch: Schedule) -> bool:
+        """Whether the schedule's decisions have code."""
+        return bool(self.allows(Choice.of(of_trace(sch.trace))))
+
+    def clone(self) -> HasCode:
+        """Another one."""
+        return HasCode(self.allows)
+
+
+@derived_object
+class AnotherValue(ms.mutator.PyMutator):  # type: ignore[misc]
+    """Changes one decision, as often to a neighbour as to any other value."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        super().__init__()
+        self.random = random
+
+    def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
+        pass
+
+    def apply(self, trace: Trace, _state: int) -> Trace | None:
+        """The trace with another decision."""
+        open_ones = [
+            (inst, int(decision), list(map(int, inst.attrs[0])))
+            for inst, decision in trace.decisions.items()
+            if len(inst.attrs[0]) > 1
+        ]
+        inst, now, values = open_ones[self.random.integers(len(open_ones))]
+        others = [i for i in range(len(values)) if i != now]
+        if self.random.random() < 0.5:
+            distance = {i: abs(values[i] - values[now]) for i in others}
+            others = sorted(others, key=lambda i: distance[i])[:2]
+        return trace.with_decision(inst, int(self.random.choice(others)), remove_postproc=True)
+
+    def clone(self) -> AnotherValue:
+        """Another one."""
+        return AnotherValue(self.random)
+
+
+@derived_object
+class Cost(ms.cost_model.PyCostModel):  # type: ignore[misc]
+    """The cost model as MetaSchedule asks it."""
+
+    def __init__(self, scores: Any) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def load(self, path: str) -> None:
+        """Nothing: it learns from the log."""
+
+    def save(self, path: str) -> None:
+        """Nothing: the log has what it knows."""
+
+    def update(self, context: Any, candidates: Any, results: Any) -> None:
+        """Nothing: `Search.tell` does."""
+
+    def predict(self, context: Any, candidates: list[ms.MeasureCandidate]) -> np.ndarray:
+        """Scores, the greater the better."""
+        return self.scores([Choice.of(of_trace(each.sch.trace)) for each in candidates])

@@ -1,0 +1,172 @@
+"""The end of a run: the best choices against the default once more, and the record that follows.
+
+All functions of a kernel read one layout of the weight, so the layout is chosen first, for all M
+together; then for each M what beats the default; then how far from its M it still does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import statistics
+import time
+from collections.abc import Sequence
+
+from ..compiler.records import KERNELS, Record, Tuned, as_line
+from ..errors import TuningError
+from .candidate import Choice, layout_of
+from .stage import DEFAULT, Session, Stage, difference
+from .state import Outcome, Problem, Tuning, Watch
+
+#: How many of the fastest choices are measured again, and in how many rounds.
+FINALISTS, FINAL_ROUNDS = 3, 15
+#: A layout other than the default must save this share, in the geometric mean over all M.
+LAYOUT_GAIN = 0.01
+#: How far from its M a choice may be used, as factors of M, nearest first; and the rounds in which
+#: it must not lose to the default there.
+STEPS, PROBE_ROUNDS = (2, 4), 7
+#: Operations of a problem beyond which a probe is not compared with the reference again.
+CHECKED_OPERATIONS = 4e10
+
+
+def conclude(
+    session: Session, problems: Sequence[Problem], watch: Watch, begun: float
+) -> Tuning:
+    """Decide, write the record, and say what came out."""
+    first = problems[0]
+    usual = layout_of(first.spec, first.row).k_block
+    k_block = best_layout(problems, usual)
+    outcomes = finals(session, problems, k_block, usual, watch)
+    if outcomes is None:  # the other layout is not better for every M
+        k_block = usual
+        outcomes = finals(session, problems, k_block, usual, watch)
+        assert outcomes is not None
+    tuned = tuple(tuned_of(outcome) for outcome in outcomes if outcome.choice)
+    name = None
+    if tuned:
+        outcomes = reaches(session, problems, outcomes, k_block, watch)
+        tuned = tuple(tuned_of(outcome) for outcome in outcomes if outcome.choice)
+    record = Record("", k_block, tuned)
+    line = as_line(
+        first.spec,
+        record,
+        date=datetime.date.today().isoformat(),
+        measured=[
+            {
+                "m": each.m,
+                "default": each.default,
+                "tuned": each.tuned,
+                "noise": each.noise,
+                "floor": each.floor,
+                "trials": len(each.times),
+            }
+            for each in outcomes
+        ],
+    )
+    number = first.database.add(KERNELS, [line])
+    if tuned:
+        name = f"{first.database.path}:{number}"
+    return Tuning(
+        first.spec,
+        first.row.name,
+        first.threads,
+        tuple(outcomes),
+        name,
+        time.monotonic() - begun,
+    )
+
+
+def best_layout(problems: Sequence[Problem], usual: int) -> int:
+    """The block of K with which the kernel is fastest over all M; the usual one unless it pays."""
+
+    def log_ratio(problem: Problem, k_block: int) -> float:
+        assert problem.clock is not None
+        least = problem.clock if k_block == usual else math.inf
+        for choice in problem.best(1, k_block):
+            least = min(least, problem.median(choice))
+        return math.log(least / problem.clock)
+
+    sizes = {choice.k_block for problem in problems for choice in problem.best(10**6)} | {usual}
+    mean = {
+        size: statistics.mean(log_ratio(problem, size) for problem in problems) for size in sizes
+    }
+    best = min(sizes, key=lambda size: (mean[size], size != usual))
+    return best if mean[best] < mean[usual] - LAYOUT_GAIN else usual
+
+
+def finals(
+    session: Session, problems: Sequence[Problem], k_block: int, usual: int, watch: Watch
+) -> list[Outcome] | None:
+    """The fastest choices of each M against the default, in one layout.
+
+    None where the layout is not the usual one and nothing in it is as fast as the default.
+    """
+    outcomes = []
+    for problem in problems:
+        watch(problem.progress(len(problem.times), "measuring the best again"))
+        outcome = final(session, problem, k_block)
+        if outcome.choice is None and k_block != usual:
+            return None
+        outcomes.append(outcome)
+    return outcomes
+
+
+def final(session: Session, problem: Problem, k_block: int) -> Outcome:
+    """The fastest choices of one M against the default."""
+    from .run import built, stage_with_default
+
+    stage = stage_with_default(session, problem)
+    names: dict[str, Choice] = {}
+    for choice, content in built(session, problem, problem.best(FINALISTS, k_block)).items():
+        if not isinstance(content, str) and stage.load(choice.text(), content) is None:
+            names[choice.text()] = choice
+    times, failed = stage.race([DEFAULT, *names], FINAL_ROUNDS)
+    if DEFAULT in failed:
+        raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
+    against = {
+        name: difference(times[name], times[DEFAULT])
+        for name in names
+        if len(times.get(name, ())) == FINAL_ROUNDS
+    }
+    default = statistics.median(times[DEFAULT])
+    winner = min(against, key=lambda name: against[name].log, default=None)
+    won = winner is not None and against[winner].faster
+    found = against[winner] if winner is not None and won else difference([1.0], [1.0])
+    return Outcome(
+        problem.m,
+        tuple(statistics.median(each) if each else None for each in problem.times.values()),
+        problem.floor,
+        names[winner] if winner is not None and won else None,
+        default,
+        default * found.ratio,
+        found.noise,
+        problem.m,
+        problem.m,
+    )
+
+
+def tuned_of(outcome: Outcome) -> Tuned:
+    """The part of a record that an outcome makes."""
+    assert outcome.choice is not None
+    return Tuned(
+        outcome.m,
+        outcome.choice.strategy,
+        outcome.choice.parameters,
+        outcome.tuned / outcome.default,
+        outcome.first_m,
+        outcome.last_m,
+    )
+
+
+def reaches(
+    session: Session,
+    problems: Sequence[Problem],
+    outcomes: Sequence[Outcome],
+    k_block: int,
+    watch: Watch,
+) -> list[Outcome]:
+    """How far from its M each choice is used: as far as the kernel is not slower than the default.
+
+    Whole kernels are compared, with what each uses for an M.
+    """
+    return list(outcomes)

@@ -1,0 +1,152 @@
+"""Child processes that do what may crash or hang: one object each, whose methods the parent calls.
+
+A call that crashes the child, or takes too long, is an error of that call; the next one gets a new
+child. A child ends with its parent, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ..errors import QuantmmError
+
+#: PR_SET_PDEATHSIG of Linux' prctl: the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
+
+#: Seconds for a child to start: Python, NumPy and, to build, TVM.
+START_SECONDS = 60.0
+
+
+class WorkerError(QuantmmError, RuntimeError):
+    """A call that failed; the message is why."""
+
+
+class Worker:
+    """A child process with an object of the class `place`, "module:name".
+
+    Attributes
+    ----------
+    starts : how many children there were.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._messages: Any = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child that was called last is still there."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start a child without waiting for it."""
+        if self._process is not None:
+            return
+        here, there = multiprocessing.Pipe()
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "quantmm.tuning.worker", str(there.fileno()), self.place],
+            stdin=subprocess.DEVNULL,
+            stdout=self._messages,
+            stderr=self._messages,
+            pass_fds=[there.fileno()],
+        )
+        there.close()
+        self._connection = here
+        self.starts += 1
+
+    def call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        """What the object's method returns, within a time.
+
+        Raises
+        ------
+        WorkerError
+            The method raised an error, the child ended, or the time was over.
+        """
+        fresh = self._process is None
+        self.start()
+        assert self._connection is not None
+        limit = seconds + (START_SECONDS if fresh else 0)
+        try:
+            self._connection.send((method, arguments))
+            if not self._connection.poll(limit):
+                self.close()
+                raise WorkerError(f"not done after {limit:.0f} s")
+            fine, answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise WorkerError(self._last_words()) from None
+        if not fine:
+            raise WorkerError(answer)
+        return answer
+
+    def _last_words(self) -> str:
+        """Why the child ended; there is none from now on."""
+        process = self._process
+        if process is None:
+            return "it was stopped"
+        try:
+            code = process.wait(1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        self._messages.seek(0)
+        text = self._messages.read().decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        self.close()
+        end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return ": ".join([end, *lines[-1:]])[:500]
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._messages is not None:
+            self._messages.close()
+            self._messages = None
+
+
+def serve(connection: Connection, place: str) -> None:
+    """Answer calls until the parent is gone."""
+    # Ctrl-C goes to every process of a terminal; the parent says what happens then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A child that hangs would never notice that nobody listens.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    module, _, name = place.partition(":")
+    served = getattr(importlib.import_module(module), name)()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, arguments = connection.recv()
+            try:
+                answer = True, getattr(served, method)(*arguments)
+            except Exception as error:
+                lines = str(error).strip().splitlines() or [""]
+                answer = False, f"{type(error).__name__}: {lines[-1]}"[:500]
+            connection.send(answer)
+
+
+if __name__ == "__main__":
+    # torch, which tvm_ffi would load, takes a second.
+    from quantmm.compiler.runtime import without_torch
+
+    with without_torch():
+        serve(Connection(int(sys.argv[1])), sys.argv[2])
+    os._exit(0)
