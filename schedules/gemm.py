@@ -45,7 +45,7 @@ def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) 
         "panels": (1, 2, 3, 4, 6, 8),
         "ahead": (1, 0),
         "unroll": (1, 2, 4),
-        "few_tiles": (2, 0, 8, 32),
+        "few_tiles": (2, 0, *(few for few in (8, 32) if few < scope.m)),
         "block_rows": (usual_block, *(b for b in blocks_of_rows if b < usual_block)),
         "k_block": scope.k_blocks,
     }

@@ -38,12 +38,13 @@ class Choice:
         fields = dict(decisions)
         return cls(fields.pop("strategy"), fields.pop("k_block"), Parameters(**fields))
 
-    def text(self) -> str:
-        """In short, for people."""
+    @property
+    def name(self) -> str:
+        """All of it, in short."""
         p = self.parameters
         across = f"x{p.panels}" if p.panels > 1 else ""
-        more = f"ahead {p.ahead}, unroll {p.unroll}, k_block {self.k_block}"
-        return f"{self.strategy} {p.rows}x{p.blocks}{across}, {more}"
+        more = f"few_tiles {p.few_tiles} block_rows {p.block_rows} k_block {self.k_block}"
+        return f"{self.strategy} {p.rows}x{p.blocks}{across} ahead {p.ahead} unroll {p.unroll} {more}"
 
 
 def layout_of(spec: MatmulSpec, row: Target, k_block: int | None = None) -> WeightLayout:

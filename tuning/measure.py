@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from ..bench.rotation import COLD_ROWS, copies_for
 from ..compiler.arrays import numpy_dtype
@@ -31,8 +32,8 @@ from ..compiler.spec import MatmulSpec
 REFERENCE_COLUMNS = 4096
 #: What an output holds before a call; a row behind its end must still hold it.
 UNTOUCHED = 0xA5
-#: The least time that a turn lasts.
-TURN_SECONDS = 0.02
+#: What a turn lasts at least, and the turns before the first one that counts.
+TURN_SECONDS, WARM_SECONDS = 0.02, 0.15
 
 
 class Bench:
@@ -78,9 +79,14 @@ class Bench:
         self._calls.pop(name, None)
 
     def calls_per_turn(self, name: str) -> int:
-        """How many calls of a contender a turn is, so that it lasts `TURN_SECONDS`."""
-        self.turn(name, 1)
-        return max(1, round(TURN_SECONDS / self.turn(name, 2)))
+        """How many calls of a contender a turn is, so that it lasts `TURN_SECONDS`.
+
+        The machine is warm then: the clock of its cores, and the tables of its pages.
+        """
+        calls, start = 1, time.perf_counter()
+        while time.perf_counter() - start < WARM_SECONDS:
+            calls = max(1, round(TURN_SECONDS / self.turn(name, calls)))
+        return calls
 
     def turn(self, name: str, calls: int) -> float:
         """Seconds per call of a contender, after one call that wakes everything."""
@@ -131,10 +137,14 @@ class Bench:
         assert self._problem is not None
         assert self._weight is not None
         if self._expected is None:
-            parts = [
-                reference_of(self._problem, self._x, self._weight[1], self._call_arguments, columns)
-                for columns in slices(self._problem.spec.n)
-            ]
+            # BLAS threads of its own would go on polling, on the cores where kernels are timed.
+            with threadpoolctl.threadpool_limits(1, "blas"):
+                parts = [
+                    reference_of(
+                        self._problem, self._x, self._weight[1], self._call_arguments, columns
+                    )
+                    for columns in slices(self._problem.spec.n)
+                ]
             self._expected = np.concatenate(parts, axis=1)
         return self._expected
 

@@ -93,11 +93,12 @@ def tune(
     database = open_database(path, row, count, codegen.llvm_version_major())
     begun = time.monotonic()
     deadline = begun + (time_limit if time_limit is not None else float("inf"))
+    # Before the children start, which would share the machine with it.
+    limit = limits.measure(row, count)
     own = Session() if session is None else None
     active = session or own
     assert active is not None
     try:
-        limit = limits.measure(row, count)
         problems = [
             Problem(
                 spec,
@@ -199,7 +200,7 @@ def take_best(session: Session, stage: Stage, problem: Problem) -> Choice | None
     for choice in problem.best(1):
         if problem.median(choice) < problem.clock:
             (content,) = built(session, problem, [choice]).values()
-            if not isinstance(content, str) and stage.load(choice.text(), content) is None:
+            if not isinstance(content, str) and stage.load(choice.name, content) is None:
                 return choice
     return None
 
@@ -226,12 +227,12 @@ def try_batch(
     found: dict[Choice, list[float] | str] = {}
     names: dict[str, Choice] = {}
     for choice, content in contents.items():
-        reason = content if isinstance(content, str) else stage.load(choice.text(), content)
+        reason = content if isinstance(content, str) else stage.load(choice.name, content)
         if reason is None:
-            names[choice.text()] = choice
+            names[choice.name] = choice
         else:
             found[choice] = reason
-    champion = best.text() if best else DEFAULT
+    champion = best.name if best else DEFAULT
     racing = [*dict.fromkeys([DEFAULT, champion]), *names]
     times, failed = stage.race(racing, ROUNDS)
     check_default(problem, failed)

@@ -76,7 +76,7 @@ class Problem:
     def best(self, count: int = 1, k_block: int | None = None) -> list[Choice]:
         """The fastest choices, the default left out."""
         timed = [
-            (statistics.median(times), choice.text(), choice)
+            (statistics.median(times), choice.name, choice)
             for choice, times in self.times.items()
             if times and choice != self.default and k_block in (None, choice.k_block)
         ]

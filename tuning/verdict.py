@@ -6,12 +6,16 @@ together; then for each M what beats the default; then how far from its M it sti
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from ..compiler.kernel import Kernel
+from ..compiler.kernel_file import parsed
 from ..compiler.records import KERNELS, Record, Tuned, as_line
 from ..errors import TuningError
 from .candidate import Choice, layout_of
@@ -25,6 +29,7 @@ LAYOUT_GAIN = 0.01
 #: How far from its M a choice may be used, as factors of M, nearest first; and the rounds in which
 #: it must not lose to the default there.
 STEPS, PROBE_ROUNDS = (2, 4), 7
+TUNED = "tuned"
 #: Operations of a problem beyond which a probe is not compared with the reference again.
 CHECKED_OPERATIONS = 4e10
 
@@ -118,8 +123,8 @@ def final(session: Session, problem: Problem, k_block: int) -> Outcome:
     stage = stage_with_default(session, problem)
     names: dict[str, Choice] = {}
     for choice, content in built(session, problem, problem.best(FINALISTS, k_block)).items():
-        if not isinstance(content, str) and stage.load(choice.text(), content) is None:
-            names[choice.text()] = choice
+        if not isinstance(content, str) and stage.load(choice.name, content) is None:
+            names[choice.name] = choice
     times, failed = stage.race([DEFAULT, *names], FINAL_ROUNDS)
     if DEFAULT in failed:
         raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
@@ -167,6 +172,72 @@ def reaches(
 ) -> list[Outcome]:
     """How far from its M each choice is used: as far as the kernel is not slower than the default.
 
-    Whole kernels are compared, with what each uses for an M.
+    Whole kernels are compared, with what each of them uses for an M.
     """
-    return list(outcomes)
+    first = problems[0]
+    numbers = [0, *(outcome.m for outcome in outcomes), math.inf]
+    wide = [
+        dataclasses.replace(
+            outcome,
+            first_m=max(before + 1, outcome.m // STEPS[-1]),
+            last_m=int(min(after - 1, outcome.m * STEPS[-1])),
+        )
+        for before, outcome, after in zip(numbers, outcomes, numbers[2:], strict=False)
+    ]
+    record = Record("tuned", k_block, tuple(tuned_of(each) for each in wide if each.choice))
+    jobs = [(first.spec, first.row, None), (first.spec, first.row, record)]
+    default, tuned = session.build("kernel", jobs)
+    if not isinstance(default, bytes) or not isinstance(tuned, bytes):
+        raise TuningError(f"the tuned kernel cannot be built: {default} {tuned}"[:500])
+    pair = Pair(session, first, default, tuned)
+    found = []
+    for outcome in wide:
+        low = high = outcome.m
+        if outcome.choice:
+            watch(problem_of(problems, outcome.m).progress(len(outcome.times), "trying other M"))
+            for step in STEPS:
+                if outcome.m // step < outcome.first_m or not pair.as_fast(outcome.m // step):
+                    break
+                low = outcome.m // step
+            for step in STEPS:
+                if outcome.m * step > outcome.last_m or not pair.as_fast(outcome.m * step):
+                    break
+                high = outcome.m * step
+        found.append(dataclasses.replace(outcome, first_m=low, last_m=high))
+    return found
+
+
+def problem_of(problems: Sequence[Problem], m: int) -> Problem:
+    """The one with this M."""
+    return next(problem for problem in problems if problem.m == m)
+
+
+@dataclass
+class Pair:
+    """A tuned kernel beside the default one, each with all of its functions."""
+
+    session: Session
+    problem: Problem
+    default: bytes
+    tuned: bytes
+
+    def as_fast(self, m: int) -> bool:
+        """Whether the tuned kernel is not slower for `m` rows."""
+        problem = self.problem
+        spec = problem.spec
+        mine, its = (kernel_in(content).plan(m) for content in (self.tuned, self.default))
+        if mine == its:
+            return True
+        stage = Stage(self.session.bench, spec, m, problem.seed, problem.threads)
+        check = 2 * m * spec.n * spec.k <= CHECKED_OPERATIONS
+        for name, content in ((DEFAULT, self.default), (TUNED, self.tuned)):
+            if stage.load(name, content, check) is not None:
+                return False
+        times, failed = stage.race([DEFAULT, TUNED], PROBE_ROUNDS)
+        return not failed and not difference(times[TUNED], times[DEFAULT]).slower
+
+
+def kernel_in(content: bytes) -> Kernel:
+    """The kernel of a file, to ask and not to call."""
+    (stored,) = parsed(TUNED, content)
+    return Kernel(stored.info, None, 1)
