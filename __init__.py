@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import targets
 from .compiler.compile import compile
 from .compiler.cuda_kernel import CudaKernel
@@ -15,6 +17,9 @@ from .compiler.reference import reference
 from .compiler.spec import MatmulSpec
 from .compiler.weights import load_weights, read_matrix, save_weights
 from .errors import QuantmmError
+
+if TYPE_CHECKING:
+    from .tuning.run import tune
 
 __version__ = "0.1.0"
 
@@ -38,5 +43,15 @@ __all__ = [
     "reference",
     "save_weights",
     "targets",
+    "tune",
     "unpack_int4",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`tune`, whose modules only a program that tunes has to import."""
+    if name == "tune":
+        from .tuning.run import tune
+
+        return tune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,6 +35,7 @@ from .options import (
 from .quantize import quantize_command
 from .tables import show
 from .targets import targets_command
+from .tune import tune_command
 from .verify import verify_command
 
 FAILURE = 2
@@ -55,6 +56,7 @@ cli.add_command(targets_command)
 cli.add_command(quantize_command)
 cli.add_command(verify_command)
 cli.add_command(cache_command)
+cli.add_command(tune_command)
 
 
 def run() -> None:

@@ -86,10 +86,13 @@ def choose(
             target, layout, lambda rows: for_rows(chosen, target, rows).instruction
         )
     ]
-    every = defaults + [
-        tuned_choice(target, layout, chosen, record, tuned, [each for _, each in defaults])
-        for tuned in (record.tuned if record else ())
-    ]
+    every = list(defaults)
+    if record is not None:
+        functions = [function for _, function in defaults]
+        every += [
+            tuned_choice(target, layout, chosen, record.name, tuned, functions)
+            for tuned in record.tuned
+        ]
     if spec.m is None:
         return every
     m = spec.m
@@ -113,7 +116,7 @@ def tuned_choice(
     target: Target,
     layout: WeightLayout,
     chosen: Operands,
-    record: Record,
+    record: str,
     tuned: Tuned,
     defaults: list[Function],
 ) -> tuple[Variant, Function]:
@@ -133,7 +136,7 @@ def tuned_choice(
         cost=tuned.ratio * default / -(-tuned.m // rows),
         first_m=tuned.first_m,
         last_m=tuned.last_m,
-        record=record.name,
+        record=record,
     )
     return variant, function
 

@@ -1,9 +1,9 @@
 """How a strategy's space becomes decisions of a MetaSchedule trace.
 
-A kernel is decided before its loops exist: tiles, layout and epilogue shape the TensorExpression.
-So a space samples its decisions on the plain matrix multiplication and notes them on its block
-"acc"; `of_trace` reads them again, and the recipe is run with them as its parameters. The trace is a
-usual one, which MetaSchedule mutates, replays and stores.
+A kernel is decided before its loops exist: tiles and layout shape the TensorExpression. So a space
+samples its decisions on the plain matrix multiplication and notes them on its block "acc";
+`of_trace` reads them again, and the recipe is run with them as its parameters. The trace is a usual
+one, which MetaSchedule mutates, replays and stores.
 """
 
 from __future__ import annotations

@@ -131,9 +131,7 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     if program.x_steps > 1:
         load_activations(schedule, innermost)
     part = inner if program.summed else part
-    return TileLoops(
-        mo, panel, mi, beside, part, kb, ks, innermost, tuple(over), tuple(within), d
-    )
+    return TileLoops(mo, panel, mi, beside, part, kb, ks, innermost, tuple(over), tuple(within), d)
 
 
 def load_activations(schedule: Schedule, step: LoopRV) -> None:

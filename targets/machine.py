@@ -112,7 +112,9 @@ def cpu_model() -> str:
                     numbers[name.strip()] = value.strip()
     except OSError:
         pass
-    described = [f"{word} {numbers[name]}" for name, word in MODEL_NUMBERS.items() if name in numbers]
+    described = [
+        f"{word} {numbers[name]}" for name, word in MODEL_NUMBERS.items() if name in numbers
+    ]
     return ", ".join([cpu_name(), *described])
 
 

@@ -44,7 +44,9 @@ class Choice:
         p = self.parameters
         across = f"x{p.panels}" if p.panels > 1 else ""
         more = f"few_tiles {p.few_tiles} block_rows {p.block_rows} k_block {self.k_block}"
-        return f"{self.strategy} {p.rows}x{p.blocks}{across} ahead {p.ahead} unroll {p.unroll} {more}"
+        return (
+            f"{self.strategy} {p.rows}x{p.blocks}{across} ahead {p.ahead} unroll {p.unroll} {more}"
+        )
 
 
 def layout_of(spec: MatmulSpec, row: Target, k_block: int | None = None) -> WeightLayout:

@@ -1,8 +1,8 @@
 """Writing logs: appended line by line under a lock, so that nothing measured is ever lost.
 
 See `compiler.records` for what a log is. A line is written at once, and a line that was cut off by
-the end of its process is closed by the next one, so damage never spreads; lines that are damaged are
-reported and skipped. Nothing here imports `tvm`.
+the end of its process is closed by the next one, so damage never spreads; lines that are damaged
+are reported and skipped. Nothing here imports `tvm`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Kernel files checked and timed on this machine, one problem at a time. Imports no `tvm`.
 
-A `Bench` lives in a child process (see `worker`), because a kernel may crash or hang; one on another
-machine has the same methods. Whoever calls it decides about the order: `rounds` lets contenders take
-turns, so that a slow moment of the machine hits all of them.
+A `Bench` lives in a child process (see `worker`), because a kernel may crash or hang; one on
+another machine has the same methods. Who takes turns with whom is decided by its caller, see
+`stage.Stage`.
 """
 
 from __future__ import annotations
@@ -165,7 +165,11 @@ def reference_of(
     part = QTensor(
         w.data[columns],
         w.scale[columns] if w.scale.ndim else w.scale,
-        None if w.zero_point is None else w.zero_point[columns] if w.zero_point.ndim else w.zero_point,
+        None
+        if w.zero_point is None
+        else w.zero_point[columns]
+        if w.zero_point.ndim
+        else w.zero_point,
         w.dtype,
         w.group_size,
         (count, spec.k),

@@ -51,10 +51,10 @@ class Model:
     """Learns from logarithms of times, and predicts them."""
 
     def __init__(self) -> None:
-        self._points = np.empty((0, 0))
-        self._line = np.zeros(0)
-        self._weights = np.zeros(0)
-        self._inverse = np.zeros((0, 0))
+        self._points: np.ndarray = np.empty((0, 0))
+        self._line: np.ndarray = np.zeros(0)
+        self._weights: np.ndarray = np.zeros(0)
+        self._inverse: np.ndarray = np.zeros((0, 0))
         self._variance = 1.0
 
     def fit(self, points: Sequence[Sequence[float]], logs: Sequence[float]) -> None:

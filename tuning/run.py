@@ -1,12 +1,13 @@
 """`tune`: try parameters for some M of a spec, and write down what was faster than the default.
 
-For each M the search proposes batches of choices. They are built in child processes, checked against
-the reference and timed in another, in turns with the default and with the best so far, and written to
-the log before the next batch. `verdict` then decides what the kernel should be made of.
+For each M the search proposes batches of choices. They are built in child processes, checked
+against the reference and timed in another, in turns with the default and with the best so far, and
+written to the log before the next batch. `verdict` then decides what the kernel is made of.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING
 from .. import targets
 from ..bench.rotation import COLD_ROWS
 from ..compiler import records
-from ..compiler.records import FAILURES, TRIALS
 from ..compiler.linker import command as linker_command
+from ..compiler.records import FAILURES, TRIALS
 from ..compiler.runtime import default_threads, without_torch
 from ..compiler.spec import MatmulSpec
 from ..errors import SpecError, TuningError
 from ..targets import Target, machine
 from .candidate import Choice, default_choice, layout_of
-from .log import failure_line, open_database
+from .log import Database, failure_line, open_database
 from .stage import DEFAULT, Session, Stage, difference
 from .state import Problem, Tuning, Watch
 from .verdict import conclude
@@ -110,10 +111,13 @@ def tune(
                 floor_of(spec, row, rows, limit),
                 default_choice(spec, row, rows),
             )
-            for rows in sorted(set(m))
+            for rows in sorted({*m, *concluded(database, spec)})
         ]
         for problem in problems:
-            explore(active, problem, trials, deadline, watch or (lambda _: None))
+            if problem.m in m:
+                explore(active, problem, trials, deadline, watch or (lambda _: None))
+            else:
+                remember(problem, search_for(problem))
         return conclude(active, problems, watch or (lambda _: None), begun)
     finally:
         if own is not None:
@@ -136,13 +140,27 @@ def floor_of(spec: MatmulSpec, row: Target, m: int, limit: Limits) -> float:
     return limit.floor(m, spec.n, spec.k, weight_bytes, m <= COLD_ROWS)
 
 
-def explore(
-    session: Session, problem: Problem, trials: int, deadline: float, watch: Watch
-) -> None:
-    """Try choices for one M until there are as many trials, or no time, or nothing new."""
+def concluded(database: Database, spec: MatmulSpec) -> list[int]:
+    """The M for which the spec was tuned before: one record has to speak for all of them."""
+    lines = list(records.kernel_lines(database.path, spec))
+    if not lines:
+        return []
+    try:
+        return [int(each["m"]) for each in json.loads(lines[-1][1])["measured"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def search_for(problem: Problem) -> Search:
+    """The search for a problem; it imports TVM."""
     from .search import Search
 
-    search = Search(problem.spec, problem.row, problem.m, problem.seed, BATCH)
+    return Search(problem.spec, problem.row, problem.m, problem.seed, BATCH)
+
+
+def explore(session: Session, problem: Problem, trials: int, deadline: float, watch: Watch) -> None:
+    """Try choices for one M until there are as many trials, or no time, or nothing new."""
+    search = search_for(problem)
     remember(problem, search)
     watch(problem.progress(trials, "building the default"))
     stage = stage_with_default(session, problem)

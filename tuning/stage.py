@@ -77,7 +77,7 @@ class Session:
         self.bench.close()
 
     def build(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> list[bytes | WorkerError]:
-        """For each job what the method of a `candidate.Builder` returns, or why there is nothing."""
+        """For each job what the `candidate.Builder`'s method returns, or why it returned nothing."""
 
         def one(job: tuple[Any, ...]) -> bytes | WorkerError:
             worker = self._free.get()
@@ -119,7 +119,9 @@ class Stage:
         if self._contents.pop(name, None) is not None and self._bench.alive:
             self._bench.call("drop", name, seconds=RUN_SECONDS)
 
-    def race(self, names: Sequence[str], rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    def race(
+        self, names: Sequence[str], rounds: int
+    ) -> tuple[dict[str, list[float]], dict[str, str]]:
         """Let contenders take turns. Returns seconds per call of each round, and who failed why.
 
         The default comes first; who is hopeless, or fails, drops out.

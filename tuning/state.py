@@ -84,12 +84,13 @@ class Problem:
 
     def progress(self, trials: int, text: str = "") -> Progress:
         """Where it is."""
-        best = min((statistics.median(times) for times in self.times.values() if times), default=None)
+        best = min(
+            (statistics.median(times) for times in self.times.values() if times), default=None
+        )
         failed = sum(times is None for times in self.times.values())
         return Progress(
             self.spec, self.m, len(self.times), trials, failed, self.clock, best, self.floor, text
         )
-
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..compiler.arrays import MAX_ELEMENTS
 from ..compiler.kernel import Kernel
 from ..compiler.kernel_file import parsed
 from ..compiler.records import KERNELS, Record, Tuned, as_line
@@ -34,9 +35,7 @@ TUNED = "tuned"
 CHECKED_OPERATIONS = 4e10
 
 
-def conclude(
-    session: Session, problems: Sequence[Problem], watch: Watch, begun: float
-) -> Tuning:
+def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun: float) -> Tuning:
     """Decide, write the record, and say what came out."""
     first = problems[0]
     usual = layout_of(first.spec, first.row).k_block
@@ -175,12 +174,12 @@ def reaches(
     Whole kernels are compared, with what each of them uses for an M.
     """
     first = problems[0]
-    numbers = [0, *(outcome.m for outcome in outcomes), math.inf]
+    numbers = [0, *(outcome.m for outcome in outcomes), MAX_ELEMENTS]
     wide = [
         dataclasses.replace(
             outcome,
             first_m=max(before + 1, outcome.m // STEPS[-1]),
-            last_m=int(min(after - 1, outcome.m * STEPS[-1])),
+            last_m=min(after - 1, outcome.m * STEPS[-1]),
         )
         for before, outcome, after in zip(numbers, outcomes, numbers[2:], strict=False)
     ]
@@ -188,7 +187,8 @@ def reaches(
     jobs = [(first.spec, first.row, None), (first.spec, first.row, record)]
     default, tuned = session.build("kernel", jobs)
     if not isinstance(default, bytes) or not isinstance(tuned, bytes):
-        raise TuningError(f"the tuned kernel cannot be built: {default} {tuned}"[:500])
+        errors = [str(each) for each in (default, tuned) if not isinstance(each, bytes)]
+        raise TuningError(f"the tuned kernel cannot be built: {'; '.join(errors)}")
     pair = Pair(session, first, default, tuned)
     found = []
     for outcome in wide:

@@ -1,0 +1,96 @@
+"""`quantmm tune`: search parameters that are faster than the default ones."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..bench.models import MODELS
+from ..errors import TuningError
+from ..files import check_writable
+from .options import Whole, format_options, make_spec, target_option, threads_option
+
+
+@click.command("tune")
+@click.option("--m", type=Whole(), default="1,16,512", show_default=True, help="Rows of X.")
+@click.option("--n", type=Whole(), help="Rows of W.")
+@click.option("--k", type=Whole(), help="Columns of X and W.")
+@click.option("--model", type=click.Choice([*MODELS]), help="The layers of a model: its n and k.")
+@format_options
+@target_option
+@threads_option
+@click.option("--trials", type=click.IntRange(1), default=64, show_default=True, help="For each M.")
+@click.option("--time-limit", type=float, help="Seconds after which no further trial begins.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search and the data.")
+@click.option("--log", type=click.Path(), help="Folder of the log; by default the user's own.")
+@click.option("--plot", type=click.Path(), help="Draw the tuning curves into this file.")
+def tune_command(
+    m: list[int],
+    n: list[int] | None,
+    k: list[int] | None,
+    model: str | None,
+    target: str,
+    threads: int | None,
+    trials: int,
+    time_limit: float | None,
+    seed: int,
+    log: str | None,
+    plot: str | None,
+    **formats: Any,
+) -> None:
+    """Search parameters for this machine, and keep what is faster than the default in a log.
+
+    `compile` uses it from then on. Every trial is written down when it was measured: the same
+    command goes on where a run was ended, and several may share a log. For M up to 16 the weights
+    come from memory.
+    """
+    from ..tuning.progress import Display
+    from ..tuning.run import tune
+    from ..tuning.stage import Session
+
+    if plot is not None:
+        check_writable(Path(plot), TuningError)
+    specs = [make_spec(rows, columns, formats) for rows, columns in shapes(model, n, k)]
+    if time_limit is not None and time_limit <= 0:
+        raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
+    begun, tunings = time.monotonic(), []
+    with Display(trials * len(specs) * len(set(m))) as display, Session() as session:
+        for spec in specs:
+            left = None if time_limit is None else time_limit - (time.monotonic() - begun)
+            if left is not None and left <= 0:
+                break
+            tunings.append(
+                tune(
+                    spec,
+                    target,
+                    m,
+                    trials=trials,
+                    time_limit=left,
+                    seed=seed,
+                    threads=threads,
+                    log=log,
+                    watch=display,
+                    session=session,
+                )
+            )
+            display.finished(tunings[-1])
+    if plot is not None:
+        from ..tuning.plot import plot as draw
+
+        draw(tunings, Path(plot))
+    for tuning in tunings:
+        click.echo(tuning.record or f"{tuning.spec.n} x {tuning.spec.k}: the defaults stay")
+
+
+def shapes(model: str | None, n: list[int] | None, k: list[int] | None) -> list[tuple[int, int]]:
+    """The n and k that are asked for."""
+    if model is not None and (n or k):
+        raise click.UsageError("give --model, or --n and --k")
+    if model is not None:
+        return [(layer.n, layer.k) for layer in MODELS[model]]
+    if not n or not k:
+        raise click.UsageError("give --n and --k, or --model")
+    return [(rows, columns) for rows in n for columns in k]
