@@ -23,6 +23,7 @@ from ..compiler.reference import reference
 from ..compiler.spec import MatmulSpec
 from ..errors import QuantmmError
 from .cache import cache_command
+from .logs import logs_command
 from .options import (
     Whole,
     format_options,
@@ -57,6 +58,7 @@ cli.add_command(quantize_command)
 cli.add_command(verify_command)
 cli.add_command(cache_command)
 cli.add_command(tune_command)
+cli.add_command(logs_command)
 
 
 def run() -> None:

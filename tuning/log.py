@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler import records
-from ..compiler.records import FAILURES, HEADER, KERNELS, TRIALS, WORKLOADS
+from ..compiler.records import FAILURES, HEADER, TRIALS, WORKLOADS
 from ..errors import RecordError
 from ..files import alone, write_whole
-from ..targets import Target
 from .candidate import Choice
 
 #: The seconds that MetaSchedule's table has for a trial that failed.
@@ -170,31 +169,27 @@ def failure_line(workload: int, choice: Choice, reason: str) -> dict[str, Any]:
     return {"workload": workload, "choice": choice.decisions(), "reason": reason}
 
 
-def open_database(log: Path, row: Target, threads: int, llvm: int) -> Database:
-    """The database of a log for this machine, made if need be.
+def database_for(log: Path, header: dict[str, Any]) -> Database:
+    """The database of a log under this header, made if need be.
 
     Raises
     ------
     RecordError
         The log cannot be written.
     """
-    here = records.header(row, threads)
     try:
         log.mkdir(parents=True, exist_ok=True)
+        with alone(log):
+            for path in records.databases(log):
+                if records.read_header(path) == header:
+                    return Database(path)
+            names = (f"{header['target']}-{number}" for number in range(1, 10**6))
+            path = next(log / name for name in names if not (log / name).exists())
+            path.mkdir()
+            content = json.dumps(header, indent=1) + "\n"
+            write_whole(path / HEADER, content.encode(), RecordError)
     except OSError as error:
+        if isinstance(error, RecordError):
+            raise
         raise RecordError(f"cannot write the log {log}: {error.strerror}") from None
-    with alone(log):
-        for path in records.databases(log):
-            if records.why_not(records.read_header(path), here) is None:
-                return Database(path)
-        names = (f"{row.name}-{number}" for number in range(1, 10**6))
-        path = next(log / name for name in names if not (log / name).exists())
-        path.mkdir()
-        content = json.dumps({**here, "llvm": llvm}, indent=1) + "\n"
-        write_whole(path / HEADER, content.encode(), RecordError)
     return Database(path)
-
-
-def kernels_of(database: Path) -> list[tuple[int, dict[str, Any]]]:
-    """What came out of tuning: line numbers and lines of the table of kernels."""
-    return Database(database).read(KERNELS, dict)

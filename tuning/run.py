@@ -26,7 +26,7 @@ from ..compiler.spec import MatmulSpec
 from ..errors import SpecError, TuningError
 from ..targets import Target, machine
 from .candidate import Choice, default_choice, layout_of
-from .log import Database, failure_line, open_database
+from .log import Database, database_for, failure_line
 from .stage import DEFAULT, Session, Stage, difference
 from .state import Problem, Tuning, Watch
 from .verdict import conclude
@@ -91,7 +91,8 @@ def tune(
         from ..bench import limits
     count = threads or default_threads()
     path = records.default_folder() if log is None else Path(log)
-    database = open_database(path, row, count, codegen.llvm_version_major())
+    header = {**records.header(row, count), "llvm": codegen.llvm_version_major()}
+    database = database_for(path, header)
     begun = time.monotonic()
     deadline = begun + (time_limit if time_limit is not None else float("inf"))
     # Before the children start, which would share the machine with it.

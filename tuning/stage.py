@@ -77,7 +77,7 @@ class Session:
         self.bench.close()
 
     def build(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> list[bytes | WorkerError]:
-        """For each job what the `candidate.Builder`'s method returns, or why it returned nothing."""
+        """For each job what the method of a `candidate.Builder` returns, or why it failed."""
 
         def one(job: tuple[Any, ...]) -> bytes | WorkerError:
             worker = self._free.get()

@@ -1,0 +1,221 @@
+"""Looking after logs: what is in them, whether it is whole, and what of it is worth keeping."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import targets
+from ..compiler import records
+from ..compiler.records import FAILURES, KERNELS, TRIALS, WORKLOADS
+from ..compiler.spec import MatmulSpec
+from ..errors import QuantmmError, RecordError
+from ..files import alone, write_whole
+from .log import Damage, Database, database_for, parse_failure, parse_trial
+
+#: Trials of a problem that `prune` keeps: the first, which is the default, and the fastest.
+FASTEST = 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The latest record for a spec in a database.
+
+    Attributes
+    ----------
+    header : of the database.
+    fields : of the line.
+    """
+
+    database: Path
+    number: int
+    header: dict[str, Any]
+    fields: dict[str, Any]
+
+    @property
+    def spec(self) -> MatmulSpec:
+        """That was tuned."""
+        return MatmulSpec.from_json(self.fields["spec"])
+
+    def why_not_here(self) -> str | None:
+        """Why `compile` would not use it on this machine; None when it would."""
+        try:
+            row = targets.find(self.header["target"])
+        except QuantmmError as error:
+            return str(error)
+        here = records.header(row, self.header["threads"])
+        return records.why_not(self.header, here)
+
+
+def log_databases(log: Path) -> list[Path]:
+    """The databases of a log.
+
+    Raises
+    ------
+    RecordError
+        It has none.
+    """
+    found = records.databases(log)
+    if not found:
+        raise RecordError(f"no log at {log}; expected a folder that tuning wrote")
+    return found
+
+
+def kernels(log: Path) -> list[Kernel]:
+    """The latest record of every spec in a log.
+
+    Raises
+    ------
+    RecordError
+        There is no log, or a header is damaged.
+    """
+    found: list[Kernel] = []
+    for path in log_databases(log):
+        header = records.read_header(path)
+        latest = {
+            fields["spec"]: Kernel(path, number, header, fields)
+            for number, fields in Database(path).read(KERNELS, kernel_fields)
+        }
+        found += latest.values()
+    return found
+
+
+def kernel_fields(line: Any) -> dict[str, Any]:
+    """A line of the table of kernels, whose spec can be read."""
+    MatmulSpec.from_json(line["spec"])
+    return dict(line)
+
+
+def check(log: Path) -> list[str]:
+    """What is wrong in a log: damaged lines, and records that do not fit their spec or target.
+
+    Raises
+    ------
+    RecordError
+        There is no log.
+    """
+    found: list[str] = []
+    for path in log_databases(log):
+        database = Database(path)
+        try:
+            header = records.read_header(path)
+            row = targets.find(header.get("target", ""))
+        except QuantmmError as error:
+            found.append(str(error))
+            continue
+        workloads = len(database.read(WORKLOADS, workload_fields))
+        for number, (workload, _, _) in database.read(TRIALS, parse_trial):
+            if not 0 <= workload < workloads:
+                reason = f"is for workload {workload}; there are {workloads}"
+                database.damage.append(Damage(path / TRIALS, number, reason))
+        database.read(FAILURES, parse_failure)
+        for number, fields in database.read(KERNELS, kernel_fields):
+            spec = MatmulSpec.from_json(fields["spec"])
+            try:
+                records.parsed(f"{path / KERNELS}, line {number}", json.dumps(fields), spec, row)
+            except QuantmmError as error:
+                found.append(str(error))
+        found += map(str, database.damage)
+    return found
+
+
+def workload_fields(line: Any) -> tuple[str, str]:
+    """A line of MetaSchedule's table of workloads: hash and module."""
+    digest, module = line
+    return str(digest), str(module)
+
+
+def merge(sources: Sequence[Path], into: Path) -> int:
+    """Add what logs have to another one, each database to the one for the same machine.
+
+    Returns how many lines were new.
+
+    Raises
+    ------
+    RecordError
+        A source is no log, or `into` cannot be written.
+    """
+    return sum(
+        merge_database(database, database_for(into, records.read_header(database)))
+        for source in sources
+        for database in log_databases(source)
+    )
+
+
+def merge_database(source: Path, into: Database) -> int:
+    """Add the lines of one database that another does not have."""
+    given = Database(source)
+    new = {
+        number: into.workload(list(fields))
+        for number, (_, fields) in enumerate(given.read(WORKLOADS, workload_fields))
+    }
+
+    def renumbered(line: Any) -> Any:
+        parse_trial(line)
+        return [new[line[0]], line[1]]
+
+    def renumbered_failure(line: Any) -> Any:
+        parse_failure(line)
+        return {**line, "workload": new[line["workload"]]}
+
+    count = 0
+    parsers = {TRIALS: renumbered, FAILURES: renumbered_failure, KERNELS: kernel_fields}
+    for name, parse in parsers.items():
+        known = {json.dumps(line) for _, line in into.read(name, lambda line: line)}
+        lines = [json.dumps(line) for _, line in given.read(name, parse)]
+        fresh = [line for line in lines if line not in known]
+        into.add(name, fresh)
+        count += len(fresh)
+    return count
+
+
+def prune(log: Path) -> int:
+    """Keep of every problem the default and the fastest trials, of every spec the latest record.
+
+    Damaged lines go too. Returns how many lines went.
+
+    Raises
+    ------
+    RecordError
+        There is no log, or it cannot be written.
+    """
+    gone = 0
+    for path in log_databases(log):
+        database = Database(path)
+        with alone(path):
+            gone += rewrite(database, TRIALS, kept_trials(database))
+            gone += rewrite(database, FAILURES, [])
+            latest = {fields["spec"]: fields for _, fields in database.read(KERNELS, kernel_fields)}
+            gone += rewrite(database, KERNELS, list(latest.values()))
+    return gone
+
+
+def kept_trials(database: Database) -> list[Any]:
+    """The lines of trials that are worth keeping."""
+
+    def both(line: Any) -> Any:
+        workload, _, seconds = parse_trial(line)
+        return workload, statistics.median(seconds), line
+
+    problems: dict[int, list[tuple[float, Any]]] = {}
+    for _, (workload, median, line) in database.read(TRIALS, both):
+        problems.setdefault(workload, []).append((median, line))
+    kept = []
+    for trials in problems.values():
+        fastest = sorted(trials[1:], key=lambda trial: trial[0])[:FASTEST]
+        kept += [line for _, line in [trials[0], *fastest]]
+    return kept
+
+
+def rewrite(database: Database, name: str, lines: Sequence[Any]) -> int:
+    """Put these lines into a table, in place of all others. Returns how many there are less."""
+    path = database.path / name
+    before = len(path.read_bytes().splitlines()) if path.exists() else 0
+    if before:
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        write_whole(path, content.encode(), RecordError)
+    return before - len(lines)
