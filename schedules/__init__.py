@@ -151,7 +151,9 @@ def why_not(
     if tile.rows % (fragments if dot.shapes else dot.rows):
         return f"rows={tile.rows}; {dot.name} computes {dot.rows} at a time"
     taken, most = registers(target, layout, dot, tile, 1), budget(target, dot)
-    if taken > most:
+    # One block must do where not even that fits; vectors then pass through memory.
+    may_spill = tile.blocks == 1 and dot.registers is None and tile.rows <= max(target.tile_rows)
+    if taken > most and not may_spill:
         return f"a tile of {tile.rows} x {tile.blocks} takes {taken} registers of {most}"
     steps = layout.k_block // (layout.depth * layout.steps_per_byte)
     if steps % parameters.unroll:

@@ -36,7 +36,7 @@ ONE_BLOCK = 64
 
 
 def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
-    """Sample a gemm's decisions, for `schedules.Parameters`; the usual value stands first."""
+    """Sample a gemm's decisions, for `schedules.Parameters`."""
     usual_block = max(1, scope.target.cache_bytes // scope.layout.k_padded)
     blocks_of_rows = (256, 128, 64) if scope.m > ONE_BLOCK else ()
     options = {
@@ -49,7 +49,7 @@ def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) 
         "block_rows": (usual_block, *(b for b in blocks_of_rows if b < usual_block)),
         "k_block": scope.k_blocks,
     }
-    sample(sch, "gemm", options, chosen)
+    sample(sch, scope, "gemm", options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:

@@ -27,7 +27,7 @@ MOST_ROWS = 32
 
 
 def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
-    """Sample a gemv's decisions, for `schedules.Parameters`; the usual value stands first."""
+    """Sample a gemv's decisions, for `schedules.Parameters`."""
     options = {
         "rows": scope.rows,
         "blocks": (1, 2, 4, 3, 6, 8),
@@ -38,7 +38,7 @@ def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) 
         "block_rows": (max(1, scope.target.cache_bytes // scope.layout.k_padded),),
         "k_block": scope.k_blocks,
     }
-    sample(sch, "gemv", options, chosen)
+    sample(sch, scope, "gemv", options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:

@@ -33,6 +33,7 @@ class Scope:
     ----------
     layout : the default one.
     m : rows of x that are tuned for.
+    usual : the default's strategy and decisions.
     rows : heights of a tile that the target's dot products can compute.
     k_blocks : sizes of a block of K, the default first.
     """
@@ -40,24 +41,31 @@ class Scope:
     target: Target
     layout: WeightLayout
     m: int
+    usual: Mapping[str, Any]
     rows: tuple[int, ...]
     k_blocks: tuple[int, ...]
 
 
 def sample(
     schedule: Schedule,
+    scope: Scope,
     strategy: str,
     options: Mapping[str, Sequence[int]],
     chosen: Mapping[str, int] | None = None,
 ) -> None:
-    """Sample one of the `options` of every decision, or take what was `chosen`."""
+    """Sample one of the `options` of every decision, or take what was `chosen`.
+
+    What the default has is an option in any case, and the usual one.
+    """
     block = schedule.get_sblock("acc")
     schedule.annotate(block, NOTE + STRATEGY, strategy)
+    usual = scope.usual if scope.usual[STRATEGY] == strategy else {}
     for name, values in options.items():
-        others = len(values) - 1
+        candidates = list(dict.fromkeys([usual.get(name, values[0]), *values]))
+        others = len(candidates) - 1
         shares = [USUAL if others else 1.0, *[(1 - USUAL) / max(1, others)] * others]
-        decision = None if chosen is None else list(values).index(chosen[name])
-        value = schedule.sample_categorical(list(values), shares, decision)
+        decision = None if chosen is None else candidates.index(chosen[name])
+        value = schedule.sample_categorical(candidates, shares, decision)
         schedule.annotate(block, NOTE + name, value)
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,11 +96,12 @@ def tune(
     database = database_for(path, header)
     begun = time.monotonic()
     deadline = begun + (time_limit if time_limit is not None else float("inf"))
-    # Before the children start, which would share the machine with it.
+    # Before children start, which would share the machine with it.
     limit = limits.measure(row, count)
     own = Session() if session is None else None
     active = session or own
     assert active is not None
+    active.start()
     try:
         problems = [
             Problem(
@@ -193,6 +195,8 @@ def remember(problem: Problem, search: Search) -> None:
             times = None if trial.seconds is None else list(trial.seconds)
             problem.times[trial.choice] = times
             search.tell(trial.choice, times)
+    for damage in problem.database.damage:
+        warnings.warn(f"skipped {damage}", RuntimeWarning, stacklevel=2)
     known = problem.times.get(problem.default)
     problem.clock = statistics.median(known) if known else None
 

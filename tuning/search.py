@@ -83,7 +83,8 @@ def scope_of(spec: MatmulSpec, row: Target, m: int) -> Scope:
             rows.append(count)
         if count >= m and rows:
             break
-    return Scope(row, layout, m, tuple(reversed(rows)), tuple(sizes[:MOST_K_BLOCKS]))
+    usual = candidate.default_choice(spec, row, m).decisions()
+    return Scope(row, layout, m, usual, tuple(reversed(rows)), tuple(sizes[:MOST_K_BLOCKS]))
 
 
 class Search:

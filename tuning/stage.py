@@ -63,9 +63,13 @@ class Session:
         self.build_seconds = build_seconds
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self.builders:
-            worker.start()
             self._free.put(worker)
         self._threads = ThreadPoolExecutor(BUILDERS)
+
+    def start(self) -> None:
+        """Start the children before they are needed, without waiting for them."""
+        for worker in self.builders:
+            worker.start()
 
     def __enter__(self) -> Session:
         return self

@@ -24,7 +24,7 @@ from .stage import DEFAULT, Session, Stage, difference
 from .state import Outcome, Problem, Tuning, Watch
 
 #: How many of the fastest choices are measured again, and in how many rounds.
-FINALISTS, FINAL_ROUNDS = 3, 15
+FINALISTS, FINAL_ROUNDS = 3, 25
 #: A layout other than the default must save this share, in the geometric mean over all M.
 LAYOUT_GAIN = 0.01
 #: How far from its M a choice may be used, as factors of M, nearest first; and the rounds in which

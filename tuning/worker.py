@@ -45,6 +45,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._messages: Any = None
+        self._greeted = False
 
     @property
     def alive(self) -> bool:
@@ -66,6 +67,7 @@ class Worker:
         )
         there.close()
         self._connection = here
+        self._greeted = False
         self.starts += 1
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
@@ -76,15 +78,24 @@ class Worker:
         WorkerError
             The method raised an error, the child ended, or the time was over.
         """
-        fresh = self._process is None
         self.start()
+        if not self._greeted:
+            self._answer("started", START_SECONDS)
+            self._greeted = True
         assert self._connection is not None
-        limit = seconds + (START_SECONDS if fresh else 0)
         try:
             self._connection.send((method, arguments))
-            if not self._connection.poll(limit):
+        except OSError:
+            raise WorkerError(self._last_words()) from None
+        return self._answer("done", seconds)
+
+    def _answer(self, what: str, seconds: float) -> Any:
+        """What the child says within a time."""
+        assert self._connection is not None
+        try:
+            if not self._connection.poll(seconds):
                 self.close()
-                raise WorkerError(f"not done after {limit:.0f} s")
+                raise WorkerError(f"not {what} after {seconds:g} s")
             fine, answer = self._connection.recv()
         except (EOFError, OSError):
             raise WorkerError(self._last_words()) from None
@@ -133,6 +144,7 @@ def serve(connection: Connection, place: str) -> None:
     module, _, name = place.partition(":")
     served = getattr(importlib.import_module(module), name)()
     with contextlib.suppress(EOFError, OSError):
+        connection.send((True, None))
         while True:
             method, arguments = connection.recv()
             try:

@@ -1,0 +1,722 @@
+"""Tuning: what is tried, what that may cost, what is kept of it, and when it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import problems
+import psutil
+import pytest
+import quantmm as qmm
+import tuning_faults
+from quantmm import targets
+from quantmm.bench import limits
+from quantmm.bench.models import MODELS
+from quantmm.compiler import cache, records
+from quantmm.compiler.kernel import Function
+from quantmm.errors import RecordError, SpecError, ToolError, TuningError
+from quantmm.schedules import Parameters
+from quantmm.schedules.space import of_trace
+from quantmm.tuning import candidate, keeping, measure, plot, run, stage
+from quantmm.tuning.candidate import Choice, default_choice
+from quantmm.tuning.log import Database, database_for
+from quantmm.tuning.model import Model
+from quantmm.tuning.progress import Display
+from quantmm.tuning.search import Search
+from quantmm.tuning.stage import DEFAULT, Session, Stage, difference
+from quantmm.tuning.state import Outcome, Progress, Tuning
+from quantmm.tuning.worker import Worker, WorkerError
+from rich.console import Console
+from tvm.s_tir import meta_schedule as ms
+
+SPEC = qmm.MatmulSpec(n=64, k=64)
+ROW = targets.host()
+M = 6
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The limits are not measured anew in every test, and children find these tests' modules."""
+    measured = limits.Limits(1, 1000.0, 10.0, 10.0)
+    monkeypatch.setattr(limits, "measure", lambda *_: measured)
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+
+
+def tune(log, bench="Bench", **options):
+    bench = Worker(f"tuning_faults:{bench}")
+    with Session("tuning_faults:Builder", bench, build_seconds=5) as session:
+        options = {"m": [M], "trials": 5, "threads": 1, **options}
+        return qmm.tune(SPEC, log=log, session=session, **options)
+
+
+def lines(log, name=records.TRIALS):
+    (database,) = records.databases(Path(log))
+    return (database / name).read_text().splitlines()
+
+
+@pytest.fixture
+def propose(monkeypatch):
+    """Let the search propose these choices, one batch after the other."""
+
+    def these(*batches):
+        class Fixed(Search):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                self.batches = iter(batches)
+
+            def propose(self):
+                return iter([(choice, None) for choice in next(self.batches, [])])
+
+        monkeypatch.setattr(
+            run, "search_for", lambda p: Fixed(p.spec, p.row, p.m, p.seed, run.BATCH)
+        )
+
+    return these
+
+
+def choice(**other):
+    parameters = {"rows": 3, "blocks": 2, "panels": 1, "ahead": 0, "unroll": 1, "few_tiles": 2}
+    return Choice("gemm", 64, Parameters(**{**parameters, "block_rows": 1 << 17, **other}))
+
+
+# Safe.
+
+
+def test_what_fails_costs_only_itself(tmp_path, propose, monkeypatch):
+    monkeypatch.setattr(stage, "RUN_SECONDS", 3.0)
+    # The space has none of these values for few_tiles; their trials are kept all the same.
+    monkeypatch.setattr(Search, "trace", lambda self, each: self.schedule("gemm", None).trace)
+    faults = {
+        tuning_faults.CRASHES_COMPILER: "SIGABRT",
+        tuning_faults.HANGS_COMPILER: "not done after 5 s",
+        tuning_faults.FAILS_TO_BUILD: "ValueError: no such tile",
+        tuning_faults.IS_WRONG: "wrong for 1 rows: ",
+        tuning_faults.CRASHES: "SIGSEGV",
+        tuning_faults.HANGS: "not done after 3 s",
+    }
+    good = [choice(rows=1), choice(rows=2)]
+    bad = [choice(few_tiles=few) for few in faults]
+    propose([bad[0], bad[1], good[0], bad[2]], [bad[3], bad[4], good[1], bad[5]])
+    seen = []
+    tuning = tune(tmp_path, m=[M], trials=9, watch=seen.append)
+    assert [state.failed for state in seen][-1] == len(bad)
+    (outcome,) = tuning.outcomes
+    assert sum(each is None for each in outcome.times) == len(bad)
+    assert outcome.choice in (None, *good)
+    reasons = {}
+    for line in map(json.loads, lines(tmp_path, records.FAILURES)):
+        reasons[line["choice"]["few_tiles"]] = line["reason"]
+    assert reasons.keys() == faults.keys()
+    for few, reason in faults.items():
+        assert reason in reasons[few]
+
+
+def test_a_default_that_does_not_work(tmp_path, monkeypatch):
+    broken = dataclasses.replace(
+        default_choice(SPEC, ROW, M).parameters, few_tiles=tuning_faults.IS_WRONG
+    )
+    monkeypatch.setattr(run, "default_choice", lambda *_: Choice("gemm", 64, broken))
+    with pytest.raises(TuningError, match=f"the default kernel failed for m={M}: wrong for"):
+        tune(tmp_path)
+
+
+def test_what_is_written_behind_the_rows_is_seen(monkeypatch):
+    bench = measure.Bench()
+    bench.prepare(SPEC, M, 0, 1)
+    good = tuning_faults.Builder().candidate(SPEC, ROW, choice())
+    assert bench.load("good", good) is None
+    run_before = bench._run
+
+    def spilling(linear, m):
+        run_before(linear, m)
+        bench._out[m:] = 0
+
+    monkeypatch.setattr(bench, "_run", spilling)
+    assert bench.load("spilling", good) == "wrong for 1 rows: it writes behind them"
+
+
+def test_a_child_that_is_gone_is_replaced():
+    worker = Worker("tuning_faults:Bench")
+    try:
+        worker.call("prepare", SPEC, 1, 0, 1, seconds=20)
+        with pytest.raises(WorkerError, match=r"AttributeError: .*no attribute 'fly'"):
+            worker.call("fly", seconds=5)
+        assert worker.starts == 1
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            worker.call("prepare", SPEC, 1, 0, 1, seconds=20)
+        worker.call("prepare", SPEC, 1, 0, 1, seconds=20)
+        assert worker.starts == 2
+    finally:
+        worker.close()
+    assert not worker.alive
+
+
+def test_a_stage_puts_back_what_a_lost_child_had():
+    content = candidate.Builder().candidate(SPEC, ROW, choice())
+    worker = Worker("tuning_faults:Bench")
+    try:
+        on = Stage(worker, SPEC, M, 0, 1)
+        assert on.load(DEFAULT, content) is None
+        assert on.load("other", content) is None
+        os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.wait()
+        times, failed = on.race([DEFAULT, "other"], 2)
+        assert list(failed) in ([], [DEFAULT])  # who was asked when it was gone
+        assert len(times["other"]) == 2
+    finally:
+        worker.close()
+
+
+# Resumed, shared, damaged.
+
+
+def command(log, *words):
+    code = "from quantmm.cli.main import run; run()"
+    words = ["tune", "--m", "5", "--n", "64", "--k", "64", "--threads", "1", *words]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words), "--log", str(log)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_lines(log, count):
+    for _ in range(600):
+        if records.databases(log):
+            (database,) = records.databases(log)
+            path = database / records.TRIALS
+            if path.exists() and len(path.read_bytes().splitlines()) >= count:
+                return
+        time.sleep(0.1)
+    pytest.fail("nothing was measured")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_ended_goes_on(tmp_path, how):
+    process = command(tmp_path, "--trials", 1000)
+    wait_for_lines(tmp_path, 9)
+    children = psutil.Process(process.pid).children()
+    assert len(children) >= 2
+    process.send_signal(how)
+    _, err = process.communicate(timeout=20)
+    if how == signal.SIGINT:
+        assert process.returncode == 2
+        assert err.endswith("quantmm: interrupted\n")
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    before = lines(tmp_path)
+    (database,) = records.databases(tmp_path)
+    tried = [trial.choice for trial in Database(database).trials()]
+    assert len(set(tried)) == len(tried) == len(before)
+    more = len(before) + 3
+    command(tmp_path, "--trials", more).communicate(timeout=60)
+    assert lines(tmp_path)[: len(before)] == before
+    tried = [trial.choice for trial in Database(database).trials()]
+    assert len(set(tried)) == len(tried) == more
+    assert len(lines(tmp_path, records.KERNELS)) == 1
+    # Nothing is left to be done, and nothing is done.
+    command(tmp_path, "--trials", more).communicate(timeout=60)
+    assert len(lines(tmp_path)) == more
+
+
+def test_two_runs_share_a_log(tmp_path):
+    runs = [command(tmp_path, "--trials", 6, "--out", out) for out in ("float32", "int32", "int8")]
+    for process in runs:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    (path,) = records.databases(tmp_path)
+    database = Database(path)
+    trials = database.trials()
+    assert database.damage == []
+    assert sorted(trial.workload for trial in trials) == [0] * 6 + [1] * 6 + [2] * 6
+    assert len(set(lines(tmp_path, records.WORKLOADS))) == 3
+    specs = {json.loads(line)["spec"] for line in lines(tmp_path, records.KERNELS)}
+    assert len(specs) == 3
+    assert keeping.check(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """A log in which a choice was faster than the default for M, and one for 40."""
+    folder = tmp_path_factory.mktemp("log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "measure", lambda *_: limits.Limits(1, 1000.0, 10.0, 10.0))
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        patch.setenv("PYTHONPATH", path)
+        tune(folder, "SlowDefault", m=[M, 40], trials=4)
+    return folder
+
+
+@pytest.fixture
+def copy(log, tmp_path):
+    """The same to be damaged."""
+    (database,) = records.databases(log)
+    folder = tmp_path / "log" / database.name
+    folder.mkdir(parents=True)
+    for path in database.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder.parent
+
+
+def test_damaged_lines_are_reported_and_skipped(copy):
+    (database,) = records.databases(copy)
+    path = database / records.TRIALS
+    whole = path.read_text().splitlines()
+    half = whole[1][: len(whole[1]) // 2]
+    path.write_text("\n".join([whole[0], "{", "[0, 1]", *whole[2:], half]))
+    with pytest.warns(RuntimeWarning, match="line 2: is damaged"):
+        tune(copy, "SlowDefault", trials=5)
+    after = path.read_text().splitlines()
+    assert after[: len(whole) + 2] == [whole[0], "{", "[0, 1]", *whole[2:], half]
+    # Whatever was lost is made up for, and nothing was appended to the half line.
+    assert all(json.loads(line) for line in after[len(whole) + 2 :])
+    assert len(keeping.check(copy)) == 3
+    assert keeping.prune(copy) > 3
+    assert keeping.check(copy) == []
+
+
+# What is kept.
+
+
+def test_metaschedule_reads_its_tables(log):
+    (path,) = records.databases(log)
+    table = ms.database.JSONDatabase(
+        str(path / records.WORKLOADS), str(path / records.TRIALS), allow_missing=False
+    )
+    assert len(table) == 8
+    search = Search(SPEC, ROW, M, 0, 4)
+    token = table.commit_workload(search.module)
+    assert len(lines(log, records.WORKLOADS)) == 2  # it was there
+    best, *_ = table.get_top_k(token, 1)
+    again = best.as_measure_candidate()
+    trials = [trial for trial in Database(path).trials() if trial.workload == 0]
+    fastest = min(trials, key=lambda trial: np.mean(trial.seconds))
+    found = Choice.of(of_trace(again.sch.trace))
+    assert found == fastest.choice
+
+
+def test_compile_uses_the_record(log):
+    kernel = qmm.compile(SPEC, num_threads=1, log=log)
+    (database,) = records.databases(log)
+    name = f"{database}:1"
+    used = {row["m"]: row["record"] for row in kernel.report((1, M, 40, 500))}
+    assert used[M] == used[40] == name
+    assert used[500] is None
+    rng = np.random.default_rng(0)
+    w = problems.weight(rng, SPEC)
+    for m in (1, 2, M - 1, M, M + 1, 39, 40, 41, 100):
+        x = problems.activation(rng, SPEC, m)
+        np.testing.assert_array_equal(
+            kernel(x, w, x_scale=0.5), qmm.reference(SPEC, x, w, x_scale=0.5)
+        )
+    fixed = qmm.compile(dataclasses.replace(SPEC, m=M), num_threads=1, log=log)
+    assert fixed.report()[0]["record"] == name
+    assert qmm.compile(SPEC, num_threads=1, log=False).report((M,))[0]["record"] is None
+
+
+def test_the_default_stays_where_it_is_faster(tmp_path):
+    tuning = tune(tmp_path, "FastDefault", trials=3)
+    assert tuning.record is None
+    assert tuning.outcomes[0].choice is None
+    assert json.loads(lines(tmp_path, records.KERNELS)[0])["tuned"] == []
+    assert qmm.compile(SPEC, num_threads=1, log=tmp_path).report((M,))[0]["record"] is None
+
+
+def test_one_record_speaks_for_all_m(copy):
+    tune(copy, "SlowDefault", m=[20], trials=3)
+    assert [each["m"] for each in json.loads(lines(copy, records.KERNELS)[-1])["measured"]] == [
+        M,
+        20,
+        40,
+    ]
+    kernel = qmm.compile(SPEC, num_threads=1, log=copy)
+    assert None not in {row["record"] for row in kernel.report((M, 20, 40))}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "0"),
+        ("tvm", "0.26.0"),
+        ("tvm_compiler", 1),
+        ("cpu", "Z80"),
+        ("threads", 2),
+        ("target", "z80"),
+        ("format", 99),
+    ],
+)
+def test_a_record_of_something_else_is_not_used(copy, name, value):
+    (database,) = records.databases(copy)
+    path = database / records.HEADER
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({**header, name: value}))
+    assert records.find(SPEC, ROW, 1, copy) is None
+    allowed = records.find(SPEC, ROW, 1, copy, any_record=True)
+    assert (allowed is None) == (name in ("target", "format"))
+    other = records.why_not({**header, name: value}, records.header(ROW, 1))
+    assert f"{name} is {value!r}, here {header[name]!r}" in other
+
+
+def test_other_specs_rows_and_threads_have_no_record(log):
+    assert records.find(dataclasses.replace(SPEC, bias=True), ROW, 1, log) is None
+    assert records.find(SPEC, targets.emulated(ROW), 1, log) is None
+    assert records.find(SPEC, dataclasses.replace(ROW, cache_bytes=1), 1, log) is None
+    assert records.find(SPEC, ROW, 2, log) is None
+    assert records.find(SPEC, ROW, 2, log, any_record=True) is not None
+
+
+def test_a_log_that_is_not_there(tmp_path):
+    with pytest.raises(RecordError, match=r"no log at .*nowhere; expected a folder that tuning"):
+        qmm.compile(SPEC, log=tmp_path / "nowhere")
+
+
+def with_record(copy, change):
+    (database,) = records.databases(copy)
+    path = database / records.KERNELS
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.update(k_block=48), r"k_block=48; expected one of \[64"),
+        (lambda f: f["tuned"][0].update(strategy="gemx"), "m=6: strategy='gemx'; expected one of"),
+        (lambda f: f["tuned"][0].update(ratio=2.0), "ratio=2.0; expected one between 0 and 1"),
+        (lambda f: f["tuned"][0].update(first_m=7), "m=6 of 7 to"),
+        (lambda f: f["tuned"][0]["parameters"].update(rows=40), "a tile of 40 x"),
+        (lambda f: f["tuned"][0]["parameters"].update(rows=0), "rows=0; expected a whole number"),
+        (lambda f: f["tuned"][0]["parameters"].update(unroll=5), "unroll=5 does not divide the 16"),
+        (lambda f: f["tuned"][0]["parameters"].update(rows="2"), "rows='2'; expected a whole"),
+        (lambda f: f["tuned"][0].pop("parameters"), "it is damaged"),
+        (lambda f: f.pop("tuned"), "it is damaged"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named_and_not_used(copy, change, message):
+    with_record(copy, change)
+    with pytest.warns(RuntimeWarning, match=f"tuned record not used: .*{message}"):
+        assert records.find(SPEC, ROW, 1, copy) is None
+    (found,) = keeping.check(copy)
+    assert re.search(message, found)
+
+
+def test_a_damaged_header(copy):
+    (database,) = records.databases(copy)
+    (database / records.HEADER).write_text("{")
+    with pytest.warns(RuntimeWarning, match=r"header\.json is damaged; expected a JSON object"):
+        assert records.find(SPEC, ROW, 1, copy) is None
+
+
+def test_records_are_part_of_the_cache_key(log):
+    record = records.find(SPEC, ROW, 1, log)
+    keys = {cache.key(SPEC, ROW), cache.key(SPEC, ROW, record)}
+    keys.add(cache.key(SPEC, ROW, dataclasses.replace(record, k_block=32)))
+    assert len(keys) == 3
+
+
+def test_looking_for_a_record_imports_no_compiler(log):
+    code = (
+        "import sys, quantmm as qmm; from quantmm.compiler import records; "
+        f"spec = qmm.MatmulSpec.from_json({SPEC.to_json()!r}); "
+        f"print(records.find(spec, qmm.targets.host(), 1, {str(log)!r}) is not None, "
+        "'tvm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_the_bench_imports_no_compiler():
+    code = "import sys, quantmm.tuning.measure, quantmm.tuning.worker; print('tvm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_function_is_used_where_it_may_be():
+    default = Function("d", "gemm", 8, "dot", 10.0, 99)
+    tuned = Function("t", "gemm", 16, "dot", 15.0, 99, first_m=10, last_m=64, record="r")
+    kernel = qmm.compile(dataclasses.replace(SPEC, n=20))
+    kernel.info = dataclasses.replace(kernel.info, functions=(default, tuned))
+    names = {m: kernel.plan(m).name for m in (9, 10, 16, 17, 24, 25, 64, 65)}
+    # 24 rows are three tiles of 8 and two of 16, which take as long: the default stays.
+    assert names == {9: "d", 10: "t", 16: "t", 17: "d", 24: "d", 25: "t", 64: "t", 65: "d"}
+
+
+# What is tried.
+
+
+def formats():
+    return [
+        {},
+        {"weight": "int4", "group_size": 128, "input": "float32", "dynamic": True},
+        {"weight": "int4", "group_size": 32, "input": "float32", "dynamic": True},
+        {"weight": "int4", "input": "float32", "dynamic": True},
+    ]
+
+
+def test_there_is_a_default_for_every_benchmark_shape(row):
+    layers = {(each.n, each.k) for layers in MODELS.values() for each in layers}
+    for (n, k), fields in itertools.product([*layers, (1000, 333), (7, 3)], formats()):
+        spec = qmm.MatmulSpec(n=n, k=k, **fields)
+        for m in (1, 2, 7, 16, 512, 2048):
+            default = default_choice(spec, row, m)
+            assert candidate.why_not(spec, row, default) is None
+            assert default.k_block == candidate.layout_of(spec, row).k_block
+
+
+def test_every_space_has_the_default(row):
+    for fields, m in itertools.product(formats(), (1, 4, 16, 512)):
+        spec = qmm.MatmulSpec(n=768, k=768, **fields)
+        search = Search(spec, row, m, 0, 4)
+        default = default_choice(spec, row, m)
+        assert of_trace(search.trace(default)) == default.decisions()
+
+
+def test_the_search_learns():
+    def seconds(each):
+        p = each.parameters
+        return 1 + abs(p.rows - 6) + abs(p.blocks - 3) + (p.unroll != 2) + (each.k_block != 32)
+
+    spec = qmm.MatmulSpec(n=4096, k=4096)
+    found = []
+    for _ in range(2):
+        search = Search(spec, targets.find("x86-avx512vnni"), 512, 3, 8)
+        batches = []
+        for _ in range(6):
+            batches.append([each for each, _ in search.propose()])
+            for each in batches[-1]:
+                assert candidate.why_not(spec, search.row, each) is None
+                search.tell(each, [seconds(each)])
+        found.append(batches)
+    assert found[0] == found[1]
+    tried = [each for batch in found[0] for each in batch]
+    assert len(set(tried)) == len(tried)
+    first, last = (np.mean([seconds(each) for each in batch]) for batch in found[0][::5])
+    assert last < first
+    assert min(map(seconds, tried)) <= 2
+
+
+def test_the_model_predicts_what_it_has_seen():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-2, 2, (60, 4))
+    logs = points[:, 0] + np.sin(points[:, 1])
+    model = Model()
+    model.fit(points, logs)
+    mean, deviation = model.predict(points)
+    assert np.abs(mean - logs).max() < 0.4
+    assert np.corrcoef(mean, logs)[0, 1] > 0.98
+    far, unsure = model.predict(points[:1] + np.array([0, 50, 0, 0]))
+    assert unsure[0] > 2 * deviation.mean()
+    assert np.isfinite(far).all()
+
+
+# Measured honestly.
+
+
+def test_differences_know_their_noise():
+    rng = np.random.default_rng(0)
+    slow_moments = rng.choice([1.0, 3.0], 25)
+    default = slow_moments * rng.normal(1, 0.01, 25)
+    same = difference(slow_moments * rng.normal(1, 0.01, 25), default)
+    assert not same.faster
+    assert not same.slower
+    better = difference(0.95 * slow_moments * rng.normal(1, 0.01, 25), default)
+    assert better.faster
+    assert better.ratio == pytest.approx(0.95, abs=0.01)
+    assert difference(default, 0.95 * default).slower
+    assert not difference([0.99, 1.2, 0.8], [1.0, 1.0, 1.0]).faster
+
+
+class Clock:
+    """A bench that says times and runs nothing."""
+
+    starts, alive = 1, True
+
+    def __init__(self, times):
+        self.times, self.turns = times, []
+
+    def call(self, method, *arguments, seconds):
+        if method == "turn":
+            self.turns.append(arguments[0])
+            return self.times[arguments[0]]
+        return 1 if method == "calls_per_turn" else None
+
+    def close(self):
+        pass
+
+
+def test_contenders_take_turns_and_the_hopeless_leave():
+    clock = Clock({DEFAULT: 2.0, "good": 1.0, "near": 1.05, "hopeless": 1.2})
+    on = Stage(clock, SPEC, M, 0, 1)
+    times, failed = on.race([DEFAULT, "good", "near", "hopeless"], 4)
+    assert failed == {}
+    assert [len(times[name]) for name in (DEFAULT, "good", "near", "hopeless")] == [4, 4, 4, 2]
+    assert clock.turns == [DEFAULT, "good", "near", "hopeless"] * 2 + [DEFAULT, "good", "near"] * 2
+
+
+def test_weights_come_from_memory_for_few_rows():
+    content = candidate.Builder().candidate(SPEC, ROW, choice())
+    places = {}
+    for m in (16, 17):
+        bench = measure.Bench()
+        bench.prepare(dataclasses.replace(SPEC), m, 0, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measure, "copies_for", lambda size: 3)
+            assert bench.load("x", content) is None
+        calls = [next(bench._calls["x"]) for _ in range(6)]
+        places[m] = len({call.args[0]._arrays["w"].ctypes.data for call in calls})
+    assert places == {16: 3, 17: 1}
+
+
+# Shown.
+
+
+def state(**other):
+    fields = {"done": 3, "trials": 8, "failed": 1, "default": 2e-3, "best": 1e-3, "floor": 5e-4}
+    return Progress(SPEC, M, **{**fields, **other})
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=200)
+    with Display(8, console) as display:
+        display(state())
+        display(state(done=8))
+    text = out.getvalue()
+    for words in ("6 x 64 x 64", "1.0000 ms, 50% of the limit, 50.0% less than the default"):
+        assert words in text
+    assert ("\x1b" in text) == terminal
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot(log, tmp_path, suffix):
+    outcomes = tuple(
+        Outcome(m, (2e-3, 1e-3, None, 5e-3), 5e-4, None, 2e-3, 2e-3, 0.0, m, m) for m in (1, 16)
+    )
+    path = tmp_path / f"curve.{suffix}"
+    plot.plot([Tuning(SPEC, "host", 1, outcomes, None, 1.0)], path)
+    assert path.stat().st_size > 5000
+    with pytest.raises(TuningError, match=r"cannot write .*curve\.xyz"):
+        plot.plot([Tuning(SPEC, "host", 1, outcomes, None, 1.0)], tmp_path / "curve.xyz")
+
+
+def test_plot_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ToolError, match=r"needs matplotlib; install it with .*quantmm\[tune\]"):
+        plot.plot([], tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"m": []}, r"m=\[\]; expected whole numbers"),
+        ({"m": [0]}, r"m=\[0\]; expected whole numbers"),
+        ({"m": [1.5]}, r"m=\[1.5\]; expected whole numbers"),
+        ({"trials": 0}, "trials=0; expected a whole number"),
+    ],
+)
+def test_numbers_that_make_no_run(tmp_path, options, message):
+    with pytest.raises(SpecError, match=message):
+        qmm.tune(SPEC, log=tmp_path, **options)
+    with pytest.raises(SpecError, match=r"the spec has m=3; give the rows to tune for as m=\["):
+        qmm.tune(dataclasses.replace(SPEC, m=3), log=tmp_path)
+
+
+def test_a_time_limit(tmp_path):
+    assert len(tune(tmp_path, trials=1000, time_limit=1e-9).outcomes[0].times) == 1
+    assert math.isfinite(tune(tmp_path, trials=2).seconds)
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --n and --k, or --model"),
+        (["--n", "8"], "give --n and --k, or --model"),
+        (["--model", "llama-7b", "--n", "8"], "give --model, or --n and --k"),
+        (["--model", "llama-1t"], "'llama-1t' is not one of 'bert-base'"),
+        (["--n", "8", "--k", "8", "--trials", "0"], "Invalid value for '--trials'"),
+        (["--n", "8", "--k", "8", "--time-limit", "0"], "--time-limit is 0.0; expected more than"),
+        (["--n", "8", "--k", "8", "--log", __file__], "cannot write the log"),
+        (["--n", "8", "--k", "8", "--plot", "/nowhere/p.png"], "cannot write /nowhere/p.png"),
+        (["--n", "8", "--k", "8", "--target", "arm-i8mm"], "arm-i8mm cannot run here: needs aarch"),
+    ],
+)
+def test_tune_errors(quantmm, words, message):
+    status, out, err = quantmm("tune", *words)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_logs_are_listed_checked_and_exported(quantmm, copy, tmp_path):
+    status, out, _ = quantmm("logs", "list", copy)
+    assert status == 0
+    assert "64 x 64" in out
+    assert "yes" in out
+    (listed,) = json.loads(quantmm("logs", "list", copy, "--json")[1])
+    assert [each["m"] for each in listed["measured"]] == [M, 40]
+    assert quantmm("logs", "check", copy)[:2] == (0, f"{copy}: everything is whole\n")
+    new = tmp_path / "new"
+    assert quantmm("logs", "export", copy, new)[:2] == (0, f"{new}: 1 records\n")
+    assert len(lines(new)) == 4  # of each problem the default and the best
+    assert len(lines(copy)) == 8
+    status, _, err = quantmm("logs", "export", copy, new)
+    assert status == 2
+    assert "is not empty; expected a new folder, or use merge" in err
+    assert quantmm("logs", "merge", copy, new)[:2] == (0, f"{new}: 4 new lines\n")
+    assert quantmm("logs", "merge", copy, new)[:2] == (0, f"{new}: 0 new lines\n")
+    assert sorted(lines(new)) == sorted(lines(copy))
+    assert quantmm("logs", "check", new)[0] == 0
+    assert quantmm("logs", "prune", new)[:2] == (0, f"{new}: 4 lines less\n")
+    record = records.find(SPEC, ROW, 1, new)
+    assert record.tuned == records.find(SPEC, ROW, 1, copy).tuned
+
+
+def test_logs_of_other_machines_are_kept_apart(copy, tmp_path):
+    (database,) = records.databases(copy)
+    header = json.loads((database / records.HEADER).read_text())
+    other = tmp_path / "other"
+    theirs = database_for(other, {**header, "cpu": "another"})
+    theirs.add(records.KERNELS, lines(copy, records.KERNELS))
+    keeping.merge([other, copy], tmp_path / "both")
+    assert len(records.databases(tmp_path / "both")) == 2
+    reasons = [each.why_not_here() for each in keeping.kernels(tmp_path / "both")]
+    assert None in reasons
+    assert any(reason and "cpu is 'another'" in reason for reason in reasons)
+
+
+def test_check_says_what_is_damaged(quantmm, copy):
+    (database,) = records.databases(copy)
+    with open(database / records.WORKLOADS, "a") as file:
+        file.write("nonsense\n")
+    status, out, err = quantmm("logs", "check", copy)
+    assert status == 2
+    assert "database_workload.json, line 3: is damaged" in out
+    assert "1 records cannot be used" in err
+    status, _, err = quantmm("logs", "check", copy / "nothing")
+    assert status == 2
+    assert "no log at" in err
+
+
+def test_the_logs_that_come_with_quantmm_are_whole():
+    if records.databases(records.SHIPPED):
+        assert keeping.check(records.SHIPPED) == []

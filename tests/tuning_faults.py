@@ -1,0 +1,66 @@
+"""Children for the tuning tests: a builder and a bench in which things go wrong on purpose.
+
+What goes wrong is told by a parameter of the choice, `few_tiles`, that changes no result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+from quantmm.tuning import candidate, measure
+
+CRASHES_COMPILER, HANGS_COMPILER, FAILS_TO_BUILD = 100, 101, 102
+IS_WRONG, CRASHES, HANGS = 110, 111, 112
+
+
+class Builder(candidate.Builder):
+    def candidate(self, spec, row, choice):
+        fault = choice.parameters.few_tiles
+        if fault == CRASHES_COMPILER:
+            os.abort()
+        if fault == HANGS_COMPILER:
+            time.sleep(1000)
+        if fault == FAILS_TO_BUILD:
+            raise ValueError("no such tile")
+        if fault == IS_WRONG:
+            return self.mislabelled(spec, row, choice, activation_fn="relu")
+        if fault == CRASHES:
+            return self.mislabelled(spec, row, choice, n=16000, k=100000)
+        return super().candidate(spec, row, choice)
+
+    def mislabelled(self, spec, row, choice, **other):
+        """A kernel of another spec that says it were one of `spec`."""
+        different = dataclasses.replace(spec, **other)
+        layout = candidate.layout_of(different, row)
+        variant = candidate.variant_of(different, row, choice)
+        choices = [(variant, self._build.function_of(variant, layout))]
+        kernel = self._build.kernel_of(different, row, layout, choices)
+        layout = candidate.layout_of(spec, row, choice.k_block)
+        kernel.info = dataclasses.replace(kernel.info, spec=spec, layout=layout)
+        return candidate.content_of(kernel)
+
+
+class Bench(measure.Bench):
+    def calls_per_turn(self, name):
+        return 3
+
+    def turn(self, name, calls):
+        if f"few_tiles {HANGS} " in name:
+            time.sleep(1000)
+        return super().turn(name, calls)
+
+
+class SlowDefault(Bench):
+    """Everything beats the default."""
+
+    def turn(self, name, calls):
+        return super().turn(name, calls) * (10 if name == "default" else 1)
+
+
+class FastDefault(Bench):
+    """Nothing beats the default."""
+
+    def turn(self, name, calls):
+        return super().turn(name, calls) * (0.1 if name == "default" else 1)
