@@ -6,8 +6,11 @@ which of them have code, how a decision changes, and the cost model are ours.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -154,7 +157,8 @@ class Search:
     def propose(self) -> Iterator[tuple[Choice, ms.MeasureCandidate]]:
         """Choices that nothing is known of, a batch at most; none when the space is searched."""
         for _ in range(PATIENCE):
-            candidates = self._context.generate_measure_candidates()
+            with interrupts_later():
+                candidates = self._context.generate_measure_candidates()
             if candidates is None:
                 return
             found = {Choice.of(of_trace(each.sch.trace)): each for each in candidates}
@@ -202,6 +206,22 @@ class Search:
         if choice not in self._features:
             self._features[choice] = features(self.spec, self.row, self.m, choice)
         return self._features[choice]
+
+
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Hold back Ctrl-C: raised in a callback from C++, it would come out as another error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        signal.raise_signal(signal.SIGINT)
 
 
 def tune_context(
