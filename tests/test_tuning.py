@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import os
 import re
 import signal
@@ -46,20 +45,28 @@ ROW = targets.host()
 M = 6
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
+#: Builders are started once for all tests: each imports TVM.
+CHILDREN = Session("tuning_faults:Builder", build_seconds=3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
     """The limits are not measured anew in every test, and children find these tests' modules."""
     measured = limits.Limits(1, 1000.0, 10.0, 10.0)
-    monkeypatch.setattr(limits, "measure", lambda *_: measured)
     here = str(Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    with pytest.MonkeyPatch.context() as patch, CHILDREN:
+        patch.setattr(limits, "measure", lambda *_: measured)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        yield
 
 
 def tune(log, bench="Bench", **options):
-    bench = Worker(f"tuning_faults:{bench}")
-    with Session("tuning_faults:Builder", bench, build_seconds=5) as session:
+    CHILDREN.bench = Worker(f"tuning_faults:{bench}")
+    try:
         options = {"m": [M], "trials": 5, "threads": 1, **options}
-        return qmm.tune(SPEC, log=log, session=session, **options)
+        return qmm.tune(SPEC, log=log, session=CHILDREN, **options)
+    finally:
+        CHILDREN.bench.close()
 
 
 def lines(log, name=records.TRIALS):
@@ -96,16 +103,16 @@ def choice(**other):
 
 
 def test_what_fails_costs_only_itself(tmp_path, propose, monkeypatch):
-    monkeypatch.setattr(stage, "RUN_SECONDS", 3.0)
+    monkeypatch.setattr(stage, "RUN_SECONDS", 2.0)
     # The space has none of these values for few_tiles; their trials are kept all the same.
     monkeypatch.setattr(Search, "trace", lambda self, each: self.schedule("gemm", None).trace)
     faults = {
         tuning_faults.CRASHES_COMPILER: "SIGABRT",
-        tuning_faults.HANGS_COMPILER: "not done after 5 s",
+        tuning_faults.HANGS_COMPILER: "not done after 3 s",
         tuning_faults.FAILS_TO_BUILD: "ValueError: no such tile",
         tuning_faults.IS_WRONG: "wrong for 1 rows: ",
         tuning_faults.CRASHES: "SIGSEGV",
-        tuning_faults.HANGS: "not done after 3 s",
+        tuning_faults.HANGS: "not done after 2 s",
     }
     good = [choice(rows=1), choice(rows=2)]
     bad = [choice(few_tiles=few) for few in faults]
@@ -138,13 +145,13 @@ def test_what_is_written_behind_the_rows_is_seen(monkeypatch):
     bench.prepare(SPEC, M, 0, 1)
     good = tuning_faults.Builder().candidate(SPEC, ROW, choice())
     assert bench.load("good", good) is None
-    run_before = bench._run
+    call_before = bench._call
 
     def spilling(linear, m):
-        run_before(linear, m)
-        bench._out[m:] = 0
+        call = call_before(linear, m)
+        return lambda: (call(), bench._out[m:].fill(0))
 
-    monkeypatch.setattr(bench, "_run", spilling)
+    monkeypatch.setattr(bench, "_call", spilling)
     assert bench.load("spilling", good) == "wrong for 1 rows: it writes behind them"
 
 
@@ -196,29 +203,37 @@ def command(log, *words):
 
 
 def wait_for_lines(log, count):
-    for _ in range(600):
+    for _ in range(1200):
         if records.databases(log):
             (database,) = records.databases(log)
             path = database / records.TRIALS
             if path.exists() and len(path.read_bytes().splitlines()) >= count:
                 return
-        time.sleep(0.1)
+        time.sleep(0.05)
     pytest.fail("nothing was measured")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_ended_goes_on(tmp_path, how):
-    process = command(tmp_path, "--trials", 1000)
-    wait_for_lines(tmp_path, 9)
+def end(process, log, how):
+    """End a run that has measured something; what it says on stderr."""
+    wait_for_lines(log, 9)
     children = psutil.Process(process.pid).children()
     assert len(children) >= 2
     process.send_signal(how)
     _, err = process.communicate(timeout=20)
-    if how == signal.SIGINT:
-        assert process.returncode == 2
-        assert err.endswith("quantmm: interrupted\n")
     _, alive = psutil.wait_procs(children, timeout=10)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    return err
+
+
+def test_ctrl_c(tmp_path):
+    process = command(tmp_path, "--trials", 1000)
+    assert end(process, tmp_path, signal.SIGINT).endswith("quantmm: interrupted\n")
+    assert process.returncode == 2
+    assert keeping.check(tmp_path) == []
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path):
+    end(command(tmp_path, "--trials", 1000), tmp_path, signal.SIGKILL)
     before = lines(tmp_path)
     (database,) = records.databases(tmp_path)
     tried = [trial.choice for trial in Database(database).trials()]
@@ -229,13 +244,10 @@ def test_a_run_that_is_ended_goes_on(tmp_path, how):
     tried = [trial.choice for trial in Database(database).trials()]
     assert len(set(tried)) == len(tried) == more
     assert len(lines(tmp_path, records.KERNELS)) == 1
-    # Nothing is left to be done, and nothing is done.
-    command(tmp_path, "--trials", more).communicate(timeout=60)
-    assert len(lines(tmp_path)) == more
 
 
 def test_two_runs_share_a_log(tmp_path):
-    runs = [command(tmp_path, "--trials", 6, "--out", out) for out in ("float32", "int32", "int8")]
+    runs = [command(tmp_path, "--trials", 6, "--out", out) for out in ("float32", "int32")]
     for process in runs:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
@@ -243,10 +255,10 @@ def test_two_runs_share_a_log(tmp_path):
     database = Database(path)
     trials = database.trials()
     assert database.damage == []
-    assert sorted(trial.workload for trial in trials) == [0] * 6 + [1] * 6 + [2] * 6
-    assert len(set(lines(tmp_path, records.WORKLOADS))) == 3
+    assert sorted(trial.workload for trial in trials) == [0] * 6 + [1] * 6
+    assert len(set(lines(tmp_path, records.WORKLOADS))) == 2
     specs = {json.loads(line)["spec"] for line in lines(tmp_path, records.KERNELS)}
-    assert len(specs) == 3
+    assert len(specs) == 2
     assert keeping.check(tmp_path) == []
 
 
@@ -254,11 +266,7 @@ def test_two_runs_share_a_log(tmp_path):
 def log(tmp_path_factory):
     """A log in which a choice was faster than the default for M, and one for 40."""
     folder = tmp_path_factory.mktemp("log")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "measure", lambda *_: limits.Limits(1, 1000.0, 10.0, 10.0))
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        patch.setenv("PYTHONPATH", path)
-        tune(folder, "SlowDefault", m=[M, 40], trials=4)
+    tune(folder, "SlowDefault", m=[M, 40], trials=4)
     return folder
 
 
@@ -283,6 +291,10 @@ def test_damaged_lines_are_reported_and_skipped(copy):
         tune(copy, "SlowDefault", trials=5)
     after = path.read_text().splitlines()
     assert after[: len(whole) + 2] == [whole[0], "{", "[0, 1]", *whole[2:], half]
+    # Nothing is measured again that is still there.
+    database = Database(database)
+    tried = [trial.choice for trial in database.trials() if trial.workload == 0]
+    assert len(set(tried)) == len(tried) == 5
     # Whatever was lost is made up for, and nothing was appended to the half line.
     assert all(json.loads(line) for line in after[len(whole) + 2 :])
     assert len(keeping.check(copy)) == 3
@@ -579,7 +591,7 @@ def test_weights_come_from_memory_for_few_rows():
             patch.setattr(measure, "copies_for", lambda size: 3)
             assert bench.load("x", content) is None
         calls = [next(bench._calls["x"]) for _ in range(6)]
-        places[m] = len({call.args[0]._arrays["w"].ctypes.data for call in calls})
+        places[m] = len({call.func._arrays["w"].ctypes.data for call in calls})
     assert places == {16: 3, 17: 1}
 
 
@@ -640,7 +652,6 @@ def test_numbers_that_make_no_run(tmp_path, options, message):
 
 def test_a_time_limit(tmp_path):
     assert len(tune(tmp_path, trials=1000, time_limit=1e-9).outcomes[0].times) == 1
-    assert math.isfinite(tune(tmp_path, trials=2).seconds)
 
 
 # The command line.

@@ -57,7 +57,12 @@ class Bench:
         self._calls.clear()
         self._expected = None
         self._x = aligned(self._problem.activation())
-        self._call_arguments = self._problem.call_arguments()
+        given = self._problem.call_arguments()
+        self._bound_arguments = self._problem.bind_arguments()
+        self._bound_arguments |= {
+            name: value for name, value in given.items() if not np.ndim(value)
+        }
+        self._per_row = {name: value for name, value in given.items() if np.ndim(value)}
         self._out = aligned(np.empty((m + 1, spec.n), numpy_dtype(spec.out)))
 
     def load(self, name: str, content: bytes, check: bool = True) -> str | None:
@@ -68,9 +73,7 @@ class Bench:
         linears = [linear.for_kernel(kernel) for linear in self._bound(kernel)]
         if check and (wrong := self._wrong(kernel, linears[0])):
             return wrong
-        if self._problem.m > COLD_ROWS:
-            linears = linears[:1]
-        calls = [functools.partial(self._run, linear, self._problem.m) for linear in linears]
+        calls = [self._call(linear, self._problem.m) for linear in linears]
         self._calls[name] = itertools.cycle(calls)
         return None
 
@@ -97,12 +100,12 @@ class Bench:
             next(rotation)()
         return (time.perf_counter() - start) / calls
 
-    def _run(self, linear: Linear, m: int) -> Any:
-        """One call on the first `m` rows."""
-        call = self._call_arguments
-        if m != len(self._x):
-            call = {name: value[:m] if np.ndim(value) else value for name, value in call.items()}
-        return linear(self._x[:m], self._out[:m], num_threads=self._threads, **call)
+    def _call(self, linear: Linear, m: int) -> Callable[[], object]:
+        """A call on the first `m` rows, with everything prepared."""
+        per_row = {name: value[:m] for name, value in self._per_row.items()}
+        return functools.partial(
+            linear, self._x[:m], self._out[:m], num_threads=self._threads, **per_row
+        )
 
     def _bound(self, kernel: Kernel) -> list[Linear]:
         """The packed weight of a kernel's layout, as often as it must be to come from memory."""
@@ -111,8 +114,7 @@ class Bench:
         layout = kernel.info.layout
         linears = self._linears.setdefault(layout, [])
         if not linears:
-            bind = self._problem.bind_arguments()
-            linears.append(kernel.bind(self._weight[1], **bind))
+            linears.append(kernel.bind(self._weight[1], **self._bound_arguments))
         needed = copies_for(linears[0].nbytes) if self._problem.m <= COLD_ROWS else 1
         while len(linears) < needed:
             linears.append(linears[0].duplicate())
@@ -125,7 +127,7 @@ class Bench:
         rows = max(each.rows for each in kernel.info.functions)
         for m in sorted({most, most - 1, 1, rows - 1, rows + 1} & {*range(1, most + 1)}):
             self._out.view(np.uint8)[...] = UNTOUCHED
-            self._run(linear, m)
+            self._call(linear, m)()
             if reason := difference(self._out[:m], self._reference()[:m]):
                 return f"wrong for {m} rows: {reason}"
             if (self._out[m:].view(np.uint8) != UNTOUCHED).any():
@@ -140,9 +142,7 @@ class Bench:
             # BLAS threads of its own would go on polling, on the cores where kernels are timed.
             with threadpoolctl.threadpool_limits(1, "blas"):
                 parts = [
-                    reference_of(
-                        self._problem, self._x, self._weight[1], self._call_arguments, columns
-                    )
+                    reference_of(self._problem, self._x, self._weight[1], columns)
                     for columns in slices(self._problem.spec.n)
                 ]
             self._expected = np.concatenate(parts, axis=1)
@@ -156,27 +156,22 @@ def slices(n: int) -> list[slice]:
     ]
 
 
-def reference_of(
-    problem: Problem, x: np.ndarray, w: QTensor, call: dict[str, Any], columns: slice
-) -> np.ndarray:
+def reference_of(problem: Problem, x: np.ndarray, w: QTensor, columns: slice) -> np.ndarray:
     """Some columns of the reference."""
     count = columns.stop - columns.start
     spec = dataclasses.replace(problem.spec, n=count, m=None)
-    part = QTensor(
-        w.data[columns],
-        w.scale[columns] if w.scale.ndim else w.scale,
-        None
-        if w.zero_point is None
-        else w.zero_point[columns]
-        if w.zero_point.ndim
-        else w.zero_point,
-        w.dtype,
-        w.group_size,
-        (count, spec.k),
-    )
-    bind = problem.bind_arguments()
-    if "bias" in bind:
-        bind["bias"] = bind["bias"][columns]
-    if "residual" in call:
-        call = {**call, "residual": call["residual"][:, columns]}
-    return reference(spec, x, part, **bind, **call)
+
+    def part(values: np.ndarray | None) -> np.ndarray | None:
+        """The rows of the weight that make these columns; one number is for all."""
+        return values[columns] if values is not None and values.ndim else values
+
+    scale = part(w.scale)
+    assert scale is not None
+    shape = count, spec.k
+    weight = QTensor(w.data[columns], scale, part(w.zero_point), w.dtype, w.group_size, shape)
+    given = {**problem.bind_arguments(), **problem.call_arguments()}
+    if "bias" in given:
+        given["bias"] = given["bias"][columns]
+    if "residual" in given:
+        given["residual"] = given["residual"][:, columns]
+    return reference(spec, x, weight, **given)

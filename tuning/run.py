@@ -88,19 +88,16 @@ def tune(
         raise SpecError(f"the spec has m={spec.m}; give the rows to tune for as m=[...]")
     with without_torch():
         from tvm.target import codegen
-
-        from ..bench import limits
     count = threads or default_threads()
     path = records.default_folder() if log is None else Path(log)
     header = {**records.header(row, count), "llvm": codegen.llvm_version_major()}
     database = database_for(path, header)
     begun = time.monotonic()
     deadline = begun + (time_limit if time_limit is not None else float("inf"))
-    # Before children start, which would share the machine with it.
-    limit = limits.measure(row, count)
     own = Session() if session is None else None
     active = session or own
     assert active is not None
+    limit = active.limits(row, count)
     active.start()
     try:
         problems = [
@@ -117,10 +114,8 @@ def tune(
             for rows in sorted({*m, *concluded(database, spec)})
         ]
         for problem in problems:
-            if problem.m in m:
-                explore(active, problem, trials, deadline, watch or (lambda _: None))
-            else:
-                remember(problem, search_for(problem))
+            wanted = trials if problem.m in m else 1
+            explore(active, problem, wanted, deadline, watch or (lambda _: None))
         return conclude(active, problems, watch or (lambda _: None), begun)
     finally:
         if own is not None:

@@ -9,10 +9,14 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..compiler.spec import MatmulSpec
+from ..targets import Target
 from .worker import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from ..bench.limits import Limits
 
 #: Seconds that a build may take, and a check or a turn beside what it should.
 BUILD_SECONDS = 30.0
@@ -65,6 +69,15 @@ class Session:
         for worker in self.builders:
             self._free.put(worker)
         self._threads = ThreadPoolExecutor(BUILDERS)
+        self._limits: dict[tuple[str, int], Limits] = {}
+
+    def limits(self, row: Target, threads: int) -> Limits:
+        """The machine's limits, measured once, before there are children to share it with."""
+        from ..bench import limits
+
+        if (row.name, threads) not in self._limits:
+            self._limits[row.name, threads] = limits.measure(row, threads)
+        return self._limits[row.name, threads]
 
     def start(self) -> None:
         """Start the children before they are needed, without waiting for them."""
@@ -142,6 +155,8 @@ class Stage:
                     del times[name]
                     racing.remove(name)
                     self.drop(name)
+            if not racing:
+                break
             if number + 1 >= TRIAL_ROUNDS:
                 least = min(statistics.median(times[name]) for name in racing)
                 racing = [
