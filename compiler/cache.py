@@ -77,9 +77,7 @@ def folder() -> Path:
     return path
 
 
-def key(
-    spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None
-) -> str:
+def key(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None) -> str:
     """The name of the entry for `spec` on `row`, compiled by a tuned record or without.
 
     All fields of the row count, so a target of the user's own has entries of its own.
@@ -116,7 +114,6 @@ def entry_path(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None
     return folder() / f"{key(spec, row, record)}.qmm"
 
 
-def find(
 def find(
     spec: MatmulSpec,
     row: Target | CudaTarget,

@@ -74,35 +74,6 @@ class Bound:
         self._x_columns = -(-spec.k // 2) if spec.packed_activation else spec.k
         self._out_dtype = numpy_dtype(spec.out)
 
-    def for_kernel(self, kernel: Kernel) -> Linear:
-        """The same packed weight for another kernel of this spec and layout.
-
-        Raises
-        ------
-        ArrayError
-            The kernel reads another layout.
-        """
-        mine, other = self.kernel.info, kernel.info
-        if (mine.layout, mine.arguments, mine.x_offset) != (
-            other.layout,
-            other.arguments,
-            other.x_offset,
-        ):
-            raise ArrayError("the weight was packed for a kernel with another layout")
-        linear = copy.copy(self)
-        linear.kernel = kernel
-        return linear
-
-    def duplicate(self) -> Linear:
-        """The same with a copy of the packed weight in other memory."""
-        linear = copy.copy(self)
-        linear._arrays = {name: aligned(array) for name, array in self._arrays.items()}
-        linear._bound = [
-            tvm_ffi.from_dlpack(linear._arrays[name]) if name in linear._arrays else bound
-            for name, bound in zip(self._names, self._bound, strict=True)
-        ]
-        return linear
-
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight with its sums, scales and bias."""
@@ -180,6 +151,35 @@ class Linear(Bound):
             tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
         ]
         self._complete = None not in self._bound
+
+    def for_kernel(self, kernel: Kernel) -> Linear:
+        """The same packed weight for another kernel of this spec and layout.
+
+        Raises
+        ------
+        ArrayError
+            The kernel reads another layout.
+        """
+        mine, other = self.kernel.info, kernel.info
+        if (mine.layout, mine.arguments, mine.x_offset) != (
+            other.layout,
+            other.arguments,
+            other.x_offset,
+        ):
+            raise ArrayError("the weight was packed for a kernel with another layout")
+        linear = copy.copy(self)
+        linear.kernel = kernel
+        return linear
+
+    def duplicate(self) -> Linear:
+        """The same with a copy of the packed weight in other memory."""
+        linear = copy.copy(self)
+        linear._arrays = {name: aligned(array) for name, array in self._arrays.items()}
+        linear._bound = [
+            tvm_ffi.from_dlpack(linear._arrays[name]) if name in linear._arrays else bound
+            for name, bound in zip(self._names, self._bound, strict=True)
+        ]
+        return linear
 
     def __call__(
         self,

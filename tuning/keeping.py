@@ -44,7 +44,7 @@ class Kernel:
     def why_not_here(self) -> str | None:
         """Why `compile` would not use it on this machine; None when it would."""
         try:
-            row = targets.find(self.header["target"])
+            row = targets.find_cpu(self.header["target"])
         except QuantmmError as error:
             return str(error)
         here = records.header(row, self.header["threads"])
@@ -103,7 +103,7 @@ def check(log: Path) -> list[str]:
         database = Database(path)
         try:
             header = records.read_header(path)
-            row = targets.find(header.get("target", ""))
+            row = targets.find_cpu(header.get("target", ""))
         except QuantmmError as error:
             found.append(str(error))
             continue

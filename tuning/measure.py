@@ -70,6 +70,7 @@ class Bench:
         assert self._problem is not None
         (stored,) = parsed(name, content)
         kernel = loaded(stored, self._threads)
+        assert isinstance(kernel, Kernel)
         linears = [linear.for_kernel(kernel) for linear in self._bound(kernel)]
         if check and (wrong := self._wrong(kernel, linears[0])):
             return wrong

@@ -80,7 +80,7 @@ def tune(
     RecordError
         The log cannot be written.
     """
-    row = targets.find(target)
+    row = targets.find_cpu(target)
     machine.require(row.name, row.architecture, row.features)
     linker_command(row.architecture or machine.architecture())
     check_numbers(m, trials)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..compiler.arrays import MAX_ELEMENTS
-from ..compiler.kernel import Kernel
+from ..compiler.kernel import Kernel, KernelInfo
 from ..compiler.kernel_file import parsed
 from ..compiler.records import KERNELS, Record, Tuned, as_line
 from ..errors import TuningError
@@ -240,4 +240,5 @@ class Pair:
 def kernel_in(content: bytes) -> Kernel:
     """The kernel of a file, to ask and not to call."""
     (stored,) = parsed(TUNED, content)
+    assert isinstance(stored.info, KernelInfo)
     return Kernel(stored.info, None, 1)
