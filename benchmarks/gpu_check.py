@@ -19,7 +19,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def prepare(folder: Path, target: str) -> None:
     for seed in range(PROBLEMS):
         draw = random.Random(seed)
         n, k = draw.randint(1, 700), draw.choice([512, 1024, draw.randint(1, 3000)])
-        spec = random_spec(lambda choices, draw=draw: draw.choice(list(choices)), n, k)
+        spec = random_spec(partial(pick, draw), n, k)
         save(spec, target, folder / f"problem{seed}.qmm")
         index["problems"].append([f"problem{seed}.qmm", seed])
         print(f"\r{seed + 1} of {PROBLEMS} problems", end="", flush=True)
@@ -78,6 +78,11 @@ def prepare(folder: Path, target: str) -> None:
             index["narrow"].append([file, name, n, k])
     (folder / INDEX).write_text(json.dumps(index, indent=1))
     print(f"\n{folder}: kernels for {target}, {time.perf_counter() - start:.0f} s")
+
+
+def pick(draw: random.Random, choices: Sequence[Any]) -> Any:
+    """One of `choices`."""
+    return draw.choice(list(choices))
 
 
 def save(spec: qmm.MatmulSpec, target: str, path: Path) -> None:
@@ -147,7 +152,8 @@ def check_graph(folder: Path, file: str, m: int) -> str | None:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     linear_out = torch.zeros_like(y)
-    stream = torch.cuda.Stream()
+    new_stream: Any = torch.cuda.Stream
+    stream = new_stream()
     with torch.cuda.stream(stream):
         linear(x, linear_out)
     torch.cuda.synchronize()
@@ -169,7 +175,7 @@ def median_ms(calls: list[Callable[[], object]], repeats: int = REPEATS) -> dict
     torch.cuda.synchronize()
     times = []
     for i in range(repeats):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first, last = events()
         first.record()
         for call in calls:
             call()
@@ -184,6 +190,14 @@ def median_ms(calls: list[Callable[[], object]], repeats: int = REPEATS) -> dict
         "least": min(times),
         "spread": (quartiles[2] - quartiles[0]) / 2,
     }
+
+
+def events() -> tuple[Any, Any]:
+    """Two events with times."""
+    import torch
+
+    event: Any = torch.cuda.Event
+    return event(enable_timing=True), event(enable_timing=True)
 
 
 def rotated(kernel: qmm.CudaKernel, m: int, l2_bytes: int, **bound: Any) -> list[Callable[[], Any]]:
