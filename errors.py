@@ -53,3 +53,11 @@ class CudaSourceError(QuantmmError, RuntimeError):
 
 class CudaError(QuantmmError, RuntimeError):
     """A call of the CUDA driver that failed; the message has the call and the driver's reason."""
+
+
+class BenchError(QuantmmError, ValueError):
+    """A benchmark of what does not exist, or one that could not be measured."""
+
+
+class ReportError(QuantmmError, OSError):
+    """A report of measurements that cannot be written."""

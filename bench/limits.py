@@ -24,6 +24,7 @@ from ..schedules.program import Tile
 from ..schedules.steps import write_as_instruction
 from ..targets import Target, machine
 from ..targets.instructions.amx import with_tiles
+from .roofline import Limits
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,6 @@ READ_STREAMS = 8
 READ_BYTES = 256 << 20
 
 ROUNDS = 15
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one machine can do with a number of threads; best of several rounds.
-
-    Attributes
-    ----------
-    gops : 1e9 multiplications plus additions of the target's dot product per second.
-    gbps : 1e9 bytes read from memory per second, with the better of 4 KB and 2 MB pages.
-    gbps_small, gbps_huge : the same for each page size.
-    """
-
-    threads: int
-    gops: float
-    gbps_small: float
-    gbps_huge: float
-
-    @property
-    def gbps(self) -> float:
-        """The better of the two page sizes."""
-        return max(self.gbps_small, self.gbps_huge)
-
-    def floor(self, m: int, n: int, k: int, weight_bytes: float, cold: bool) -> float:
-        """Seconds below which M x N x K cannot go: operations, or bytes when read from memory."""
-        compute = 2 * m * n * k / (self.gops * 1e9)
-        return max(compute, weight_bytes / (self.gbps * 1e9)) if cold else compute
 
 
 def measure(target: Target, threads: int) -> Limits:

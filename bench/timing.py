@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,43 @@ TURN_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds per call over the rounds."""
+    """Seconds per call, one sample a round."""
 
-    median: float
-    least: float
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.samples)
+
+    @property
+    def least(self) -> float:
+        """The least of the rounds."""
+        return min(self.samples)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile: half of the rounds lie between them."""
+        if len(self.samples) == 1:
+            return self.samples * 2
+        low, _, high = statistics.quantiles(self.samples, method="inclusive")
+        return low, high
+
+
+def median_range(values: Sequence[float], confidence: float = 0.9) -> tuple[float, float]:
+    """Between which of `values` the true median lies, with at least this probability.
+
+    As many are left out at both ends as the binomial distribution allows: each value is as likely
+    above the median as below, however values are distributed. One of 9 at each end leaves 96 %.
+    """
+    ordered, n = sorted(values), len(values)
+    left_out, outside = 0, 2.0 ** (1 - n)
+    while left_out < (n - 1) // 2:
+        outside += math.comb(n, left_out + 1) * 2.0 ** (1 - n)
+        if outside > 1 - confidence:
+            break
+        left_out += 1
+    return ordered[left_out], ordered[n - 1 - left_out]
 
 
 def interleaved(
@@ -35,7 +69,7 @@ def interleaved(
     for _ in range(rounds):
         for name, calls in contenders.items():
             samples[name].append(one_turn(calls, turns[name]))
-    return {name: Time(statistics.median(s), min(s)) for name, s in samples.items()}
+    return {name: Time(tuple(s)) for name, s in samples.items()}
 
 
 def calls_per_turn(calls: Sequence[Callable[[], object]]) -> int:

@@ -13,7 +13,7 @@ import itertools
 import quantmm as qmm
 from matplotlib.figure import Figure
 from quantmm.bench import timing
-from quantmm.bench.run import kernel_calls
+from quantmm.bench.contenders.ours import kernel_calls
 
 LAST = 64
 

@@ -11,7 +11,6 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from .. import __version__, targets
 from ..bench import sass
@@ -22,19 +21,17 @@ from ..compiler.quantize import quantize
 from ..compiler.reference import reference
 from ..compiler.spec import MatmulSpec
 from ..errors import QuantmmError
+from .bench import bench_command
 from .cache import cache_command
 from .logs import logs_command
 from .options import (
-    Whole,
     format_options,
     make_spec,
     size_options,
     target_option,
     targets_option,
-    threads_option,
 )
 from .quantize import quantize_command
-from .tables import show
 from .targets import targets_command
 from .tune import tune_command
 from .verify import verify_command
@@ -57,6 +54,7 @@ cli.add_command(targets_command)
 cli.add_command(quantize_command)
 cli.add_command(verify_command)
 cli.add_command(cache_command)
+cli.add_command(bench_command)
 cli.add_command(tune_command)
 cli.add_command(logs_command)
 
@@ -109,58 +107,6 @@ def compile_command(
     for stored in contents(output):
         info, size = stored.info, len(stored.library)
         click.echo(f"  {info.target}: {info.instruction}, {info.architecture}, {size:,} bytes")
-
-
-@cli.command()
-@click.option("--m", type=Whole(), default="1,16,128,512", show_default=True, help="Rows of X.")
-@click.option("--n", type=Whole(), default="4096", show_default=True, help="Rows of W.")
-@click.option("--k", type=Whole(), default="4096", show_default=True, help="Columns of X and W.")
-@format_options
-@target_option
-@threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(
-    m: list[int],
-    n: list[int],
-    k: list[int],
-    target: str,
-    threads: int | None,
-    as_json: bool,
-    **formats: Any,
-) -> None:
-    """Time kernels against this machine's measured limits and NumPy's float32.
-
-    For M up to 16 the weights are rotated through more memory than the caches hold. The share is
-    that of the limit: operations at the measured rate of the dot-product instruction, or bytes
-    at the measured read bandwidth, whichever takes longer.
-    """
-    from ..bench.run import bench as run_bench
-
-    count = threads or runtime.default_threads()
-    shapes = [(rows, size, depth) for size in n for depth in k for rows in m]
-    table = Table(box=None, pad_edge=False)
-    for name in ("M", "N", "K", "weights", "median ms", "min ms", "GOPS", "GB/s", "limit", "numpy"):
-        table.add_column(name, justify="right")
-    rows = []
-    for row in run_bench(shapes, formats, target, count):
-        rows.append(row)
-        table.add_row(
-            str(row.m),
-            str(row.n),
-            str(row.k),
-            "cold" if row.cold else "hot",
-            f"{row.median * 1e3:.4f}",
-            f"{row.least * 1e3:.4f}",
-            f"{row.gops:.0f}",
-            f"{row.gbps:.1f}",
-            f"{row.share:.0%}",
-            f"{row.numpy_ratio:.1f}x",
-        )
-    if as_json:
-        click.echo(json.dumps([row.to_dict() for row in rows], indent=1))
-    else:
-        click.echo(f"{targets.find_cpu(target).name} on {targets.cpu_name()}, {count} threads")
-        show(table)
 
 
 @cli.command()

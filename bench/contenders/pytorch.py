@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,15 @@ def onednn(job: Job) -> Ready:
         packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(weight.values), [job.m, job.k])
         scale = torch.from_numpy(weight.scales[:, 0].copy())
         calls.append(functools.partial(run, unsigned, X_SCALE, 128, packed, scale, zero, *end))
-    return Ready([*calls], lambda: calls[-1]().numpy())
+    return Ready([*calls], lambda: calls[-1]().numpy(), about=version())
+
+
+def version() -> str:
+    """The version of oneDNN that torch brings."""
+    import torch
+
+    found = re.search(r"MKL-DNN (v[\d.]+)", torch.__config__.show())
+    return f"oneDNN {found[1]}" if found else ""
 
 
 def int_mm(job: Job) -> Ready:
@@ -66,14 +75,14 @@ def qlinear_weight(weight: Weight) -> Any:
     return torch.ops.quantized.linear_prepack(tensor, None)
 
 
-def floats(job: Job, name: str) -> Ready:
+def floats(job: Job, dtype: str) -> Ready:
     """Torch's linear of one float type, X and Y of this type too."""
     import torch
 
     torch.set_num_threads(job.threads)
-    dtype = getattr(torch, name)
-    x = torch.from_numpy(job.x()).to(dtype)
-    linear: Callable[..., torch.Tensor] = torch.nn.functional.linear
-    weights = (torch.from_numpy(weight.floats()).to(dtype) for weight in job.weights())
+    kind = getattr(torch, dtype)
+    x = torch.from_numpy(job.x_floats()).to(kind)
+    linear: Callable[..., Any] = torch.nn.functional.linear
+    weights = (torch.from_numpy(weight.floats()).to(kind) for weight in job.weights())
     calls = [functools.partial(linear, x, w) for w in weights]
     return Ready([*calls], lambda: calls[-1]().float().numpy())

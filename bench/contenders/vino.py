@@ -17,7 +17,7 @@ def compressed_matmul(job: Job) -> Ready:
     import openvino as ov
     from openvino import opset13 as op
 
-    group = job.format.group
+    group = job.group
     if group and job.k % group:
         raise ValueError(f"needs K in multiples of {group}")
     inputs, outputs = [], []

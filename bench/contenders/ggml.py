@@ -20,6 +20,7 @@ TYPES = {"q4_0": (2, 32), "q8_0": (8, 32), "q4_k": (12, 256)}
 #: C types of what `library` calls: result, then arguments.
 P, INT, LONG, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
 SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "ggml_version": (ctypes.c_char_p,),
     "ggml_tensor_overhead": (SIZE,),
     "ggml_graph_overhead": (SIZE,),
     "ggml_row_size": (SIZE, INT, LONG),
@@ -50,7 +51,7 @@ class InitParams(ctypes.Structure):
     _fields_ = [("mem_size", SIZE), ("mem_buffer", P), ("no_alloc", ctypes.c_bool)]
 
 
-def mul_mat(job: Job, kind: str, repack: bool) -> Ready:
+def mul_mat(job: Job, kind: str, repack: bool = False) -> Ready:
     """ggml_mul_mat of a weight of type `kind`, its rows interleaved if `repack`."""
     number, block = TYPES[kind]
     if job.k % block:
@@ -84,7 +85,7 @@ def mul_mat(job: Job, kind: str, repack: bool) -> Ready:
         ggml.ggml_backend_tensor_get(y, out.ctypes.data, 0, out.nbytes)
         return out
 
-    return Ready([*calls], result)
+    return Ready([*calls], result, about=f"ggml {ggml.ggml_version().decode()}")
 
 
 def library() -> Any:

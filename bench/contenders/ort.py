@@ -17,8 +17,7 @@ def matmul_integer(job: Job) -> Ready:
     def constants(weight: Weight) -> list[np.ndarray]:
         return [np.ascontiguousarray(weight.values.T), np.array(128, np.uint8)]
 
-    ready = session(job, x, np.int32, constants, op_type="MatMulInteger")
-    return Ready(ready.calls, lambda: job.scaled(ready.result()), ready.per_call)
+    return session(job, x, np.int32, constants, job.scaled, op_type="MatMulInteger")
 
 
 def dynamic_quantize_matmul(job: Job) -> Ready:
@@ -32,7 +31,7 @@ def dynamic_quantize_matmul(job: Job) -> Ready:
         return [np.ascontiguousarray(weight.values.T), weight.scales[:, 0].copy(), zeros]
 
     microsoft = {"op_type": "DynamicQuantizeMatMul", "domain": "com.microsoft"}
-    return session(job, job.x(), np.float32, constants, **microsoft)
+    return session(job, job.x(), np.float32, constants, np.asarray, **microsoft)
 
 
 def matmul_n_bits(job: Job, block: int) -> Ready:
@@ -55,6 +54,7 @@ def matmul_n_bits(job: Job, block: int) -> Ready:
         job.x(),
         np.float32,
         constants,
+        np.asarray,
         op_type="MatMulNBits",
         domain="com.microsoft",
         N=job.n,
@@ -70,9 +70,13 @@ def session(
     x: np.ndarray,
     dtype: type[np.generic],
     constants: Callable[[Weight], list[np.ndarray]],
+    meaning: Callable[[np.ndarray], np.ndarray],
     **node: Any,
 ) -> Ready:
-    """A session with one such node per copy: inputs x and `constants`, output of `dtype`."""
+    """A session with one such node per copy: inputs x and `constants`, output of `dtype`.
+
+    `meaning` turns an output into the units of X Wᵀ.
+    """
     import onnxruntime as ort
     from onnx import helper, numpy_helper
 
@@ -109,4 +113,4 @@ def session(
         running.run_with_iobinding(binding)
         return x, results  # which the binding only points to
 
-    return Ready([every_copy], lambda: results[-1], job.copies)
+    return Ready([every_copy], lambda: meaning(results[-1]), job.copies)

@@ -14,7 +14,7 @@ OP_VERSION = 13
 
 def fully_connected(job: Job) -> Ready:
     """FULLY_CONNECTED: X becomes int8 with scale and zero point per row, W has given scales."""
-    group = job.format.group
+    group = job.group
     if group and job.k % group:
         raise ValueError(f"needs K in multiples of {group}")
     from ai_edge_litert.interpreter import Interpreter

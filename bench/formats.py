@@ -1,0 +1,70 @@
+"""The formats that have names: those in which other libraries multiply too.
+
+A name stands for fields of `MatmulSpec`; every other combination can be timed too, without peers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..compiler.spec import MatmulSpec
+from ..errors import BenchError
+
+#: Floats in and out, X quantized row by row inside the call.
+FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
+
+#: By name, the fields of a spec that are not at their defaults; "int8" is the default spec.
+FORMATS: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "w8a8-dynamic": FLOATS,
+    "w4a8": FLOATS | {"weight": "int4"},
+    "w4a8-g128": FLOATS | {"weight": "int4", "group_size": 128},
+    "w4a8-g32": FLOATS | {"weight": "int4", "group_size": 32},
+}
+
+
+def fields_of(name: str) -> dict[str, Any]:
+    """The fields that a name stands for.
+
+    Raises
+    ------
+    BenchError
+        No such name.
+    """
+    if name not in FORMATS:
+        raise BenchError(f"no format {name!r}; expected some of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def is_named(spec: MatmulSpec) -> bool:
+    """Whether other libraries have the format of `spec`."""
+    return name_of(spec) in FORMATS
+
+
+def name_of(spec: MatmulSpec) -> str:
+    """The name of a spec's format; without one, the fields that are not at their defaults."""
+    given = changed(spec)
+    for name, fields in FORMATS.items():
+        if given == changed(MatmulSpec(n=spec.n, k=spec.k, **fields)):
+            return name
+    return " ".join(
+        field if value is True else f"{field}={value}" for field, value in given.items()
+    )
+
+
+def changed(spec: MatmulSpec) -> Mapping[str, Any]:
+    """The fields of a spec that decide its format and are not at their defaults."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(MatmulSpec)
+        if field.name not in ("n", "k", "m") and getattr(spec, field.name) != field.default
+    }
+
+
+def weight_bytes(spec: MatmulSpec) -> int:
+    """Bytes that a call cannot do without reading: the weight's numbers and its float32 scales."""
+    row = -(-spec.k // 2) if spec.four_bit_weight else spec.k
+    scales = 1 if spec.group_size == "tensor" else spec.n * spec.groups
+    return spec.n * row + 4 * scales

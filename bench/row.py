@@ -1,0 +1,150 @@
+"""What was measured of one shape, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .contenders import OURS, Job
+from .formats import changed, name_of, weight_bytes
+from .roofline import Limits
+from .timing import Time, median_range
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A contender's time over quantmm's: above 1, quantmm is faster.
+
+    Attributes
+    ----------
+    value : the ratio of the medians.
+    low, high : the true median of the ratios lies between them with a probability of at least 90 %,
+        by the ratios within each round.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether one of the two is faster beyond what the rounds differ."""
+        return self.low > 1 or self.high < 1
+
+    @property
+    def slower(self) -> bool:
+        """Whether quantmm is slower, beyond what the rounds differ."""
+        return self.high < 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape of one format. Times in seconds for one product.
+
+    Attributes
+    ----------
+    target : the row of targets that `job.target` is on the machine that was measured.
+    times : of every contender that took part, by name; all have a sample of every round.
+    baselines : those of them that are no peers.
+    absent : why others took no part, by contender or by the word that asked for it.
+    about : what is worth saying of contenders: versions, quantmm's function.
+    busy_cores, stolen_cores : how many cores other programs used meanwhile, and other virtual
+        machines, as far as the system knows.
+    """
+
+    job: Job
+    target: str
+    limits: Limits
+    times: Mapping[str, Time]
+    baselines: tuple[str, ...]
+    absent: Mapping[str, str]
+    about: Mapping[str, str]
+    busy_cores: float
+    stolen_cores: float
+
+    @property
+    def format(self) -> str:
+        """The format's name, or what is not as usual in it."""
+        return name_of(self.job.spec)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight and its scales."""
+        return weight_bytes(self.job.spec)
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.job.m * self.job.n * self.job.k
+
+    @property
+    def floor(self) -> float:
+        """The time that the measured limits leave."""
+        job = self.job
+        return self.limits.floor(job.m, job.n, job.k, self.weight_bytes, job.cold)
+
+    @property
+    def ours(self) -> Time | None:
+        """The times of quantmm; None where it took no part."""
+        return self.times.get(OURS.name)
+
+    @property
+    def share(self) -> float | None:
+        """The share of the limit that quantmm reached: floor / median."""
+        return self.floor / self.ours.median if self.ours else None
+
+    @property
+    def peers(self) -> list[str]:
+        """Who competes, the fastest first."""
+        names = [name for name in self.times if name not in (OURS.name, *self.baselines)]
+        return sorted(names, key=lambda name: self.times[name].median)
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest peer."""
+        return next(iter(self.peers), None)
+
+    def ratio(self, name: str | None) -> Ratio | None:
+        """A contender's time over quantmm's; None where one of them took no part."""
+        if name is None or not self.ours or name not in self.times:
+            return None
+        theirs, ours = self.times[name], self.ours
+        within = [t / o for t, o in zip(theirs.samples, ours.samples, strict=True)]
+        return Ratio(theirs.median / ours.median, *median_range(within))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: what was measured, and beside it what follows."""
+        ratios = {name: self.ratio(name) for name in self.times if name != OURS.name}
+        return {
+            "format": self.format,
+            "spec": {"n": self.job.n, "k": self.job.k, **changed(self.job.spec)},
+            "floor": self.floor,
+            "share": self.share,
+            "best_peer": self.best_peer,
+            "medians": {name: each.median for name, each in self.times.items()},
+            "ratios": {name: dataclasses.asdict(each) for name, each in ratios.items() if each},
+            "measured": dataclasses.asdict(self),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Row:
+        """The row that `to_dict` wrote."""
+        measured = fields["measured"]
+        times = {name: Time(tuple(each["samples"])) for name, each in measured["times"].items()}
+        made = {
+            "job": Job.from_dict(measured["job"]),
+            "limits": Limits(**measured["limits"]),
+            "times": times,
+            "baselines": tuple(measured["baselines"]),
+        }
+        return cls(**{**measured, **made})
+
+
+def geometric_mean(ratios: Iterable[Ratio | None]) -> float | None:
+    """Of the ratios that there are; None if there are none."""
+    values = [ratio.value for ratio in ratios if ratio]
+    return math.exp(statistics.fmean(map(math.log, values))) if values else None

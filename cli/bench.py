@@ -1,0 +1,326 @@
+"""`quantmm bench`: kernels beside the machine's limits and other libraries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .. import targets
+from ..bench import check as page
+from ..bench import export, report
+from ..bench.compare import ROUNDS, compare
+from ..bench.contenders import GROUPS, OURS, Job, check_words
+from ..bench.environment import describe
+from ..bench.formats import FORMATS, fields_of
+from ..bench.models import MODELS, Layer
+from ..bench.rotation import COLD_ROWS
+from ..bench.row import Row
+from ..compiler import runtime
+from ..compiler.spec import MatmulSpec
+from ..errors import BenchError, ReportError
+from ..files import check_writable, write_whole
+from .options import Names, Whole, format_options, make_spec, target_option
+from .tables import show
+
+#: The file name that stands for the terminal.
+STDOUT = "-"
+SPEC_OPTIONS = {each.name for each in dataclasses.fields(MatmulSpec)} - {"n", "k", "m"}
+#: What --check decides itself.
+CHECKED = SPEC_OPTIONS | {"m", "n", "k", "models", "hot", "format_names", "against", "target"}
+
+
+@dataclass
+class Run:
+    """Rows as they are measured, and where they go: what an interrupted run has is written too."""
+
+    against: Collection[str]
+    rounds: int
+    files: dict[str, str]
+    environment: dict[str, Any] = field(default_factory=describe)
+    rows: list[Row] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Find out before the work what would fail after it."""
+        check_words(self.against)
+        if "html" in self.files:
+            report.require_libraries()
+        if list(self.files.values()).count(STDOUT) > 1:
+            raise click.UsageError("give --json or --csv a FILE; only one can be printed")
+        for name in self.files.values():
+            if name != STDOUT:
+                check_writable(Path(name), ReportError)
+
+    @property
+    def prints_table(self) -> bool:
+        """Whether the terminal is for people."""
+        return STDOUT not in self.files.values()
+
+    def measure(self, jobs: Sequence[Job]) -> Iterator[Row]:
+        """Measure one after the other."""
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=len(jobs))
+            for job in jobs:
+                progress.update(task, description=f"{job.title}, {job.threads} threads")
+                self.rows.append(compare(job, self.against, self.rounds))
+                progress.advance(task)
+                yield self.rows[-1]
+
+    def write(self) -> None:
+        """Write the reports."""
+        writers: dict[str, Callable[[Sequence[Row], dict[str, Any]], str]] = {
+            "json": export.to_json,
+            "csv": export.to_csv,
+            "html": report.to_html,
+        }
+        for kind, name in self.files.items():
+            text = writers[kind](self.rows, self.environment)
+            if name == STDOUT:
+                click.echo(text)
+            else:
+                write_whole(Path(name), text.encode(), ReportError)
+
+    def require_ours(self) -> None:
+        """Fail where quantmm itself took no part."""
+        if without := [row for row in self.rows if row.ours is None]:
+            first = without[0]
+            raise BenchError(
+                f"quantmm took no part in {len(without)} of {len(self.rows)} rows, the first "
+                f"{first.format} {first.job.title}: {first.absent[OURS.name]}"
+            )
+
+
+def report_option(kind: str, text: str) -> Callable[..., Any]:
+    """An option that names a file, or none for the terminal."""
+    return click.option(
+        f"--{kind}",
+        f"{kind}_file",
+        is_flag=False,
+        flag_value=STDOUT,
+        type=click.Path(),
+        metavar="[FILE]",
+        help=text,
+    )
+
+
+@click.command("bench")
+@click.option("--m", type=Whole(), default="1,16,128,512", show_default=True, help="Rows of X.")
+@click.option("--n", type=Whole(), default="4096", show_default=True, help="Rows of W.")
+@click.option("--k", type=Whole(), default="4096", show_default=True, help="Columns of X and W.")
+@click.option(
+    "--model", "models", type=Names(), help=f"N and K of the layers of {', '.join(MODELS)}."
+)
+@click.option("--hot", is_flag=True, help="Weights that stay in the caches for small M too.")
+@click.option(
+    "--format",
+    "format_names",
+    type=Names(),
+    help=f"Formats side by side: {', '.join(FORMATS)}. Each name stands for some of the options "
+    "that follow; other combinations of them have no peers.",
+)
+@format_options
+@click.option(
+    "--against",
+    type=Names(),
+    default="numpy",
+    show_default=True,
+    help=f"Who else: {', '.join(GROUPS)}. Who is not installed is listed as absent.",
+)
+@target_option
+@click.option(
+    "--threads", type=Whole(), help="Threads, each in turn; by default one per physical core."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Turns of everyone."
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Repeat every comparison that docs/performance.md quotes, in the form of that page; "
+    "without --threads for one thread and for one per physical core.",
+)
+@report_option("json", "Everything that was measured, in a FILE or instead of the table.")
+@report_option("csv", "A line for every contender, in a FILE or instead of the table.")
+@click.option("--html", "html_file", type=click.Path(), help="A report with figures, in one file.")
+@click.pass_context
+def bench_command(
+    context: click.Context,
+    /,
+    target: str,
+    against: list[str],
+    threads: list[int] | None,
+    rounds: int,
+    check: bool,
+    json_file: str | None,
+    csv_file: str | None,
+    html_file: str | None,
+    **shape_words: Any,
+) -> None:
+    """Time kernels beside this machine's measured limits and other libraries.
+
+    Every contender lives in a process of its own and all take turns; what they compute is checked
+    before. For M up to 16 the weights are rotated through more memory than the caches hold. The
+    share is that of the limit: operations at the measured rate of the dot-product instruction, or
+    bytes at the measured read bandwidth, whichever takes longer. A ratio is a contender's time
+    over quantmm's; ~ says that it is within what the rounds differ.
+    """
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    named = {"json": json_file, "csv": csv_file, "html": html_file}
+    files = {kind: name for kind, name in named.items() if name is not None}
+    run = Run(page.AGAINST if check else against, rounds, files)
+    cores = runtime.default_threads()
+    try:
+        if check:
+            refuse(given & CHECKED, "--check decides this itself")
+            run.check()
+            check_page(run, threads or sorted({1, cores}))
+        else:
+            jobs = jobs_for(given, target, threads or [cores], **shape_words)
+            run.check()
+            measure(run, jobs)
+    finally:
+        if run.rows:
+            run.write()
+    run.require_ours()
+
+
+def refuse(options: Collection[str], reason: str) -> None:
+    """Refuse options that would mean nothing."""
+    if options:
+        names = {"models": "model", "format_names": "format"}
+        words = sorted("--" + names.get(name, name).replace("_", "-") for name in options)
+        raise click.UsageError(f"{', '.join(words)}: {reason}")
+
+
+def jobs_for(
+    given: Collection[str],
+    target: str,
+    threads: list[int],
+    m: list[int],
+    n: list[int],
+    k: list[int],
+    models: list[str] | None,
+    hot: bool,
+    format_names: list[str] | None,
+    **spec_fields: Any,
+) -> list[Job]:
+    """What a command line asks for: a shape's formats side by side."""
+    targets.find(target)
+    if format_names is not None:
+        refuse({*given} & SPEC_OPTIONS, "--format decides this")
+    if models is not None:
+        refuse({*given} & {"n", "k"}, "--model decides this")
+    formats = [fields_of(name) for name in format_names] if format_names else [spec_fields]
+    layers = layers_of(models) if models else [Layer("", rows, depth) for rows in n for depth in k]
+    return [
+        Job(
+            make_spec(layer.n, layer.k, fields),
+            rows,
+            count,
+            rows <= COLD_ROWS and not hot,
+            target,
+            layer.name,
+        )
+        for count in threads
+        for layer in layers
+        for rows in m
+        for fields in formats
+    ]
+
+
+def layers_of(models: Sequence[str]) -> list[Layer]:
+    """The layers of models, each shape once.
+
+    Raises
+    ------
+    BenchError
+        No such model.
+    """
+    names: dict[tuple[int, int], list[str]] = {}
+    for model in models:
+        if model not in MODELS:
+            raise BenchError(f"no model {model!r}; expected some of {', '.join(MODELS)}")
+        for layer in MODELS[model]:
+            names.setdefault((layer.n, layer.k), []).append(f"{model} {layer.name}")
+    return [Layer("; ".join(words), n, k) for (n, k), words in names.items()]
+
+
+def measure(run: Run, jobs: Sequence[Job]) -> None:
+    """Measure, and print a table unless something else is printed."""
+    for _ in run.measure(jobs):
+        pass
+    if run.prints_table:
+        click.echo(f"{run.rows[0].target} on {targets.cpu_name()}")
+        show(results_table(run.rows))
+        for text in closing(run.rows):
+            click.echo(text)
+
+
+def closing(rows: Sequence[Row]) -> list[str]:
+    """What is said below a table."""
+    summaries = [each.text() for each in export.summaries(rows) if each.mean is not None]
+    return [*summaries, *report.warnings(rows), *export.absences(rows)]
+
+
+def check_page(run: Run, threads: Sequence[int]) -> None:
+    """Measure the tables of docs/performance.md and print each row once it is there."""
+    able, unable = page.sections()
+    say: Callable[[str], None] = click.echo if run.prints_table else lambda _: None
+    for section in able:
+        say(f"{section.title}:\n\n{export.HEADER}")
+        before = len(run.rows)
+        for row in run.measure([job for count in threads for job in section.jobs(count)]):
+            say(export.markdown(row))
+        say("\n".join(["", *closing(run.rows[before:]), ""]))
+    for title, reason in unable.items():
+        say(f"not measured: {title}: {reason}")
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """A line for each shape and format, with columns for what there is."""
+    baselines = list(dict.fromkeys(name for row in rows for name in row.baselines))
+    competed = any(row.best_peer for row in rows)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("M x N x K", no_wrap=True)
+    table.add_column("format")
+    columns = ["threads", "floor ms", "median ms", "quartiles", "GOPS", "GB/s", "limit"]
+    for name in [*columns, *(["best peer", "ms", "ratio"] if competed else []), *baselines]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [row.job.title, row.format, str(row.job.threads), export.milliseconds(row.floor)]
+        cells += ours_cells(row)
+        if competed:
+            best = row.best_peer
+            time = export.milliseconds(row.times[best].median) if best else ""
+            cells += [best or "", time, export.ratio_text(row, best)]
+        cells += [export.ratio_text(row, name) for name in baselines]
+        table.add_row(*cells)
+    return table
+
+
+def ours_cells(row: Row) -> list[str]:
+    """The median of quantmm, the quartiles around it, its speed and share of the limit."""
+    if row.ours is None:
+        return [""] * 5
+    median = row.ours.median
+    low, high = ((each / median - 1) * 100 for each in row.ours.quartiles)
+    return [
+        export.milliseconds(median),
+        f"{low:+.0f} {high:+.0f} %",
+        f"{row.operations / median / 1e9:.0f}",
+        f"{row.weight_bytes / median / 1e9:.1f}",
+        f"{row.share:.0%}",
+    ]
