@@ -84,7 +84,8 @@ SECTIONS = (
 def sections() -> tuple[list[Section], dict[str, str]]:
     """The tables that this machine can fill, and why it cannot fill others, by their title."""
     reasons = {
-        section.title: targets.why_not_here(targets.find(section.target)) for section in SECTIONS
+        section.title: targets.why_not_here(targets.find_cpu(section.target))
+        for section in SECTIONS
     }
     able = [section for section in SECTIONS if reasons[section.title] is None]
     return able, {title: reason for title, reason in reasons.items() if reason}

@@ -218,7 +218,7 @@ def jobs_for(
     **spec_fields: Any,
 ) -> list[Job]:
     """What a command line asks for: a shape's formats side by side."""
-    targets.find(target)
+    targets.find_cpu(target)
     if format_names is not None:
         refuse({*given} & SPEC_OPTIONS, "--format decides this")
     if models is not None:

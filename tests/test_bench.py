@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from quantmm.bench import limits, run, timing
+from quantmm.bench import limits, rotation, timing
+from quantmm.bench.roofline import Limits
 from quantmm.compiler import runtime
 
 
@@ -40,7 +41,7 @@ def test_limits_are_plausible(target):
 
 
 def test_floor_is_the_slower_of_operations_and_bytes():
-    limit = limits.Limits(1, gops=100, gbps_small=8, gbps_huge=10)
+    limit = Limits(1, gops=100, gbps_small=8, gbps_huge=10)
     assert limit.floor(1, 1000, 1000, 1e6, cold=True) == pytest.approx(1e6 / 10e9)
     assert limit.floor(1, 1000, 1000, 1e6, cold=False) == pytest.approx(2e6 / 100e9)
     assert limit.floor(64, 1000, 1000, 1e6, cold=True) == pytest.approx(128e6 / 100e9)
@@ -61,20 +62,11 @@ def test_contenders_take_turns():
     assert changes >= 5
 
 
-def test_floats_and_groups_are_timed_by_the_bytes_that_they_read():
-    fields = {"weight": "int4", "group_size": 32, "input": "bfloat16", "dynamic": True}
-    fields |= {"out": "bfloat16", "residual": True}
-    (row,) = run.bench([(2, 128, 256)], fields, "host", 1)
-    read = 128 * 256 / 2 + 4 * 128 * 256 / 32
-    assert row.gbps * 1e9 * row.median == pytest.approx(read)
-    assert row.floor == pytest.approx(row.share * row.median)
-
-
 def test_rotated_weights_exceed_the_caches():
     for size in (1000, 16 << 20, 1 << 30):
-        copies = run.copies_for(size)
+        copies = rotation.copies_for(size)
         assert copies >= 2
-        assert copies * size > 2 * run.last_level_cache()
+        assert copies * size > 2 * rotation.last_level_cache()
 
 
 def test_arrays_are_aligned_and_large_ones_lie_on_large_pages():

@@ -232,19 +232,22 @@ def test_verify_that_cannot_record_does_not_start(quantmm, tmp_path, monkeypatch
 
 def test_bench(quantmm):
     words = ["bench", "--m", "1,40", "--n", "64", "--k", "128", "--threads", "1"]
+    words += ["--rounds", "2"]
     status, out, _ = quantmm(*words)
     assert status == 0
-    assert [line.split()[:3] for line in out.splitlines()[2:]] == [
-        ["1", "64", "128"],
-        ["40", "64", "128"],
+    assert [line.split()[:5] for line in out.splitlines()[2:4]] == [
+        ["1", "x", "64", "x", "128"],
+        ["40", "x", "64", "x", "128"],
     ]
     status, out, _ = quantmm(*words, "--json", "--activation-scale", "row")
-    first, second = json.loads(out)
-    assert (first["m"], first["cold"], second["cold"]) == (1, True, False)
+    assert status == 0
+    first, second = json.loads(out)["rows"]
+    assert (first["measured"]["job"]["m"], first["measured"]["job"]["cold"]) == (1, True)
+    assert second["measured"]["job"]["cold"] is False
     for row in (first, second):
-        assert 0 < row["floor"] < row["median"]
-        assert row["share"] == pytest.approx(row["floor"] / row["median"])
-        assert row["numpy_ratio"] == pytest.approx(row["numpy"] / row["median"])
+        assert row["share"] == pytest.approx(row["floor"] / row["medians"]["quantmm"])
+        ratio = row["medians"]["numpy"] / row["medians"]["quantmm"]
+        assert row["ratios"]["numpy"]["value"] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(("form", "text"), [("te", "acc"), ("tir", "T.parallel"), ("asm", ".text")])

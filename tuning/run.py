@@ -33,7 +33,7 @@ from .state import Problem, Tuning, Watch
 from .verdict import conclude
 
 if TYPE_CHECKING:
-    from ..bench.limits import Limits
+    from ..bench.roofline import Limits
     from .search import Search
 
 #: Choices that are built, then measured, together.

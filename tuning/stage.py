@@ -16,7 +16,7 @@ from ..targets import Target
 from .worker import Worker, WorkerError
 
 if TYPE_CHECKING:
-    from ..bench.limits import Limits
+    from ..bench.roofline import Limits
 
 #: Seconds that a build may take, and a check or a turn beside what it should.
 BUILD_SECONDS = 30.0

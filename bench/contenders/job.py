@@ -124,7 +124,7 @@ class Job:
     @property
     def row(self) -> Target:
         """The target, looked up on the machine that measures."""
-        return targets.find(self.target)
+        return targets.find_cpu(self.target)
 
     @property
     def copies(self) -> int:

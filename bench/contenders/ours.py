@@ -23,7 +23,7 @@ COMPARED_ROWS = 3
 
 def product(job: Job) -> Ready:
     """The kernel for the job's spec; where the format has no name, on numbers of `Problem`."""
-    kernel = compile(job.spec, job.target, num_threads=job.threads)
+    kernel = compile(job.spec, job.row, num_threads=job.threads)
     about = kernel.plan(job.m).name
     if not is_named(job.spec):
         problem = Problem(job.spec, job.m)
