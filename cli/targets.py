@@ -39,7 +39,7 @@ def targets_table(records: Sequence[Record]) -> Table:
         table.add_row(target.name, target.instruction.name, target.description, here, how)
     for gpu in targets.CUDA_TARGETS:
         reason = targets.cuda.why_not_here(gpu.capability)
-        here = "yes" if reason is None else f"no: {reason}"
+        here = "yes" if reason is None else f"no: {reason.partition(' (')[0]}"
         table.add_row(gpu.name, gpu.instruction.name, gpu.description, here, EMULATED_GPU)
     return table
 

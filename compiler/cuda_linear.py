@@ -54,7 +54,8 @@ class CudaLinear(Bound):
         #: Memory by device, stream and name: address and bytes.
         self._workspace: dict[tuple[int, int, str], tuple[int, int]] = {}
         self._allocated: list[tuple[int, int]] = []
-        weakref.finalize(self, release, self._gpu, self._allocated)
+        # At the process's exit the driver frees everything itself, and may be gone already.
+        weakref.finalize(self, release, self._gpu, self._allocated).atexit = False
         self._on(FIRST)
 
     def __call__(

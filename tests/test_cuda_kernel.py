@@ -308,3 +308,37 @@ def test_alignment_of_a_row_counts():
     assert not cuda_linear.is_aligned(array, 4)
     assert cuda_linear.is_aligned(dataclasses.replace(array, stride=4), 4)
     assert not cuda_linear.is_aligned(dataclasses.replace(array, stride=4, address=264), 4)
+
+
+def test_the_command_line(quantmm, tmp_path):
+    path = tmp_path / "k.qmm"
+    sizes = ["--n", 24, "--k", 256]
+    status, out, _ = quantmm("compile", *sizes, "--target", "cuda-sm80,cuda-sm90", "-o", path)
+    assert status == 0
+    assert "cuda-sm90: mma.sync m16n8k32, cuda, " in out
+    _, out, _ = quantmm("inspect", path)
+    assert '"target": "cuda-sm90"' in out
+    for form, text in [
+        ("te", "acc"),
+        ("tir", "blockIdx.x"),
+        ("cuda", "__global__"),
+        ("ptx", "mma"),
+    ]:
+        status, out, _ = quantmm("inspect", *sizes, "--target", "cuda-sm80", "--emit", form)
+        assert status == 0
+        assert text in out
+    _, out, _ = quantmm("inspect", *sizes, "--target", "cuda-sm80", "--emit", "sass", "--m", 1)
+    assert "  IDP.4A" in out
+    status, _, err = quantmm("inspect", *sizes, "--target", "cuda-sm80", "--emit", "asm")
+    assert (status, err.strip()) == (
+        2,
+        "quantmm: --emit asm: cuda-sm80 has te, tir, cuda, ptx, sass",
+    )
+    status, _, err = quantmm("verify", "--target", "cuda-sm80", "--random", 1)
+    assert (status, err.strip()) == (
+        2,
+        "quantmm: target cuda-sm80 is a GPU's; expected one of a CPU",
+    )
+    status, out, _ = quantmm("targets")
+    assert status == 0
+    assert "cuda-sm75-dp4a" in out
