@@ -109,7 +109,7 @@ def listed(value: object) -> list[Any]:
     raise TypeError(f"{value!r} is not JSON")
 
 
-def entry_path(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None) -> Path:
+def entry_path(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None) -> Path:
     """Where the kernel for `spec` on `row` is kept."""
     return folder() / f"{key(spec, row, record)}.qmm"
 

@@ -19,6 +19,7 @@ import pytest
 import quantmm as qmm
 from quantmm import targets
 from quantmm.compiler import cache, kernel_file, linker, versions
+from quantmm.compiler.records import Record
 from quantmm.errors import ArrayError, CacheError, TargetError
 from quantmm.targets import machine
 
@@ -192,7 +193,7 @@ def test_an_emulated_target_has_its_own_entry():
 
 def test_versions_source_and_machine_count(monkeypatch):
     now = key()
-    assert key(record={"tile": 1}) != now
+    assert key(record=Record("log:1", 64, ())) != now
     for module, name, value in (
         (versions, "SCHEDULE_VERSION", -1),
         (versions, "SOURCE", "other"),

@@ -57,9 +57,11 @@ def cells(records, width):
 def test_targets_are_readable_on_a_hundred_columns():
     records = [record(target.name, "native") for target in qmm.targets.TARGETS]
     rows = cells(records, 100)
-    assert list(rows) == [target.name for target in qmm.targets.TARGETS]
-    for target in qmm.targets.TARGETS:
+    every = [*qmm.targets.TARGETS, *qmm.targets.CUDA_TARGETS]
+    assert list(rows) == [target.name for target in every]
+    for target in every:
         assert rows[target.name][:2] == [target.instruction.name, target.description]
+    for target in qmm.targets.TARGETS:
         assert rows[target.name][3] == "Chip 1 (2026-11-24)"
 
 

@@ -50,7 +50,7 @@ def test_code_for_a_missing_feature_is_compiled_but_never_run(monkeypatch):
 
 
 def test_unknown_target():
-    with pytest.raises(TargetError, match="no target 'z80'; the targets are host, x86-"):
+    with pytest.raises(TargetError, match="no target 'z80'; the targets are host, cuda, x86-"):
         qmm.compile(SPEC, "z80")
 
 
