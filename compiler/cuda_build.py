@@ -23,7 +23,7 @@ from .cuda_kernel import PREPARE, CudaInfo, CudaKernel, Launch, library
 from .cuda_tiles import read_rows, store_within
 from .operands import Operands
 from .rounding import fuse_group_sums
-from .spec import MatmulSpec
+from .spec import INTEGER_RANGE, MatmulSpec
 from .versions import versions
 
 RECIPES = {
@@ -32,8 +32,6 @@ RECIPES = {
     "mma": cuda_mma.schedule,
     "dp4a": cuda_dp4a.schedule,
 }
-#: K of a group up to which sums of products with 4-bit weights, which count 16 times, stay exact.
-MOST_FOUR_BIT = (2**31 - 1) // (128 * 128)
 
 
 def build(spec: MatmulSpec, target: CudaTarget) -> CudaKernel:
@@ -83,18 +81,23 @@ def layout_for(spec: MatmulSpec) -> CudaLayout:
         K is so long that the sums of 4-bit weights, which count 16 times, leave int32.
     """
     group_size = spec.group_size if isinstance(spec.group_size, int) else None
-    if spec.four_bit_weight and min(spec.k, group_size or spec.k) > MOST_FOUR_BIT:
-        raise UnsupportedError(
-            f"k={spec.k} with {spec.weight} weights and group_size={spec.group_size}: "
-            f"on a GPU a group has at most {MOST_FOUR_BIT} k"
-        )
-    return cuda_layout(
+    layout = cuda_layout(
         spec.n,
         spec.k,
         group_size=group_size,
         bits=4 if spec.four_bit_weight else 8,
         dtype="uint8" if spec.weight.startswith("u") else "int8",
     )
+    # Eight-bit sums may leave int32 on the way, since what is subtracted brings them back; where
+    # products count several times, a shift follows, and nothing may be lost before it.
+    largest = (max(map(abs, INTEGER_RANGE[each])) for each in (spec.activation, spec.weight))
+    most = (2**31 - 1) // (math.prod(largest) * layout.factor)
+    if layout.factor > 1 and (layout.group_size or spec.k) > most:
+        raise UnsupportedError(
+            f"k={spec.k} with {spec.activation} x {spec.weight}, group_size={spec.group_size}: "
+            f"on a GPU a group of these has at most {most} k"
+        )
+    return layout
 
 
 def x_dtype(spec: MatmulSpec) -> str:

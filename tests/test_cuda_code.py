@@ -94,10 +94,17 @@ def test_the_inner_loop_of_a_large_multiplication_is_products(target):
 
 
 def test_int4_sums_that_could_leave_int32_are_refused():
-    spec = qmm.MatmulSpec(n=8, k=140_000, weight="int4")
-    with pytest.raises(qmm.QuantmmError, match="on a GPU a group has at most 131071 k"):
-        cuda_build.layout_for(spec)
-    assert cuda_build.layout_for(qmm.MatmulSpec(n=8, k=140_000, weight="int4", group_size=64))
+    for activation, weight, most in (
+        ("int8", "int4", 131071),
+        ("uint8", "uint4", 35089),
+        ("int4", "int4", 2097151),
+    ):
+        fields = {"n": 8, "activation": activation, "weight": weight}
+        if most < 10**6:  # beyond, the spec itself is refused
+            with pytest.raises(qmm.QuantmmError, match=f"has at most {most} k"):
+                cuda_build.layout_for(qmm.MatmulSpec(k=most + 1, **fields))
+        for group_size in (None, 64):
+            assert cuda_build.layout_for(qmm.MatmulSpec(k=most, group_size=group_size, **fields))
 
 
 @pytest.mark.parametrize("target", CUDA_TARGETS, ids=lambda target: target.name)
