@@ -177,7 +177,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any, *, huge_pages: bool = True
     memory: Any
     if size >= HUGE_PAGE:
         alignment = HUGE_PAGE
-        memory = mmap.mmap(-1, size + alignment)
+        # Private: Linux gives shared mappings, which are Python's default, no huge pages.
+        memory = mmap.mmap(-1, size + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 memory.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import mmap
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import problems
 import pytest
 import quantmm as qmm
+from quantmm.compiler.runtime import aligned_empty
 from quantmm.errors import ArrayError
 
 M, N, K = 64, 256, 512
@@ -184,3 +188,34 @@ def test_a_forked_child_computes_on_one_thread_and_says_so(kernel_file):
     same, (message,) = run(FORK, kernel_file)
     assert same
     assert "forked" in message
+
+
+def test_large_arrays_lie_on_huge_pages_where_the_system_gives_them():
+    array = aligned_empty((8 << 20,), np.uint8)
+    array[...] = 1
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not mode.exists() or "[never]" in mode.read_text():
+        pytest.skip("this system gives no transparent huge pages")
+    if huge_kilobytes(array.ctypes.data) == 0 and not any_huge_page_to_be_had():
+        pytest.skip("no huge page is free")
+    assert huge_kilobytes(array.ctypes.data) > 0
+
+
+def huge_kilobytes(address):
+    """What /proc/self/smaps says of the mapping that holds an address."""
+    within = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            within = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif within and line.startswith("AnonHugePages:"):
+            return int(line.split()[1])
+    raise AssertionError(f"no mapping holds {address:#x}")
+
+
+def any_huge_page_to_be_had():
+    """Whether an anonymous mapping made by hand gets one."""
+    memory = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(memory, np.uint8)
+    raw[...] = 1
+    return huge_kilobytes(raw.ctypes.data) > 0
