@@ -14,6 +14,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from ..processes import end_with_parent
 from .contenders import Contender, build
 from .contenders.job import Job, Turns
 
@@ -40,4 +41,5 @@ def serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     serve(Connection(int(sys.argv[1])))

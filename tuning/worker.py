@@ -7,7 +7,6 @@ child. A child ends with its parent, however that ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import multiprocessing
 import os
@@ -19,9 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import QuantmmError
-
-#: PR_SET_PDEATHSIG of Linux' prctl: the signal that a process gets when its parent ends.
-PR_SET_PDEATHSIG = 1
+from ..processes import end_with_parent
 
 #: Seconds for a child to start: Python, NumPy and, to build, TVM.
 START_SECONDS = 60.0
@@ -138,9 +135,8 @@ def serve(connection: Connection, place: str) -> None:
     """Answer calls until the parent is gone."""
     # Ctrl-C goes to every process of a terminal; the parent says what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A child that hangs would never notice that nobody listens.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # One that hangs would never notice that nobody listens.
+    end_with_parent()
     module, _, name = place.partition(":")
     served = getattr(importlib.import_module(module), name)()
     with contextlib.suppress(EOFError, OSError):
