@@ -43,6 +43,10 @@ class TuningError(QuantmmError, RuntimeError):
     """A tuning run that cannot begin or go on."""
 
 
+class RpcError(QuantmmError, RuntimeError):
+    """A tracker or a server elsewhere that does not answer, or does not fit; the message is why."""
+
+
 class ToolError(QuantmmError, RuntimeError):
     """A program or library that a step needs is missing or failed."""
 

@@ -1,12 +1,11 @@
 """One shape beside its peers: every contender in a process of its own, and all take turns.
 
-`compare` is what runs on the machine that is measured. What it takes and gives are JSON types away
-from being sent: `Job.to_dict`, `Row.to_dict`.
+`compare` is what runs on the machine that is measured, this one or another (see `machine`).
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import random
 import resource
 import statistics
@@ -86,7 +85,8 @@ def started(contender: Contender, job: Job, running: dict[str, Process]) -> str:
         It takes no part, and nothing of it is left.
     """
     for module in contender.needs:
-        if importlib.util.find_spec(module) is None:
+        # Not `importlib.util`'s, which finds no torch where a process keeps it out of its imports.
+        if importlib.machinery.PathFinder.find_spec(module) is None:
             raise Failed(f"not installed (no module {module!r})")
     process = running[contender.name] = Process(contender, job)
     try:

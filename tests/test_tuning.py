@@ -11,9 +11,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import problems
 import psutil
@@ -22,10 +22,11 @@ import quantmm as qmm
 import tuning_faults
 from quantmm import targets
 from quantmm.bench import limits
+from quantmm.bench.machine import Machine
 from quantmm.bench.models import MODELS
 from quantmm.compiler import cache, records
 from quantmm.compiler.kernel import Function
-from quantmm.errors import RecordError, SpecError, ToolError, TuningError
+from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
 from quantmm.schedules import Parameters
 from quantmm.schedules.space import of_trace
 from quantmm.tuning import candidate, keeping, measure, plot, run, stage
@@ -34,7 +35,7 @@ from quantmm.tuning.log import Database, database_for
 from quantmm.tuning.model import Model
 from quantmm.tuning.progress import Display
 from quantmm.tuning.search import Search
-from quantmm.tuning.stage import DEFAULT, Session, Stage, difference
+from quantmm.tuning.stage import DEFAULT, Board, Session, Stage, difference
 from quantmm.tuning.state import Outcome, Progress, Tuning
 from quantmm.tuning.worker import Worker, WorkerError
 from rich.console import Console
@@ -61,12 +62,17 @@ def quick():
 
 
 def tune(log, bench="Bench", **options):
-    CHILDREN.bench = Worker(f"tuning_faults:{bench}")
+    return tune_on([stage.this_machine(f"tuning_faults:{bench}")], log, **options)
+
+
+def tune_on(boards, log, **options):
+    CHILDREN.boards = list(boards)
     try:
         options = {"m": [M], "trials": 5, "threads": 1, **options}
         return qmm.tune(SPEC, log=log, session=CHILDREN, **options)
     finally:
-        CHILDREN.bench.close()
+        for board in boards:
+            board.bench.close()
 
 
 def lines(log, name=records.TRIALS):
@@ -88,7 +94,7 @@ def propose(monkeypatch):
                 return iter([(choice, None) for choice in next(self.batches, [])])
 
         monkeypatch.setattr(
-            run, "search_for", lambda p: Fixed(p.spec, p.row, p.m, p.seed, run.BATCH)
+            run, "search_for", lambda p, batch: Fixed(p.spec, p.row, p.m, p.seed, batch)
         )
 
     return these
@@ -192,30 +198,13 @@ def test_a_stage_puts_back_what_a_lost_child_had():
 
 
 def command(log, *words):
-    code = "from quantmm.cli.main import run; run()"
-    words = ["tune", "--m", "5", "--n", "64", "--k", "64", "--threads", "1", *words]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words), "--log", str(log)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_lines(log, count):
-    for _ in range(1200):
-        if records.databases(log):
-            (database,) = records.databases(log)
-            path = database / records.TRIALS
-            if path.exists() and len(path.read_bytes().splitlines()) >= count:
-                return
-        time.sleep(0.05)
-    pytest.fail("nothing was measured")
+    words = ["tune", "--m", 5, "--n", 64, "--k", 64, "--threads", 1, *words, "--log", log]
+    return commands.start(*words)
 
 
 def end(process, log, how):
     """End a run that has measured something; what it says on stderr."""
-    wait_for_lines(log, 9)
+    commands.wait_for_trials(log, 9)
     children = psutil.Process(process.pid).children()
     assert len(children) >= 2
     process.send_signal(how)
@@ -593,6 +582,93 @@ def test_weights_come_from_memory_for_few_rows():
         calls = [next(bench._calls["x"]) for _ in range(6)]
         places[m] = len({call.func._arrays["w"].ctypes.data for call in calls})
     assert places == {16: 3, 17: 1}
+
+
+# On other machines; tests/test_rpc.py has the way there.
+
+
+class Other(Machine):
+    """A machine of another kind."""
+
+    def __init__(self, cpu):
+        self.cpu = cpu
+
+    def header(self, target, threads):
+        return {**super().header(target, threads), "cpu": self.cpu}
+
+    def limits(self, row, threads):
+        return limits.Limits(threads, 77.0, 1e6, 1e6)
+
+
+class Losable(Worker):
+    """A child that is gone for good after some turns."""
+
+    def __init__(self, place, turns):
+        super().__init__(place)
+        self.turns = turns
+
+    def call(self, method, *arguments, seconds):
+        self.turns -= method == "turn"
+        if self.turns < 0:
+            raise RpcError("server a:1 was lost: no power")
+        return super().call(method, *arguments, seconds=seconds)
+
+
+def board(name, turns=10**9, machine=None):
+    return Board(name, Losable("tuning_faults:SlowDefault", turns), machine or Machine())
+
+
+def test_records_are_for_the_machine_that_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(CHILDREN, "_limits", {})
+    seen = []
+    tuning = tune_on([board("a:1", machine=Other("another"))], tmp_path, watch=seen.append)
+    assert tuning.outcomes[0].choice is not None
+    (database,) = records.databases(tmp_path)
+    assert records.read_header(database)["cpu"] == "another"
+    assert seen[0].floor == pytest.approx(2 * M * 64 * 64 / 77e9)
+    assert records.find(SPEC, ROW, 1, tmp_path) is None
+    assert records.find(SPEC, ROW, 1, tmp_path, any_record=True) is not None
+
+
+def test_machines_of_different_kinds_are_refused(tmp_path):
+    boards = [board("a:1", machine=Other("Z80")), board("b:2", machine=Other("6502"))]
+    with pytest.raises(
+        TuningError,
+        match=r"a:1 and b:2 differ in cpu \('Z80' and '6502'\); give each kind of machine a key",
+    ):
+        tune_on(boards, tmp_path)
+    row = dataclasses.replace(ROW, cache_bytes=1)
+    with pytest.raises(TuningError, match=f"another row for target {ROW.name} than quantmm here"):
+        run.row_of(row, Machine().header(ROW, 1))
+
+
+# Turns of the race for the clock, of the first batch, and of the last rounds.
+@pytest.mark.parametrize("turns", [3, 12, 60, 110])
+def test_what_a_lost_machine_had_is_measured_on_another(tmp_path, turns):
+    with pytest.warns(RuntimeWarning, match="server a:1 was lost: no power; going on with b:2"):
+        tuning = tune_on([board("a:1", turns), board("b:2")], tmp_path, m=[20], trials=20)
+    times = tuning.outcomes[0].times
+    assert len(times) == 20
+    assert None not in times
+    assert lines_of_failures(tmp_path) == []
+    assert keeping.check(tmp_path) == []
+
+
+def lines_of_failures(log):
+    (database,) = records.databases(log)
+    path = database / records.FAILURES
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_without_any_machine_the_run_ends_and_the_log_stays(tmp_path):
+    with (
+        pytest.warns(RuntimeWarning, match="going on with b:2"),
+        pytest.raises(TuningError, match="was lost: no power; there is no other server to go on"),
+    ):
+        tune_on([board("a:1", 30), board("b:2", 160)], tmp_path, m=[20], trials=1000)
+    assert len(lines(tmp_path)) > 5
+    assert lines_of_failures(tmp_path) == []
+    assert keeping.check(tmp_path) == []
 
 
 # Shown.

@@ -2,33 +2,36 @@
 
 For each M the search proposes batches of choices. They are built in child processes, checked
 against the reference and timed in another, in turns with the default and with the best so far, and
-written to the log before the next batch. `verdict` then decides what the kernel is made of.
+written to the log before the next batch. Where several machines measure, each has a part of a
+batch, and the default and the best beside it. `verdict` then decides what the kernel is made of.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import targets
 from ..bench.rotation import COLD_ROWS
 from ..compiler import records
 from ..compiler.linker import command as linker_command
 from ..compiler.records import FAILURES, TRIALS
-from ..compiler.runtime import default_threads, without_torch
+from ..compiler.runtime import without_torch
 from ..compiler.spec import MatmulSpec
 from ..errors import SpecError, TuningError
 from ..targets import Target, machine
 from .candidate import Choice, default_choice, layout_of
 from .log import Database, database_for, failure_line
-from .stage import DEFAULT, Session, Stage, difference
+from .rpc import session_for
+from .stage import DEFAULT, Board, Session, Stage, difference
 from .state import Problem, Tuning, Watch
 from .verdict import conclude
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from ..bench.roofline import Limits
     from .search import Search
 
-#: Choices that are built, then measured, together.
+#: Choices that are built, then measured, together on a machine.
 BATCH = 8
 #: Rounds in which a batch takes turns, and further ones for those that may be the best.
 ROUNDS, MORE_ROUNDS, CHALLENGERS = 5, 7, 3
@@ -53,6 +56,8 @@ def tune(
     threads: int | None = None,
     log: str | os.PathLike[str] | None = None,
     watch: Watch | None = None,
+    rpc: str | None = None,
+    key: str | None = None,
     session: Session | None = None,
 ) -> Tuning:
     """Search parameters for `spec` that are faster than the default ones, and keep them in a log.
@@ -66,40 +71,46 @@ def tune(
     trials : choices to try for each M, those counted that the log already has.
     time_limit : seconds after which no further trial begins.
     seed : of the search and of the numbers that are multiplied.
-    threads : of every call; None is one per physical core. A record is used for this number.
+    threads : of every call; None is one per physical core of the machine that measures. A record
+        is used for this number.
     log : a folder; None is the user's own, where `compile` looks too.
     watch : is called with a `Progress` after every step.
-    session : child processes to use; None starts some, and ends them.
+    rpc : "HOST:PORT" of a tracker. All servers that are free there under `key` measure, at the same
+        time, in place of this machine; "host" is then their best target. See docs/tuning.md.
+    session : child processes to use, and boards, in place of `rpc` and `key`; None starts some, and
+        ends them.
 
     Raises
     ------
     TargetError
         This machine cannot execute the target's code.
     TuningError
-        The default kernel does not work, so that there is nothing to compare with.
+        The default kernel does not work, so that there is nothing to compare with; or there is no
+        server left.
+    RpcError
+        The tracker does not answer, or has no server that fits.
     RecordError
         The log cannot be written.
     """
-    row = targets.find_cpu(target)
-    machine.require(row.name, row.architecture, row.features)
-    linker_command(row.architecture or machine.architecture())
     check_numbers(m, trials)
     if spec.m is not None:
         raise SpecError(f"the spec has m={spec.m}; give the rows to tune for as m=[...]")
-    with without_torch():
-        from tvm.target import codegen
-    count = threads or default_threads()
-    path = records.default_folder() if log is None else Path(log)
-    header = {**records.header(row, count), "llvm": codegen.llvm_version_major()}
-    database = database_for(path, header)
     begun = time.monotonic()
     deadline = begun + (time_limit if time_limit is not None else float("inf"))
-    own = Session() if session is None else None
+    own = session_for(rpc, key) if session is None else None
     active = session or own
     assert active is not None
-    limit = active.limits(row, count)
-    active.start()
     try:
+        header = active.header(target, threads)
+        row = row_of(target, header)
+        count = header["threads"]
+        linker_command(row.architecture or machine.architecture())
+        with without_torch():
+            from tvm.target import codegen
+        path = records.default_folder() if log is None else Path(log)
+        database = database_for(path, {**header, "llvm": codegen.llvm_version_major()})
+        limit = active.limits(row, count)
+        active.start()
         problems = [
             Problem(
                 spec,
@@ -120,6 +131,20 @@ def tune(
     finally:
         if own is not None:
             own.__exit__()
+
+
+def row_of(target: str | Target, header: Mapping[str, Any]) -> Target:
+    """The row of a target that was asked for on the machine that wrote `header`.
+
+    Raises
+    ------
+    TuningError
+        That machine means another one by its name.
+    """
+    row = targets.find_cpu(header["target"] if isinstance(target, str) else target)
+    if records.digest_of(row) != header["target_digest"]:
+        raise TuningError(f"the servers have another row for target {row.name} than quantmm here")
+    return row
 
 
 def check_numbers(m: Sequence[int], trials: int) -> None:
@@ -149,36 +174,42 @@ def concluded(database: Database, spec: MatmulSpec) -> list[int]:
         return []
 
 
-def search_for(problem: Problem) -> Search:
+def search_for(problem: Problem, batch: int) -> Search:
     """The search for a problem; it imports TVM."""
     from .search import Search
 
-    return Search(problem.spec, problem.row, problem.m, problem.seed, BATCH)
+    return Search(problem.spec, problem.row, problem.m, problem.seed, batch)
 
 
 def explore(session: Session, problem: Problem, trials: int, deadline: float, watch: Watch) -> None:
     """Try choices for one M until there are as many trials, or no time, or nothing new."""
-    search = search_for(problem)
+    search = search_for(problem, BATCH * len(session.boards))
     remember(problem, search)
     watch(problem.progress(trials, "building the default"))
-    stage = stage_with_default(session, problem)
+    content = built_default(session, problem)
+    stages = session.on_each(lambda board: stage_with(board, problem, content))
     if problem.clock is None:
-        times, failed = stage.race([DEFAULT], ROUNDS)
-        if failed:
-            raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
-        problem.clock = statistics.median(times[DEFAULT])
-        keep(problem, search, {problem.default: times[DEFAULT]})
-    best = take_best(session, stage, problem)
+        raced = session.on_each(lambda board: stages[board].race([DEFAULT], ROUNDS))
+        for _, failed in raced.values():
+            check_default(problem, failed)
+        times = next(iter(raced.values()))[0][DEFAULT]
+        problem.clock = statistics.median(times)
+        keep(problem, search, {problem.default: times})
+    best = take_best(session, stages, problem)
+    waiting: dict[Choice, bytes | str] = {}
     while len(problem.times) < trials and time.monotonic() < deadline:
-        choices = [choice for choice, _ in search.propose()][: trials - len(problem.times)]
-        if not choices:
-            watch(problem.progress(trials, "there is nothing else to try"))
-            return
-        watch(problem.progress(trials, f"building {len(choices)}"))
-        contents = built(session, problem, choices)
-        watch(problem.progress(trials, f"measuring {len(choices)}"))
-        best, found = try_batch(stage, problem, best, contents)
+        if not waiting:
+            choices = [choice for choice, _ in search.propose()][: trials - len(problem.times)]
+            if not choices:
+                watch(problem.progress(trials, "there is nothing else to try"))
+                return
+            watch(problem.progress(trials, f"building {len(choices)}"))
+            waiting = built(session, problem, choices)
+        watch(problem.progress(trials, f"measuring {len(waiting)}"))
+        best, found = try_batch(session, stages, problem, best, waiting)
         keep(problem, search, found)
+        # What was under way on a machine that was lost is measured on another.
+        waiting = {choice: waiting[choice] for choice in waiting if choice not in found}
         watch(problem.progress(trials))
 
 
@@ -196,31 +227,50 @@ def remember(problem: Problem, search: Search) -> None:
     problem.clock = statistics.median(known) if known else None
 
 
-def stage_with_default(session: Session, problem: Problem) -> Stage:
-    """A stage with the default on it.
+def built_default(session: Session, problem: Problem) -> bytes:
+    """The kernel file of the default.
+
+    Raises
+    ------
+    TuningError
+        It cannot be built.
+    """
+    (content,) = built(session, problem, [problem.default]).values()
+    if isinstance(content, str):
+        raise TuningError(f"the default kernel failed for m={problem.m}: {content}")
+    return content
+
+
+def stage_with(board: Board, problem: Problem, default: bytes) -> Stage:
+    """A stage on a board, with the default on it.
 
     Raises
     ------
     TuningError
         The default does not work.
     """
-    stage = Stage(session.bench, problem.spec, problem.m, problem.seed, problem.threads)
-    (content,) = built(session, problem, [problem.default]).values()
-    reason = content if isinstance(content, str) else stage.load(DEFAULT, content)
-    if reason is not None:
-        raise TuningError(f"the default kernel failed for m={problem.m}: {reason}")
+    stage = Stage(board.bench, problem.spec, problem.m, problem.seed, problem.threads)
+    if reason := stage.load(DEFAULT, default):
+        check_default(problem, {DEFAULT: reason})
     return stage
 
 
-def take_best(session: Session, stage: Stage, problem: Problem) -> Choice | None:
-    """Put the best choice that the log knows on the stage, if it is better than the default."""
+def take_best(session: Session, stages: Mapping[Board, Stage], problem: Problem) -> Choice | None:
+    """Put the best choice that the log knows on the stages, if it is better than the default."""
     assert problem.clock is not None
     for choice in problem.best(1):
         if problem.median(choice) < problem.clock:
             (content,) = built(session, problem, [choice]).values()
-            if not isinstance(content, str) and stage.load(choice.name, content) is None:
-                return choice
+            if isinstance(content, bytes):
+                load = functools.partial(load_on, stages, choice.name, content)
+                if not any(session.on_each(load).values()):
+                    return choice
     return None
+
+
+def load_on(stages: Mapping[Board, Stage], name: str, content: bytes, board: Board) -> str | None:
+    """Take a contender on a board's stage; why not."""
+    return stages[board].load(name, content)
 
 
 def built(
@@ -235,14 +285,63 @@ def built(
     }
 
 
-def try_batch(
-    stage: Stage, problem: Problem, best: Choice | None, contents: dict[Choice, bytes | str]
-) -> tuple[Choice | None, dict[Choice, list[float] | str]]:
-    """Check and time choices. Returns the best one now, and what was found of each.
+Found = dict[Choice, "list[float] | str"]
 
-    That is seconds per call on the problem's clock, or why it failed.
+
+def try_batch(
+    session: Session,
+    stages: Mapping[Board, Stage],
+    problem: Problem,
+    best: Choice | None,
+    contents: Mapping[Choice, bytes | str],
+) -> tuple[Choice | None, Found]:
+    """Check and time choices, a part on each board. Returns the best one now, and what was found.
+
+    That is for each choice seconds per call on the problem's clock, or why it failed. Those of a
+    board that was lost are missing.
     """
-    found: dict[Choice, list[float] | str] = {}
+    shares = dealt(contents, session.boards)
+    raced = session.on_each(lambda board: try_share(stages[board], problem, best, shares[board]))
+    found: Found = {}
+    for _, times in raced.values():
+        found |= times
+    winners = [winner for winner, _ in raced.values() if winner is not None]
+    if winners:
+        best = min(winners, key=lambda each: statistics.median(map(float, found[each])))
+        agree = functools.partial(agree_on, stages, best, contents[best], winners)
+        session.on_each(agree)
+    return best, found
+
+
+def dealt(
+    contents: Mapping[Choice, bytes | str], boards: Sequence[Board]
+) -> dict[Board, dict[Choice, bytes | str]]:
+    """As many choices for each board, as far as they go."""
+    choices = list(contents.items())
+    return {board: dict(choices[at :: len(boards)]) for at, board in enumerate(boards)}
+
+
+def agree_on(
+    stages: Mapping[Board, Stage],
+    best: Choice,
+    content: bytes | str,
+    winners: Sequence[Choice],
+    board: Board,
+) -> None:
+    """Have the best of all boards' winners on a board's stage, and no other one."""
+    stage = stages[board]
+    if not stage.holds(best.name) and isinstance(content, bytes):
+        stage.load(best.name, content, check=False)
+    for winner in winners:
+        if winner != best:
+            stage.drop(winner.name)
+
+
+def try_share(
+    stage: Stage, problem: Problem, best: Choice | None, contents: Mapping[Choice, bytes | str]
+) -> tuple[Choice | None, Found]:
+    """Check and time choices on a stage. Returns the one that beat the best, and what was found."""
+    found: Found = {}
     names: dict[str, Choice] = {}
     for choice, content in contents.items():
         reason = content if isinstance(content, str) else stage.load(choice.name, content)
@@ -250,6 +349,9 @@ def try_batch(
             names[choice.name] = choice
         else:
             found[choice] = reason
+    if not names:
+        return None, found
+    winner = None
     champion = best.name if best else DEFAULT
     racing = [*dict.fromkeys([DEFAULT, champion]), *names]
     times, failed = stage.race(racing, ROUNDS)
@@ -268,7 +370,7 @@ def try_batch(
             times.pop(name, None)
         for name in challengers:
             if name in more and difference(more[name], more.get(champion, more[DEFAULT])).faster:
-                champion, best = name, names[name]
+                champion, winner = name, names[name]
     for name, choice in names.items():
         if name in failed:
             found[choice] = failed[name]
@@ -276,7 +378,7 @@ def try_batch(
             found[choice] = problem.on_clock(times[name], times[DEFAULT])
         if name != champion:
             stage.drop(name)
-    return best, found
+    return winner, found
 
 
 def check_default(problem: Problem, failed: dict[str, str]) -> None:
@@ -285,7 +387,7 @@ def check_default(problem: Problem, failed: dict[str, str]) -> None:
         raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
 
 
-def keep(problem: Problem, search: Search, found: dict[Choice, list[float] | str]) -> None:
+def keep(problem: Problem, search: Search, found: Mapping[Choice, list[float] | str]) -> None:
     """Write trials to the log, and learn from them."""
     records_found, failures = [], []
     for choice, result in found.items():

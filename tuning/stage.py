@@ -1,4 +1,7 @@
-"""Building and measuring for a tuning run: child processes, and contenders that take turns."""
+"""Building and measuring for a tuning run: child processes, and contenders that take turns.
+
+Candidates are built here. They are measured on boards: this machine, or others, at the same time.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,20 @@ import math
 import os
 import queue
 import statistics
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from ..bench.machine import Machine
+from ..bench.roofline import Limits
 from ..compiler.spec import MatmulSpec
+from ..errors import RpcError, TuningError
 from ..targets import Target
 from .worker import Worker, WorkerError
 
-if TYPE_CHECKING:
-    from ..bench.roofline import Limits
+T = TypeVar("T")
 
 #: Seconds that a build may take, and a check or a turn beside what it should.
 BUILD_SECONDS = 30.0
@@ -25,6 +31,9 @@ RUN_SECONDS = 20.0
 PREPARE_SECONDS = 300.0
 #: Children that build at once.
 BUILDERS = min(4, os.cpu_count() or 1)
+
+#: The class that checks and times kernels, see `worker`.
+BENCH = "quantmm.tuning.measure:Bench"
 
 #: The contender that all others are compared with.
 DEFAULT = "default"
@@ -47,36 +56,85 @@ class Caller(Protocol):
         """Whether the latest incarnation is there."""
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """What the method returns; WorkerError where it fails or takes too long."""
+        """What the method returns.
+
+        WorkerError where it fails or takes too long, RpcError where there will be no other
+        incarnation.
+        """
 
     def close(self) -> None:
         """End it."""
 
 
+@dataclass(frozen=True, eq=False)
+class Board:
+    """A machine that measures.
+
+    Attributes
+    ----------
+    name : for messages.
+    """
+
+    name: str
+    bench: Caller
+    machine: Machine
+
+
+def this_machine(bench: str = BENCH) -> Board:
+    """The board that this process runs on, with a child of this class."""
+    return Board("this machine", Worker(bench), Machine())
+
+
 class Session:
-    """The children of a tuning run; to be used in a `with` statement."""
+    """The children of a tuning run; to be used in a `with` statement.
+
+    Parameters
+    ----------
+    boards : of one kind; None is this machine. One that is lost leaves the list.
+    """
 
     def __init__(
         self,
         builder: str = "quantmm.tuning.candidate:Builder",
-        bench: Caller | None = None,
+        boards: Sequence[Board] | None = None,
         build_seconds: float = BUILD_SECONDS,
     ) -> None:
         self.builders = [Worker(builder) for _ in range(BUILDERS)]
-        self.bench = bench or Worker("quantmm.tuning.measure:Bench")
+        self.boards = list(boards) if boards else [this_machine()]
         self.build_seconds = build_seconds
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self.builders:
             self._free.put(worker)
-        self._threads = ThreadPoolExecutor(BUILDERS)
+        self._threads = ThreadPoolExecutor(BUILDERS + len(self.boards))
         self._limits: dict[tuple[str, int], Limits] = {}
 
-    def limits(self, row: Target, threads: int) -> Limits:
-        """The machine's limits, measured once, before there are children to share it with."""
-        from ..bench import limits
+    def header(self, target: str | Target, threads: int | None) -> dict[str, Any]:
+        """What the records that are made on the boards depend on.
 
+        Raises
+        ------
+        TargetError
+            This machine cannot execute the target's code.
+        TuningError
+            Boards elsewhere cannot, or differ.
+        """
+        first, *others = [
+            (board, board.machine.header(target, threads)) for board in list(self.boards)
+        ]
+        for board, header in others:
+            if different := differences(first[1], header):
+                raise TuningError(
+                    f"{first[0].name} and {board.name} differ in {different}; "
+                    "give each kind of machine a key of its own"
+                )
+        return first[1]
+
+    def limits(self, row: Target, threads: int) -> Limits:
+        """The boards' limits, measured once, before there are children to share a machine with."""
         if (row.name, threads) not in self._limits:
-            self._limits[row.name, threads] = limits.measure(row, threads)
+            self._limits[row.name, threads] = self.on_any(
+                lambda board: board.machine.limits(row, threads)
+            )
         return self._limits[row.name, threads]
 
     def start(self) -> None:
@@ -91,7 +149,8 @@ class Session:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self.builders:
             worker.close()
-        self.bench.close()
+        for board in self.boards:
+            board.bench.close()
 
     def build(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> list[bytes | WorkerError]:
         """For each job what the method of a `candidate.Builder` returns, or why it failed."""
@@ -107,6 +166,59 @@ class Session:
                 self._free.put(worker)
 
         return list(self._threads.map(one, jobs))
+
+    def on_each(self, work: Callable[[Board], T]) -> dict[Board, T]:
+        """What `work` does on every board, at the same time; those that are lost are left out.
+
+        Raises
+        ------
+        TuningError
+            There is none left.
+        """
+        futures = {board: self._threads.submit(work, board) for board in self.boards}
+        found = {}
+        for board, future in futures.items():
+            try:
+                found[board] = future.result()
+            except RpcError as error:
+                self._lose(board, error)
+        return found
+
+    def on_any(self, work: Callable[[Board], T]) -> T:
+        """What `work` does on a board; on another one if that is lost.
+
+        Raises
+        ------
+        TuningError
+            There is none left.
+        """
+        while True:
+            board = self.boards[0]
+            try:
+                return work(board)
+            except RpcError as error:
+                self._lose(board, error)
+
+    def _lose(self, board: Board, error: RpcError) -> None:
+        """Go on without a board."""
+        board.bench.close()
+        self.boards.remove(board)
+        if not self.boards:
+            raise TuningError(
+                f"{error}; there is no other server to go on with, and what was measured is in "
+                "the log"
+            ) from None
+        left = ", ".join(each.name for each in self.boards)
+        warnings.warn(f"{error}; going on with {left}", RuntimeWarning, stacklevel=3)
+
+
+def differences(header: dict[str, Any], other: dict[str, Any]) -> str:
+    """In which fields two headers differ, in words."""
+    return "; ".join(
+        f"{name} ({value!r} and {other.get(name)!r})"
+        for name, value in header.items()
+        if other.get(name) != value
+    )
 
 
 class Stage:
@@ -130,6 +242,10 @@ class Stage:
         if wrong is None:
             self._contents[name] = content
         return None if wrong is None else str(wrong)
+
+    def holds(self, name: str) -> bool:
+        """Whether a contender is loaded."""
+        return name in self._contents
 
     def drop(self, name: str) -> None:
         """Forget a contender."""

@@ -20,7 +20,7 @@ from ..compiler.kernel_file import parsed
 from ..compiler.records import KERNELS, Record, Tuned, as_line
 from ..errors import TuningError
 from .candidate import Choice, layout_of
-from .stage import DEFAULT, Session, Stage, difference
+from .stage import DEFAULT, Board, Session, Stage, difference
 from .state import Outcome, Problem, Tuning, Watch
 
 #: How many of the fastest choices are measured again, and in how many rounds.
@@ -117,16 +117,21 @@ def finals(
 
 def final(session: Session, problem: Problem, k_block: int) -> Outcome:
     """The fastest choices of one M against the default."""
-    from .run import built, stage_with_default
+    from .run import built, built_default, check_default, stage_with
 
-    stage = stage_with_default(session, problem)
-    names: dict[str, Choice] = {}
-    for choice, content in built(session, problem, problem.best(FINALISTS, k_block)).items():
-        if not isinstance(content, str) and stage.load(choice.name, content) is None:
-            names[choice.name] = choice
-    times, failed = stage.race([DEFAULT, *names], FINAL_ROUNDS)
-    if DEFAULT in failed:
-        raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
+    default_content = built_default(session, problem)
+    contents = built(session, problem, problem.best(FINALISTS, k_block))
+
+    def raced(board: Board) -> tuple[dict[str, Choice], dict[str, list[float]], dict[str, str]]:
+        stage = stage_with(board, problem, default_content)
+        names: dict[str, Choice] = {}
+        for choice, content in contents.items():
+            if not isinstance(content, str) and stage.load(choice.name, content) is None:
+                names[choice.name] = choice
+        return names, *stage.race([DEFAULT, *names], FINAL_ROUNDS)
+
+    names, times, failed = session.on_any(raced)
+    check_default(problem, failed)
     against = {
         name: difference(times[name], times[DEFAULT])
         for name in names
@@ -228,13 +233,17 @@ class Pair:
         mine, its = (kernel_in(content).plan(m) for content in (self.tuned, self.default))
         if mine == its:
             return True
-        stage = Stage(self.session.bench, spec, m, problem.seed, problem.threads)
         check = 2 * m * spec.n * spec.k <= CHECKED_OPERATIONS
-        for name, content in ((DEFAULT, self.default), (TUNED, self.tuned)):
-            if stage.load(name, content, check) is not None:
-                return False
-        times, failed = stage.race([DEFAULT, TUNED], PROBE_ROUNDS)
-        return not failed and not difference(times[TUNED], times[DEFAULT]).slower
+
+        def as_fast(board: Board) -> bool:
+            stage = Stage(board.bench, spec, m, problem.seed, problem.threads)
+            for name, content in ((DEFAULT, self.default), (TUNED, self.tuned)):
+                if stage.load(name, content, check) is not None:
+                    return False
+            times, failed = stage.race([DEFAULT, TUNED], PROBE_ROUNDS)
+            return not failed and not difference(times[TUNED], times[DEFAULT]).slower
+
+        return self.session.on_any(as_fast)
 
 
 def kernel_in(content: bytes) -> Kernel:
