@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .. import targets
 from ..compiler.spec import MatmulSpec
 from .contenders import GROUPS, Job
 from .formats import fields_of
@@ -81,11 +80,11 @@ SECTIONS = (
 )
 
 
-def sections() -> tuple[list[Section], dict[str, str]]:
-    """The tables that this machine can fill, and why it cannot fill others, by their title."""
-    reasons = {
-        section.title: targets.why_not_here(targets.find_cpu(section.target))
-        for section in SECTIONS
-    }
+def sections(why_not: Callable[[str], str | None]) -> tuple[list[Section], dict[str, str]]:
+    """The tables that a machine can fill, and why it cannot fill others, by their title.
+
+    `why_not` says for a target why the machine cannot execute it.
+    """
+    reasons = {section.title: why_not(section.target) for section in SECTIONS}
     able = [section for section in SECTIONS if reasons[section.title] is None]
     return able, {title: reason for title, reason in reasons.items() if reason}

@@ -17,18 +17,17 @@ from rich.table import Table
 from .. import targets
 from ..bench import check as page
 from ..bench import export, report
-from ..bench.compare import ROUNDS, compare
+from ..bench.compare import ROUNDS
 from ..bench.contenders import GROUPS, OURS, Job, check_words
-from ..bench.environment import describe
 from ..bench.formats import FORMATS, fields_of
+from ..bench.machine import Machine
 from ..bench.models import MODELS, Layer
 from ..bench.rotation import COLD_ROWS
 from ..bench.row import Row
-from ..compiler import runtime
 from ..compiler.spec import MatmulSpec
 from ..errors import BenchError, ReportError
 from ..files import check_writable, write_whole
-from .options import Names, Whole, format_options, make_spec, target_option
+from .options import Names, Whole, format_options, make_spec, rpc_options, target_option
 from .tables import show
 
 #: The file name that stands for the terminal.
@@ -40,13 +39,20 @@ CHECKED = SPEC_OPTIONS | {"m", "n", "k", "models", "hot", "format_names", "again
 
 @dataclass
 class Run:
-    """Rows as they are measured, and where they go: what an interrupted run has is written too."""
+    """Rows as they are measured on a machine, and where they go.
 
+    What an interrupted run has is written too.
+    """
+
+    machine: Machine
     against: Collection[str]
     rounds: int
     files: dict[str, str]
-    environment: dict[str, Any] = field(default_factory=describe)
     rows: list[Row] = field(default_factory=list)
+    environment: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.environment = self.machine.describe()
 
     def check(self) -> None:
         """Find out before the work what would fail after it."""
@@ -71,7 +77,7 @@ class Run:
             task = progress.add_task("", total=len(jobs))
             for job in jobs:
                 progress.update(task, description=f"{job.title}, {job.threads} threads")
-                self.rows.append(compare(job, self.against, self.rounds))
+                self.rows.append(self.machine.compare(job, self.against, self.rounds))
                 progress.advance(task)
                 yield self.rows[-1]
 
@@ -139,6 +145,7 @@ def report_option(kind: str, text: str) -> Callable[..., Any]:
 @click.option(
     "--threads", type=Whole(), help="Threads, each in turn; by default one per physical core."
 )
+@rpc_options
 @click.option(
     "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Turns of everyone."
 )
@@ -158,6 +165,8 @@ def bench_command(
     target: str,
     against: list[str],
     threads: list[int] | None,
+    rpc: str | None,
+    key: str | None,
     rounds: int,
     check: bool,
     json_file: str | None,
@@ -171,8 +180,11 @@ def bench_command(
     before. For M up to 16 the weights are rotated through more memory than the caches hold. The
     share is that of the limit: operations at the measured rate of the dot-product instruction, or
     bytes at the measured read bandwidth, whichever takes longer. A ratio is a contender's time
-    over quantmm's; ~ says that it is within what the rounds differ.
+    over quantmm's; ~ says that it is within what the rounds differ. With --rpc all of that happens
+    on a server's machine.
     """
+    from ..tuning.rpc import machine_for
+
     given = {
         name
         for name in context.params
@@ -180,20 +192,21 @@ def bench_command(
     }
     named = {"json": json_file, "csv": csv_file, "html": html_file}
     files = {kind: name for kind, name in named.items() if name is not None}
-    run = Run(page.AGAINST if check else against, rounds, files)
-    cores = runtime.default_threads()
-    try:
-        if check:
-            refuse(given & CHECKED, "--check decides this itself")
-            run.check()
-            check_page(run, threads or sorted({1, cores}))
-        else:
-            jobs = jobs_for(given, target, threads or [cores], **shape_words)
-            run.check()
-            measure(run, jobs)
-    finally:
-        if run.rows:
-            run.write()
+    with machine_for(rpc, key) as machine:
+        run = Run(machine, page.AGAINST if check else against, rounds, files)
+        cores = machine.default_threads()
+        try:
+            if check:
+                refuse(given & CHECKED, "--check decides this itself")
+                run.check()
+                check_page(run, threads or sorted({1, cores}))
+            else:
+                jobs = jobs_for(given, target, threads or [cores], **shape_words)
+                run.check()
+                measure(run, jobs)
+        finally:
+            if run.rows:
+                run.write()
     run.require_ours()
 
 
@@ -263,7 +276,7 @@ def measure(run: Run, jobs: Sequence[Job]) -> None:
     for _ in run.measure(jobs):
         pass
     if run.prints_table:
-        click.echo(f"{run.rows[0].target} on {targets.cpu_name()}")
+        click.echo(f"{run.rows[0].target} on {run.environment['cpu']}")
         show(results_table(run.rows))
         for text in closing(run.rows):
             click.echo(text)
@@ -277,7 +290,7 @@ def closing(rows: Sequence[Row]) -> list[str]:
 
 def check_page(run: Run, threads: Sequence[int]) -> None:
     """Measure the tables of docs/performance.md and print each row once it is there."""
-    able, unable = page.sections()
+    able, unable = page.sections(run.machine.why_not)
     say: Callable[[str], None] = click.echo if run.prints_table else lambda _: None
     for section in able:
         say(f"{section.title}:\n\n{export.HEADER}")

@@ -32,6 +32,7 @@ from .options import (
     targets_option,
 )
 from .quantize import quantize_command
+from .rpc import serve_command, tracker_command
 from .targets import targets_command
 from .tune import tune_command
 from .verify import verify_command
@@ -57,6 +58,8 @@ cli.add_command(cache_command)
 cli.add_command(bench_command)
 cli.add_command(tune_command)
 cli.add_command(logs_command)
+cli.add_command(tracker_command)
+cli.add_command(serve_command)
 
 
 def run() -> None:

@@ -123,6 +123,16 @@ def threads_option(command: Command) -> Command:
     )(command)
 
 
+def rpc_options(command: Command) -> Command:
+    """--rpc and --key."""
+    command = click.option("--key", help="Of the servers to measure on.")(command)
+    return click.option(
+        "--rpc",
+        metavar="HOST:PORT",
+        help="Measure on machines elsewhere: the tracker that knows their servers.",
+    )(command)
+
+
 def make_spec(n: int, k: int, formats: dict[str, Any], m: int | None = None) -> MatmulSpec:
     """A spec from a command line's words."""
     try:

@@ -11,7 +11,14 @@ import click
 from ..bench.models import MODELS
 from ..errors import TuningError
 from ..files import check_writable
-from .options import Whole, format_options, make_spec, target_option, threads_option
+from .options import (
+    Whole,
+    format_options,
+    make_spec,
+    rpc_options,
+    target_option,
+    threads_option,
+)
 
 
 @click.command("tune")
@@ -22,6 +29,7 @@ from .options import Whole, format_options, make_spec, target_option, threads_op
 @format_options
 @target_option
 @threads_option
+@rpc_options
 @click.option("--trials", type=click.IntRange(1), default=64, show_default=True, help="For each M.")
 @click.option("--time-limit", type=float, help="Seconds after which no further trial begins.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search and the data.")
@@ -34,6 +42,8 @@ def tune_command(
     model: str | None,
     target: str,
     threads: int | None,
+    rpc: str | None,
+    key: str | None,
     trials: int,
     time_limit: float | None,
     seed: int,
@@ -45,11 +55,12 @@ def tune_command(
 
     `compile` uses it from then on. Every trial is written down when it was measured: the same
     command goes on where a run was ended, and several may share a log. For M up to 16 the weights
-    come from memory.
+    come from memory. With --rpc, all free servers under the key measure, and their machines' kind
+    is what the log is for.
     """
     from ..tuning.progress import Display
+    from ..tuning.rpc import session_for
     from ..tuning.run import tune
-    from ..tuning.stage import Session
 
     if plot is not None:
         check_writable(Path(plot), TuningError)
@@ -57,7 +68,10 @@ def tune_command(
     if time_limit is not None and time_limit <= 0:
         raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
     begun, tunings = time.monotonic(), []
-    with Display(trials * len(specs) * len(set(m))) as display, Session() as session:
+    with session_for(rpc, key) as session, Display(trials * len(specs) * len(set(m))) as display:
+        if rpc is not None:
+            names = ", ".join(board.name for board in session.boards)
+            click.echo(f"measuring on {names}", err=True)
         for spec in specs:
             left = None if time_limit is None else time_limit - (time.monotonic() - begun)
             if left is not None and left <= 0:

@@ -1,0 +1,46 @@
+"""`quantmm tracker` and `quantmm serve`: other machines to tune and to measure on."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("tracker")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; 0.0.0.0 is every one of this machine.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=9190, show_default=True, help="0 is any."
+)
+def tracker_command(host: str, port: int) -> None:
+    """Run a tracker of TVM's RPC: servers tell it that they are there, `--rpc` asks it for some.
+
+    It ends with Ctrl-C. Whoever reaches it reaches the servers, see `quantmm serve`.
+    """
+    from ..tuning.server import track
+
+    track(host, port, click.echo)
+
+
+@click.command("serve")
+@click.option("--tracker", required=True, metavar="HOST:PORT", help="The tracker to tell.")
+@click.option("--key", required=True, help="What machines of this kind are called there.")
+@click.option(
+    "--host", help="Address to listen at; by default the one from which the tracker is reached."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 is any."
+)
+def serve_command(tracker: str, key: str, host: str | None, port: int) -> None:
+    """Measure for `quantmm tune --rpc` and `quantmm bench --rpc` on other machines.
+
+    It ends with Ctrl-C. A server executes what it is sent, and does not ask who sends it: run it
+    where only those can reach it who may do anything with this account.
+    """
+    from ..tuning.rpc import Address
+    from ..tuning.server import serve
+
+    serve(Address.of(tracker), key, host, port, click.echo)
