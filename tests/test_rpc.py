@@ -160,6 +160,18 @@ def test_a_kernel_that_crashes_or_hangs_costs_only_itself(tracker, server, monke
         again.bench.close()
 
 
+def test_a_server_that_says_nothing_is_lost(tracker, start, monkeypatch):
+    silent = start("silent")
+    (board,) = rpc.connect(tracker, "silent")
+    assert board.machine.default_threads() >= 1
+    for process in psutil.Process(silent.process.pid).children(recursive=True):
+        process.suspend()
+    monkeypatch.setattr(rpc, "SILENCE_SECONDS", 2.0)
+    with pytest.raises(RpcError, match=f"server {board.name} was lost: not done after 2 s"):
+        board.machine.default_threads()
+    silent.end()
+
+
 def test_what_is_sent_arrives():
     job = Job(SPEC, M, 1, False)
     values = [SPEC, job, targets.host(), Limits(1, 2.0, 3.0, 4.0), b"\0\xff", None, 0.1, "text"]
