@@ -41,13 +41,30 @@ class DeviceArray:
     stream: int
 
 
-def on_device(name: str, x: Any) -> DeviceArray | None:
-    """Where `x` lies on a device; None for arrays of the host.
+@dataclass(frozen=True)
+class Described:
+    """What an array on a device says of itself.
+
+    Attributes
+    ----------
+    strides : in elements; None for those of C.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    dtype: str
+    device: int
+    stream: int
+
+
+def described(name: str, x: Any) -> Described | None:
+    """What `x` says of itself; None for arrays of the host.
 
     Raises
     ------
     ArrayError
-        No array, no matrix, or one whose rows are not contiguous.
+        No array, or one on a device that is no GPU of NVIDIA's.
     """
     if isinstance(x, np.ndarray):
         return None
@@ -55,40 +72,77 @@ def on_device(name: str, x: Any) -> DeviceArray | None:
         if not x.is_cuda:
             return None
         dtype = str(x.dtype).removeprefix("torch.")
-        return matrix(name, x.data_ptr(), x.shape, x.stride(), dtype, x.device.index or 0, x)
+        shape, strides = tuple(x.shape), tuple(x.stride())
+        return Described(x.data_ptr(), shape, strides, dtype, x.device.index or 0, stream_of(x))
     interface = getattr(x, "__cuda_array_interface__", None)
     if interface is not None:
-        dtype = np.dtype(interface["typestr"])
+        element = np.dtype(interface["typestr"])
         strides = interface.get("strides")
-        steps = strides and tuple(step // dtype.itemsize for step in strides)
+        steps = strides and tuple(step // element.itemsize for step in strides)
         device = getattr(getattr(x, "device", None), "id", 0)
-        address = interface["data"][0]
-        return matrix(name, address, interface["shape"], steps, dtype.name, device, x)
+        # What the array's owner names, if it does, is where its numbers are ready.
+        stream = stream_of(x) or interface.get("stream") or 0
+        address, shape = interface["data"][0], tuple(interface["shape"])
+        return Described(address, shape, steps, element.name, device, stream)
     given = from_dlpack(name, x)
     kind, _, number = str(given.device).partition(":")
     if kind == "cpu":
         return None
     if kind != "cuda":
         raise ArrayError(f"{name} is on {given.device}; this kernel reads arrays of CUDA devices")
-    shape, dtype = given.shape, str(given.dtype)
-    return matrix(name, given.data_ptr(), shape, given.strides, dtype, int(number or 0), x)
+    shape, strides = tuple(given.shape), tuple(given.strides)
+    return Described(given.data_ptr(), shape, strides, str(given.dtype), int(number or 0), 0)
 
 
-def matrix(
-    name: str, address: int, shape: Any, strides: Any, dtype: str, device: int, x: Any
-) -> DeviceArray:
-    """A device array with contiguous rows, from its parts; no strides are those of C."""
-    if len(shape) != 2:
-        raise ArrayError(f"{name} is {dtype}{tuple(shape)}; expected a matrix")
-    rows, columns = (int(size) for size in shape)
-    row, column = (int(step) for step in strides) if strides else (columns, 1)
+def on_device(name: str, x: Any) -> DeviceArray | None:
+    """Where the matrix `x` lies on a device; None for arrays of the host.
+
+    Raises
+    ------
+    ArrayError
+        No array, no matrix, or one whose rows are not contiguous.
+    """
+    found = described(name, x)
+    return found and matrix(name, found)
+
+
+def numbers_on_device(name: str, x: Any, dtype: np.dtype, count: int, device: int) -> int | None:
+    """The address of `count` consecutive numbers on `device`; None where `x` is on the host.
+
+    Raises
+    ------
+    ArrayError
+        Numbers of another type, number or device.
+    """
+    array = hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__")
+    found = described(name, x) if array else None
+    if found is None:
+        return None
+    shapes = [(count,), (count, 1), *([()] if count == 1 else [])]
+    if found.dtype != dtype.name or found.shape not in shapes:
+        raise ArrayError(
+            f"{name} is {found.dtype}{found.shape} on a device; expected {dtype.name}({count},)"
+        )
+    if count > 1 and found.strides and found.strides[0] != 1:
+        raise ArrayError(f"{name} has stride {found.strides[0]} in elements; expected 1")
+    if found.device != device:
+        raise ArrayError(f"{name} is on CUDA device {found.device}; expected it on {device}, as x")
+    return found.address
+
+
+def matrix(name: str, found: Described) -> DeviceArray:
+    """A device array with contiguous rows."""
+    if len(found.shape) != 2:
+        raise ArrayError(f"{name} is {found.dtype}{found.shape}; expected a matrix")
+    rows, columns = (int(size) for size in found.shape)
+    row, column = (int(step) for step in found.strides) if found.strides else (columns, 1)
     if rows == 1:
         row = columns
     if (column != 1 and columns > 1) or row < columns or row * rows > MAX_ELEMENTS:
         raise ArrayError(
             f"{name} has strides ({row}, {column}) in elements; expected contiguous rows"
         )
-    return DeviceArray(address, (rows, columns), row, dtype, device, stream_of(x))
+    return DeviceArray(found.address, (rows, columns), row, found.dtype, found.device, found.stream)
 
 
 def check_matrix(name: str, array: DeviceArray, dtype: np.dtype, columns: int) -> None:
@@ -117,6 +171,14 @@ def on_host(name: str, x: Any, dtype: np.dtype, columns: int) -> np.ndarray:
         )
     native = array.astype(dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(native).view(numpy_dtype(stored_as(dtype.name)))
+
+
+def read_back(value: Any) -> Any:
+    """A number or array that may be on a device as one of the host; waits for it."""
+    for name in ("cpu", "get"):  # torch, CuPy
+        if getattr(value, "__cuda_array_interface__", None) is not None and hasattr(value, name):
+            value = getattr(value, name)()
+    return value
 
 
 def new_on_device(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:

@@ -2,8 +2,9 @@
 
 A call is one launch, or two where X must be made ready first (`cuda_frontend.prepare`). Constants
 lie on each device that was called. What a call needs beyond its arguments is kept per stream, and
-grows with M; a call that finds it large enough, and whose arrays all lie on the device, neither
-allocates nor waits, so it can be captured into a CUDA graph.
+grows with M. A call whose arrays all lie on the device copies nothing and waits for nothing, so it
+can be captured into a CUDA graph. The graph uses the memory of the stream that it was captured on,
+so it must not run at the same time as calls on that stream or other graphs of it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ import numpy.typing as npt
 
 from ..errors import ArrayError, CudaError
 from .arrays import numpy_dtype
-from .cuda_arrays import DeviceArray, check_matrix, new_on_device, on_device, on_host
-from .linear import Bound, why_no
+from .cuda_arrays import (
+    DeviceArray,
+    check_matrix,
+    new_on_device,
+    numbers_on_device,
+    on_device,
+    on_host,
+    read_back,
+)
+from .linear import SCALARS, Bound, why_no
 from .quantize import QTensor
 from .spec import stored_as
 
@@ -46,7 +55,7 @@ class CudaLinear(Bound):
         bias: npt.ArrayLike | None,
         scalars: dict[str, npt.ArrayLike | None],
     ) -> None:
-        super().__init__(kernel, w, bias, scalars)
+        super().__init__(kernel, w, bias, {n: read_back(v) for n, v in scalars.items()})
         self.kernel = kernel
         self._gpu = kernel.gpu
         self._lock = threading.Lock()
@@ -56,7 +65,7 @@ class CudaLinear(Bound):
         self._allocated: list[tuple[int, int]] = []
         # At the process's exit the driver frees everything itself, and may be gone already.
         weakref.finalize(self, release, self._gpu, self._allocated).atexit = False
-        self._on(FIRST)
+        self._on(FIRST, 0)
 
     def __call__(
         self,
@@ -75,14 +84,16 @@ class CudaLinear(Bound):
         ----------
         x, residual : on a CUDA device, both on one; or both in the host's memory.
         out : where x lies; a new array of x's library when None.
+        x_scale, x_zero_point, out_scale, out_zero_point : numbers or arrays of the host, which are
+            checked; or float32 and int32 arrays on x's device, which are used as they are.
 
         Raises
         ------
         ArrayError
             An array of the wrong shape, dtype, rank or device, or a scale that is missing.
         CudaError
-            The driver refuses something; or a graph is being captured and something must be
-            allocated or copied from the host first: call once with such arrays beforehand.
+            The driver refuses something; or a graph is being captured, and an array or number is
+            on the host, or the weight not yet on the device.
         """
         spec = self._spec
         if isinstance(x, QTensor):
@@ -108,7 +119,7 @@ class CudaLinear(Bound):
                     else np.empty(shape, self._out_dtype)
                 )
             y = self._target("out", result, shape, device, stream, given)
-            addresses = {**self._on(device), "y": y.address}
+            addresses = {**self._on(device, stream), "y": y.address}
             numbers = {
                 "m": m,
                 "mi": plan.mi,
@@ -167,10 +178,10 @@ class CudaLinear(Bound):
         ]
         self.kernel.function(device, name)((x, y, z), stream, *values)
 
-    def _on(self, device: int) -> dict[str, int]:
+    def _on(self, device: int, stream: int) -> dict[str, int]:
         """Addresses of the weight and what belongs to it on a device; copied there once."""
         if device not in self._constants:
-            self._not_captured(device, 0, "the weight must be copied to the device")
+            self._not_captured(device, stream, "the weight must be copied to the device")
             self.kernel.function(device, "prepare")
             found = {}
             for name, array in self._arrays.items():
@@ -212,16 +223,21 @@ class CudaLinear(Bound):
     def _number(
         self, name: str, value: npt.ArrayLike | None, m: int, device: int, stream: int
     ) -> int:
-        """The address of a scale or zero point: of the call's, or of the bound one."""
+        """The address of a scale or zero point: of the call's, or of the bound one.
+
+        One that is on the device is not looked at, which would mean to wait for it.
+        """
         per_row = self._spec.activation_scale == "row" and name.startswith("x_")
         if value is None and name in self._defaults and not per_row:
-            return self._on(device)[f"bound {name}"]
+            return self._on(device, stream)[f"bound {name}"]
         if value is None:
             value = self._defaults.get(name)
         if value is None:
             raise ArrayError(f"{name} is missing; give it to bind or to the call")
-        if not isinstance(value, np.ndarray) and hasattr(value, "cpu"):
-            value = value.cpu().numpy()
+        dtype = np.dtype(SCALARS[name])
+        there = numbers_on_device(name, value, dtype, m if per_row else 1, device)
+        if there is not None:
+            return there
         numbers = self._numbers(name, value, m)
         return self._copied(name, numbers, device, stream)
 
@@ -302,7 +318,7 @@ class CudaLinear(Bound):
         key = device, stream, name
         address, there = self._workspace.get(key, (0, 0))
         if size > there:
-            self._not_captured(device, stream, f"{size} bytes for {name} must be allocated")
+            # Into a graph that is being captured goes the address, and not the allocation.
             # What was there may still be in use; it is freed with everything else.
             address = self._allocate(device, size)
             self._workspace[key] = address, size

@@ -91,7 +91,7 @@ class Driver(Protocol):
         """A cubin, or PTX, which the driver compiles."""
 
     def allocate(self, device: int, size: int) -> int:
-        """The address of new memory, a multiple of 256. Not while a stream is captured."""
+        """The address of new memory, a multiple of 256, also while a stream is captured."""
 
     def free(self, device: int, address: int) -> None:
         """Give memory back when all work that was launched before is done."""
@@ -144,6 +144,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "cuMemsetD8Async": [c_uint64, c_ubyte, c_size_t, c_void_p],
     "cuStreamSynchronize": [c_void_p],
     "cuStreamIsCapturing": [c_void_p, POINTER(c_int)],
+    "cuThreadExchangeStreamCaptureMode": [POINTER(c_int)],
     "cuEventCreate": [POINTER(c_void_p), c_uint],
     "cuEventRecord": [c_void_p, c_void_p],
     "cuEventSynchronize": [c_void_p],
@@ -165,6 +166,8 @@ UNUSABLE_IMAGE = {
 MULTIPROCESSORS, L2_BYTES, MAJOR, MINOR, SHARED_BYTES = 16, 38, 75, 76, 97
 # CUfunction_attribute.
 STATIC_SHARED, MAX_DYNAMIC_SHARED = 1, 8
+# CUstreamCaptureMode: this thread may also do what is not put into a graph.
+RELAXED = 2
 # CUjit_option.
 ERROR_LOG, ERROR_LOG_SIZE = 5, 6
 
@@ -319,9 +322,13 @@ class CudaDriver:
 
     def allocate(self, device: int, size: int) -> int:
         """As `Driver`."""
-        address = c_uint64()
+        address, mode = c_uint64(), c_int(RELAXED)
         with self.current(device) as library:
-            library.call("cuMemAlloc_v2", address, max(1, size), what=f"{size} bytes")
+            library.call("cuThreadExchangeStreamCaptureMode", mode)
+            try:
+                library.call("cuMemAlloc_v2", address, max(1, size), what=f"{size} bytes")
+            finally:
+                library.call("cuThreadExchangeStreamCaptureMode", mode)
         return address.value
 
     def free(self, device: int, address: int) -> None:

@@ -13,7 +13,7 @@ import quantmm as qmm
 from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantmm.compiler import cuda_linear, kernel_file, nvrtc
+from quantmm.compiler import cuda_arrays, cuda_linear, kernel_file, nvrtc
 from quantmm.compiler.problem import Problem, difference, random_spec
 from quantmm.errors import ArrayError, CudaError, TargetError, ToolError
 
@@ -183,9 +183,48 @@ def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):
     linear(x, out)
     with pytest.raises(CudaError, match="x must be copied from the host: call once before"):
         linear(Problem(SPEC, 2).activation())
+    with pytest.raises(CudaError, match="x_scale must be copied from the host: call once before"):
+        linear(x, out, x_scale=0.25)
+    # Memory is no part of a graph: it may still be had.
     odd = OnDevice(gpu, Problem(SPEC, 2).activation(), offset=1)
-    with pytest.raises(CudaError, match=r"512 bytes for xq must be allocated: call once before"):
-        linear(odd, out)
+    linear(odd, out)
+    assert gpu.launches[-2][0] == "prepare_kernel"
+
+
+def test_numbers_on_a_device_are_used_in_place(monkeypatch):
+    spec = dataclasses.replace(SPEC, activation_scale="row", activation_zero_point=True)
+    kernel, gpu = built(spec)
+    problem = Problem(spec, 5)
+    x, w, call = problem.activation(), problem.weight(), problem.call_arguments()
+    there = {name: OnDevice(gpu, value[:, None]) for name, value in call.items()}
+    out = OnDevice(gpu, np.zeros((5, 24), np.float32))
+    linear = kernel.bind(w)
+    monkeypatch.setattr(gpu, "is_capturing", lambda device, stream: True)
+    linear(OnDevice(gpu, x), out, **there)
+    assert difference(out.get(), qmm.reference(spec, x, w, **call)) is None
+    for name, value, message in [
+        ("x_scale", np.zeros((4, 1), np.float32), r"x_scale is float32\(4, 1\) on a device; exp"),
+        ("x_scale", np.zeros((5, 1)), r"x_scale is float64\(5, 1\) on a device; expected float32"),
+        ("x_zero_point", np.zeros((5, 1), np.int8), r"expected int32\(5,\)"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            linear(OnDevice(gpu, x), out, **there | {name: OnDevice(gpu, value)})
+    apart = OnDevice(gpu, call["x_scale"][:, None], stride=2)
+    with pytest.raises(ArrayError, match="x_scale has stride 2 in elements; expected 1"):
+        linear(OnDevice(gpu, x), out, **there | {"x_scale": apart})
+    monkeypatch.setattr(OnDevice, "device", type("Second", (), {"id": 1}), raising=False)
+    second = OnDevice(gpu, call["x_scale"][:, None])
+    with pytest.raises(ArrayError, match="x_scale is on CUDA device 1; expected it on 0, as x"):
+        cuda_arrays.numbers_on_device("x_scale", second, np.dtype("float32"), 5, 0)
+
+
+def test_what_is_bound_may_be_on_a_device():
+    kernel, gpu = built(SPEC)
+    scale = OnDevice(gpu, np.full((1, 1), 0.5, np.float32))
+    problem = Problem(SPEC, 2)
+    y = kernel.bind(problem.weight(), x_scale=scale)(problem.activation())
+    expected = qmm.reference(SPEC, problem.activation(), problem.weight(), x_scale=0.5)
+    assert difference(y, expected) is None
 
 
 def test_files_hold_gpus_and_cpus(tmp_path, monkeypatch):

@@ -130,6 +130,13 @@ int cuStreamIsCapturing(void* stream, int* status) {
   *status = stream == (void*)0x51;
   return answer("cuStreamIsCapturing", " %p", stream);
 }
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+  static int now = 0;
+  int before = now;
+  now = *mode;
+  *mode = before;
+  return answer("cuThreadExchangeStreamCaptureMode", " %d", now);
+}
 int cuEventCreate(void** event, unsigned flags) {
   static size_t next = 0xE0;
   *event = (void*)++next;
