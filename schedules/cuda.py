@@ -12,7 +12,7 @@ from .cuda_program import SKEW, CudaTile
 
 #: Rows of the tiles of each strategy: blocks of 8 columns where they differ, warps over rows,
 #: columns and K where they are fixed, and the relative time of a pass over the weights for a tile.
-#: Those of a gemv have 32 results or more, one for every lane of a warp.
+#: A gemv has fewer blocks of columns where N gives too few thread blocks otherwise.
 GEMV_TILES = {1: (4, 1.0), 2: (2, 1.05), 4: (1, 1.15), 8: (1, 1.4)}
 SPLITK_ROWS = {16: 1.3, 32: 1.6, 64: 2.2}
 MMA_TILES = {64: (8, (2, 2, 1), 2.4), 128: (16, (2, 2, 1), 3.2)}
@@ -27,8 +27,11 @@ SPLITK_BLOCKS = 4
 ROUND_DEPTH, LONGEST_ROUND = 128, 256
 #: Stages of a pipeline at most, and how many hide the latency of memory by themselves.
 STAGES, ENOUGH_STAGES = 4, 3
-#: Groups that a gemv adds up at a time.
-GEMV_GROUPS = (32, 16, 8, 4)
+#: Thread blocks of a gemv of which several share every multiprocessor: while one waits for memory
+#: or adds its sums up, others have loads under way.
+MANY_BLOCKS = 512
+#: Bytes of shared memory for the sums of groups that a gemv adds up at a time.
+GEMV_SUMS = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,14 @@ def paired(instructions: tuple[Instruction, ...], x_dtype: str, w_dtype: str) ->
 
 def gemv(layout: CudaLayout, rows: int, blocks: int) -> CudaTile:
     """Warps share out steps, or groups a round of them at a time."""
+    while blocks > 1 and layout.n_blocks // blocks < MANY_BLOCKS:
+        blocks //= 2
     if layout.groups == 1:
         return CudaTile(rows, blocks, (1, 1, 8 if layout.steps % 8 == 0 else 4))
-    steps = next(count for count in GEMV_GROUPS if layout.groups % count == 0)
-    return CudaTile(rows, blocks, (1, 1, min(8, steps)), steps)
+    warps = 8 if layout.groups % 8 == 0 else 4
+    most = max(warps, GEMV_SUMS // (4 * rows * blocks * COLUMNS))
+    counts = range(warps, min(most, layout.groups) + 1, warps)
+    return CudaTile(rows, blocks, (1, 1, warps), max(c for c in counts if layout.groups % c == 0))
 
 
 def splitk(target: CudaTarget, layout: CudaLayout, rows: int) -> CudaTile | None:

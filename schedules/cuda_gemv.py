@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from tvm import tirx
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
 
+from ..targets.cuda_layout import COLUMNS
 from .cuda_program import CudaProgram
 from .cuda_steps import (
     SHARED,
     by_dot_products,
     grid,
-    share_few_results,
+    share_few,
+    stage_numbers,
     stage_tile,
     unroll,
     write_out,
@@ -34,15 +37,18 @@ def schedule(program: CudaProgram) -> tirx.PrimFunc:
     sch = Schedule(program.func)
     warps, grouped = program.tile.warps[2], program.layout.groups > 1
     panel = grid(sch, program)
-    thread = share_few_results(sch, warps, *stage_tile(sch, program, panel))
+    tile = stage_tile(sch, program, panel)
     total = sch.get_sblock("total")
     sch.set_scope(total, 0, "local")
-    sch.compute_at(total, thread, preserve_unit_loops=True)
-    r, nb, c, part = sch.get_loops(total)[-4:]
+    sch.compute_at(total, panel, preserve_unit_loops=True)
+    *results, part = sch.get_loops(total)[-4:]
+    # As the tile has its columns, so that each thread is seen to have one number, and no array.
+    columns = lambda o, i, r, nb, c: (o, i, r, nb * COLUMNS + c)  # noqa: E731
+    sch.transform_layout(total, ("write", 0), columns)
     outer = panel
     if grouped:
         outer, part = sch.split(part, [None, program.tile.steps])
-        sch.reorder(outer, r, nb, c, part)
+        sch.reorder(outer, *results, part)
     sums = sch.get_sblock("sums")
     sch.set_scope(sums, 0, SHARED)
     sch.compute_at(sums, outer, preserve_unit_loops=True)
@@ -56,12 +62,20 @@ def schedule(program: CudaProgram) -> tirx.PrimFunc:
     sch.reorder(s, nb, r, c, t, *inner)
     by_dot_products(sch, program, s, "global")
     if grouped:
-        unroll(sch, part)
+        unroll_some(sch, part, AHEAD // (program.tile.blocks * program.layout.group_steps))
+        stage_numbers(sch, program, outer)
     else:
-        steps = program.layout.steps // program.parts
-        most = max(1, AHEAD // program.tile.blocks)
-        few = max(count for count in range(1, most + 1) if steps % count == 0)
-        unroll(sch, sch.split(s, [None, few])[1])
+        unroll_some(sch, s, AHEAD // program.tile.blocks)
+    # Only now: what is computed at loops covers all threads that they are shared out among.
+    share_few(sch, warps, *results)
+    share_few(sch, warps, *tile)
     sch.decompose_reduction(total, outer if grouped else sch.get_loops(total)[-1])
     write_out(sch, warps)
     return sch.mod["main"]
+
+
+def unroll_some(sch: Schedule, loop: LoopRV, most: int) -> None:
+    """Unroll up to `most` iterations of a loop, as many as divide it."""
+    extent = int(sch.get(loop).extent)
+    few = max(count for count in range(1, max(1, most) + 1) if extent % count == 0)
+    unroll(sch, sch.split(loop, [None, few])[1])

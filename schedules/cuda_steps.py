@@ -113,6 +113,24 @@ def copy_together(sch: Schedule, loops: list[LoopRV], warps: int, size: int = 1)
     return lane
 
 
+def stage_numbers(sch: Schedule, program: CudaProgram, round_: LoopRV) -> None:
+    """What belongs to groups and columns in shared memory, where the groups are added up.
+
+    It is on its way, in registers, while the products of the round are summed.
+    """
+    total = sch.get_sblock("total")
+    names = [read.source.name for read in sch.get(total).reads]
+    for at, name in enumerate(names):
+        if name not in ("w_scale", "w_zero_point", "w_sum"):
+            continue
+        shared = sch.cache_read(total, at, SHARED)
+        local = sch.cache_read(shared, 0, "local")
+        size = max(element_bytes(sch, sch.get(shared).name_hint), COPY // COLUMNS)
+        for block, place in ((shared, -1), (local, -2)):
+            sch.compute_at(block, round_, preserve_unit_loops=True, index=place)
+            copy_together(sch, sch.get_loops(block)[-3:], program.tile.warps_in_all, size)
+
+
 def write_out(sch: Schedule, warps: int) -> None:
     """The epilogue, by all threads, from the tile of sums: each computes 16 bytes and stores them.
 
@@ -189,16 +207,9 @@ def share_results(sch: Schedule, program: CudaProgram, r: LoopRV, n: LoopRV) -> 
     return lane
 
 
-def share_few_results(sch: Schedule, warps: int, r: LoopRV, n: LoopRV) -> LoopRV:
-    """A small tile's results shared out among threads. Returns the loop that is threadIdx.x.
-
-    Where there are only enough for one warp, all of them compute the same.
-    """
-    result = sch.fuse(r, n)
-    if int(sch.get(result).extent) == WARP:
-        sch.bind(result, "threadIdx.x")
-        return result
-    _, warp, lane = sch.split(result, [None, warps, WARP])
+def share_few(sch: Schedule, warps: int, *loops: LoopRV) -> LoopRV:
+    """Loops over a few results shared out among threads. Returns the loop that is threadIdx.x."""
+    _, warp, lane = sch.split(sch.fuse(*loops), [None, warps, WARP])
     sch.bind(warp, "threadIdx.y")
     sch.bind(lane, "threadIdx.x")
     return lane
