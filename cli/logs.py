@@ -51,7 +51,7 @@ def list_command(log: Path | None, as_json: bool) -> None:
             f"{each.database}:{each.number}",
             str(each.header["target"]),
             in_short(each.spec),
-            "\n".join(map(measured_text, each.fields.get("measured", ()))),
+            "\n".join(map(measured_text, each.measured)),
             f"no: {reason}" if reason else "yes" if each.fields["tuned"] else "yes: the defaults",
         )
     show(table)

@@ -27,12 +27,13 @@ from ..errors import CacheError
 from ..files import write_whole
 from ..targets import CudaTarget, Target
 from . import kernel_file, linker, nvrtc
-from .cuda_kernel import CudaKernel
+from .cuda_kernel import CudaInfo, CudaKernel
+from .cuda_records import CudaRecord
 from .kernel import Kernel, KernelInfo
 from .kernel_file import Stored
 from .records import Record
 from .spec import MatmulSpec
-from .versions import SOURCE, environment, source_digest, versions
+from .versions import SOURCE, cuda_versions, environment, source_digest, versions
 
 #: Bytes of all entries, beyond which the least recently used ones go.
 LIMIT = 512 << 20
@@ -77,7 +78,9 @@ def folder() -> Path:
     return path
 
 
-def key(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None) -> str:
+def key(
+    spec: MatmulSpec, row: Target | CudaTarget, record: Record | CudaRecord | None = None
+) -> str:
     """The name of the entry for `spec` on `row`, compiled by a tuned record or without.
 
     All fields of the row count, so a target of the user's own has entries of its own.
@@ -109,7 +112,9 @@ def listed(value: object) -> list[Any]:
     raise TypeError(f"{value!r} is not JSON")
 
 
-def entry_path(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None) -> Path:
+def entry_path(
+    spec: MatmulSpec, row: Target | CudaTarget, record: Record | CudaRecord | None = None
+) -> Path:
     """Where the kernel for `spec` on `row` is kept."""
     return folder() / f"{key(spec, row, record)}.qmm"
 
@@ -118,7 +123,7 @@ def find(
     spec: MatmulSpec,
     row: Target | CudaTarget,
     num_threads: int | None = None,
-    record: Record | None = None,
+    record: Record | CudaRecord | None = None,
 ) -> Kernel | CudaKernel | None:
     """The kernel for `spec` on `row`, if it is in the cache.
 
@@ -128,7 +133,8 @@ def find(
         path = entry_path(spec, row, record)
         (stored,) = stored_in(path)
         info = stored.info
-        if (info.spec, info.target, info.versions) != (spec, row.name, versions()):
+        here = cuda_versions() if isinstance(info, CudaInfo) else versions()
+        if (info.spec, info.target, info.versions) != (spec, row.name, here):
             return None
         kernel: Kernel | CudaKernel
         if isinstance(info, KernelInfo) and info.why_not_here():
@@ -177,7 +183,7 @@ def check_own(path: Path, status: os.stat_result) -> None:
 
 
 def keep(
-    kernel: Kernel | CudaKernel, row: Target | CudaTarget, record: Record | None = None
+    kernel: Kernel | CudaKernel, row: Target | CudaTarget, record: Record | CudaRecord | None = None
 ) -> None:
     """Put a kernel that was just built into the cache.
 

@@ -13,7 +13,7 @@ from .. import targets
 from ..errors import CacheError
 from ..targets import CudaTarget, Target
 from . import cache as kernel_cache
-from . import records
+from . import cuda_records, records
 from .cuda_kernel import CudaKernel
 from .kernel import Kernel
 from .runtime import default_threads, without_torch
@@ -34,7 +34,12 @@ def compile(
 
 @overload
 def compile(
-    spec: MatmulSpec, target: Literal["cuda"] | CudaTarget, *, cache: bool = True
+    spec: MatmulSpec,
+    target: Literal["cuda"] | CudaTarget,
+    *,
+    cache: bool = True,
+    log: str | os.PathLike[str] | Literal[False] | None = None,
+    any_record: bool = False,
 ) -> CudaKernel: ...
 
 
@@ -89,21 +94,25 @@ def compile(
         There is no such `log`.
     """
     row = targets.find(target)
-    record = None
+    on_cpu: records.Record | None = None
+    on_gpu: cuda_records.CudaRecord | None = None
     if log is not False and isinstance(row, Target):
         threads = num_threads or default_threads()
-        record = records.find(spec, row, threads, log, any_record=any_record)
+        on_cpu = records.find(spec, row, threads, log, any_record=any_record)
+    elif log is not False and isinstance(row, CudaTarget):
+        on_gpu = cuda_records.find(spec, row, log, any_record=any_record)
+    record = on_cpu or on_gpu
     if cache and (found := kernel_cache.find(spec, row, num_threads, record)):
         return found
     kernel: Kernel | CudaKernel
     if isinstance(row, CudaTarget):
         with without_torch():
             from . import cuda_build
-        kernel = cuda_build.build(spec, row)
+        kernel = cuda_build.build(spec, row, on_gpu)
     else:
         with without_torch():
             from .build import build
-        kernel = build(spec, row, num_threads=num_threads, record=record)
+        kernel = build(spec, row, num_threads=num_threads, record=on_cpu)
     if cache:
         try:
             kernel_cache.keep(kernel, row, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 from tvm import tirx
 
@@ -20,11 +21,12 @@ from . import nvrtc
 from .arrays import MAX_ELEMENTS
 from .cuda_code import generate
 from .cuda_kernel import PREPARE, CudaInfo, CudaKernel, Launch, library
+from .cuda_records import CudaRecord, function_for
 from .cuda_tiles import read_rows, store_within
 from .operands import Operands
 from .rounding import fuse_group_sums
 from .spec import INTEGER_RANGE, MatmulSpec
-from .versions import versions
+from .versions import cuda_versions
 
 RECIPES = {
     "gemv": cuda_gemv.schedule,
@@ -34,8 +36,10 @@ RECIPES = {
 }
 
 
-def build(spec: MatmulSpec, target: CudaTarget) -> CudaKernel:
+def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None) -> CudaKernel:
     """What `compile` returns for a GPU, built now whatever the cache holds.
+
+    A record whose functions there are not is not used, and a RuntimeWarning says so.
 
     Raises
     ------
@@ -49,7 +53,9 @@ def build(spec: MatmulSpec, target: CudaTarget) -> CudaKernel:
         raise UnsupportedError(
             f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
         )
-    code, launches = source(spec, target)
+    record = usable(record, spec, target)
+    variants = choose_variants(spec, target, record)
+    code, launches = source(spec, target, variants)
     cubin, ptx = (nvrtc.compile_cuda(code, target.arch, form=form) for form in ("cubin", "ptx"))
     operands = Operands(target.instruction, 0, 0)
     info = CudaInfo(
@@ -63,11 +69,12 @@ def build(spec: MatmulSpec, target: CudaTarget) -> CudaKernel:
         arguments=cpu_frontend.arguments(spec, operands),
         launches=launches,
         variants=tuple(
-            (v.name, v.strategy, v.tile.rows, v.instruction.name, v.cost)
-            for v in choose_variants(spec, target)
+            (v.name, v.strategy, v.tile.rows, v.instruction.name, v.cost) for v in variants
         ),
         cubin_bytes=len(cubin),
-        versions=versions(),
+        versions=cuda_versions(),
+        record=record and record.name,
+        tuned=record.functions if record else (),
     )
     return CudaKernel(info, library(cubin, ptx), source=code)
 
@@ -105,13 +112,31 @@ def x_dtype(spec: MatmulSpec) -> str:
     return "uint8" if spec.activation == "uint8" else "int8"
 
 
-def choose_variants(spec: MatmulSpec, target: CudaTarget) -> tuple[CudaVariant, ...]:
+def every_variant(spec: MatmulSpec, target: CudaTarget) -> tuple[CudaVariant, ...]:
+    """The kernels of which one may serve a number of rows."""
+    return strategies.variants(target, layout_for(spec), x_dtype(spec), spec.weight_zero_point)
+
+
+def choose_variants(
+    spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
+) -> tuple[CudaVariant, ...]:
     """Every kernel, or for a spec with a fixed M the one that M uses."""
-    every = strategies.variants(target, layout_for(spec), x_dtype(spec))
+    every = every_variant(spec, target)
     if spec.m is None:
         return every
-    m = spec.m
-    return (min(every, key=lambda v: -(-m // v.tile.rows) * v.cost),)
+    m, tuned = spec.m, function_for(record.functions if record else (), spec.m)
+    return (min(every, key=lambda v: (v.name != tuned, -(-m // v.tile.rows) * v.cost)),)
+
+
+def usable(record: CudaRecord | None, spec: MatmulSpec, target: CudaTarget) -> CudaRecord | None:
+    """`record`, if all its functions are there."""
+    known = {variant.name for variant in every_variant(spec, target)}
+    unknown = [name for _, name in record.functions if name not in known] if record else []
+    if record and unknown:
+        reason = f"{record.name}: no function {unknown[0]}; there are {', '.join(sorted(known))}"
+        warnings.warn(f"tuned record not used: {reason}", RuntimeWarning, stacklevel=4)
+        return None
+    return record
 
 
 def lower(spec: MatmulSpec, target: CudaTarget, variant: CudaVariant) -> tirx.PrimFunc:
@@ -124,11 +149,13 @@ def lower(spec: MatmulSpec, target: CudaTarget, variant: CudaVariant) -> tirx.Pr
     return store_within(func, spec.n, variant.tile.rows)
 
 
-def source(spec: MatmulSpec, target: CudaTarget) -> tuple[str, dict[str, Launch]]:
+def source(
+    spec: MatmulSpec, target: CudaTarget, variants: tuple[CudaVariant, ...] | None = None
+) -> tuple[str, dict[str, Launch]]:
     """CUDA C++ of all kernels for `spec`, and their launches by name; `PREPARE` is one of them."""
     layout = layout_for(spec)
     funcs = {PREPARE: read_rows(cuda_prepare.schedule(frontend.prepare(spec, layout, target)))}
-    for variant in choose_variants(spec, target):
+    for variant in variants or choose_variants(spec, target):
         funcs[variant.name] = lower(spec, target, variant)
     code, launches = generate(funcs, target)
     return STEPS + code, launches

@@ -21,6 +21,7 @@ from ..targets.cuda_layout import CudaLayout
 from ..targets.driver import Device, Driver, Function, Module
 from .arrays import MAX_ELEMENTS
 from .cuda_linear import CudaLinear
+from .cuda_records import function_for
 from .quantize import QTensor
 from .spec import MatmulSpec
 
@@ -80,6 +81,8 @@ class CudaInfo:
     arguments : names of what a caller brings, in order.
     variants : of each other kernel its name, strategy, rows, instruction, and cost of a tile.
     cubin_bytes : of the machine code, behind which the PTX lies.
+    record : the tuned record that `tuned` comes from.
+    tuned : for numbers of rows, the kernel that serves them (`cuda_records.function_for`).
     """
 
     spec: MatmulSpec
@@ -94,6 +97,8 @@ class CudaInfo:
     variants: tuple[tuple[str, str, int, str, float], ...]
     cubin_bytes: int
     versions: dict[str, str]
+    record: str | None = None
+    tuned: tuple[tuple[int, str], ...] = ()
 
     #: Nothing is added to activations.
     x_offset = 0
@@ -123,6 +128,7 @@ class CudaInfo:
                 "features": tuple(fields["features"]),
                 "launches": launches,
                 "variants": tuple(tuple(v) for v in fields["variants"]),
+                "tuned": tuple(tuple(each) for each in fields["tuned"]),
             }
         )
 
@@ -208,7 +214,9 @@ class CudaKernel:
         if m < 1 or m > most:
             raise ArrayError(f"x has {m} rows; expected 1 to {most}")
         fits = [v for v in self.info.variants if -(-m // v[2]) <= MOST_TILES]
-        name, strategy, rows, instruction, _ = min(fits, key=lambda v: -(-m // v[2]) * v[4])
+        tuned = function_for(self.info.tuned, m)
+        chosen = min(fits, key=lambda v: (v[0] != tuned, -(-m // v[2]) * v[4]))
+        name, strategy, rows, instruction, _ = chosen
         return CudaPlan(name, strategy, rows, instruction, -(-m // rows))
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
@@ -224,7 +232,7 @@ class CudaKernel:
                     "tiles": plan.mi,
                     "instruction": plan.instruction,
                     "target": self.info.target,
-                    "record": None,
+                    "record": self.info.record if function_for(self.info.tuned, count) else None,
                 }
             )
         return rows

@@ -191,31 +191,42 @@ def find(
     RecordError
         There is no `log`.
     """
+    any_m = dataclasses.replace(spec, m=None)
+    here: dict[str, Any] = {}
+    for database in databases_in(log):
+        here = here or header(row, threads)
+        try:
+            if why_not(read_header(database), here, any_record=any_record):
+                continue
+            lines = list(kernel_lines(database, any_m))
+        except (RecordError, OSError) as error:
+            warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
+            continue
+        for number, line in reversed(lines):
+            try:
+                record = parsed(f"{database}:{number}", line, any_m, row)
+                return record if record.tuned else None
+            except RecordError as error:
+                warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
+    return None
+
+
+def databases_in(log: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Where to look for records: in `log`, or the user's own log, and in those of quantmm.
+
+    Raises
+    ------
+    RecordError
+        There is no `log`.
+    """
     if log is not None and not Path(log).is_dir():
         raise RecordError(f"no log at {log}; expected a folder that tuning wrote")
     try:
         first = Path(log) if log is not None else default_folder()
     except RecordError:
         first = None
-    any_m = dataclasses.replace(spec, m=None)
-    here: dict[str, Any] = {}
     for folder in (first, SHIPPED):
-        for database in databases(folder) if folder else ():
-            here = here or header(row, threads)
-            try:
-                if why_not(read_header(database), here, any_record=any_record):
-                    continue
-                lines = list(kernel_lines(database, any_m))
-            except (RecordError, OSError) as error:
-                warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
-                continue
-            for number, line in reversed(lines):
-                try:
-                    record = parsed(f"{database}:{number}", line, any_m, row)
-                    return record if record.tuned else None
-                except RecordError as error:
-                    warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
-    return None
+        yield from databases(folder) if folder else ()
 
 
 def kernel_lines(database: Path, spec: MatmulSpec) -> Iterator[tuple[int, str]]:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..schedules import SCHEDULE_VERSION
+from ..schedules import CUDA_SCHEDULE_VERSION, SCHEDULE_VERSION
 from ..targets import machine
 from . import runtime
 
@@ -33,6 +33,11 @@ def installed(name: str) -> str:
 def versions() -> dict[str, str]:
     """What a kernel says about its origin, in its file and in records."""
     return {"tvm": installed("apache-tvm"), "schedule": str(SCHEDULE_VERSION)}
+
+
+def cuda_versions() -> dict[str, str]:
+    """As `versions`, of a kernel for GPUs."""
+    return {**versions(), "schedule": f"cuda-{CUDA_SCHEDULE_VERSION}"}
 
 
 def environment() -> dict[str, Any]:

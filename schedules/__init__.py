@@ -10,6 +10,7 @@ from ..targets import Instruction, Target, WeightLayout
 from .program import Parameters, Program, Tile, prefetches_itself, x_steps
 
 __all__ = [
+    "CUDA_SCHEDULE_VERSION",
     "SCHEDULE_VERSION",
     "Parameters",
     "Program",
@@ -22,6 +23,8 @@ __all__ = [
 
 #: Counts changes of the recipes; a record or file of another version is not used.
 SCHEDULE_VERSION = 3
+#: The same of the recipes for GPUs.
+CUDA_SCHEDULE_VERSION = 1
 
 STRATEGIES = ("gemm", "gemv")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import targets
-from ..compiler import records
+from ..compiler import cuda_records, records
 from ..compiler.records import FAILURES, KERNELS, TRIALS, WORKLOADS
 from ..compiler.spec import MatmulSpec
+from ..compiler.versions import cuda_versions
 from ..errors import QuantmmError, RecordError
 from ..files import alone, write_whole
 from .log import Damage, Database, database_for, parse_failure, parse_trial
@@ -41,13 +42,21 @@ class Kernel:
         """That was tuned."""
         return MatmulSpec.from_json(self.fields["spec"])
 
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """Seconds without and with the record, for each M."""
+        return list(self.fields.get("tuned" if "gpu" in self.header else "measured", ()))
+
     def why_not_here(self) -> str | None:
         """Why `compile` would not use it on this machine; None when it would."""
         try:
-            row = targets.find_cpu(self.header["target"])
+            row = targets.find(self.header["target"])
         except QuantmmError as error:
             return str(error)
-        here = records.header(row, self.header["threads"])
+        if isinstance(row, targets.CudaTarget):
+            here = cuda_records.header(row.name, cuda_versions(), self.header["gpu"])
+        else:
+            here = records.header(row, self.header["threads"])
         return records.why_not(self.header, here)
 
 
@@ -103,7 +112,7 @@ def check(log: Path) -> list[str]:
         database = Database(path)
         try:
             header = records.read_header(path)
-            row = targets.find_cpu(header.get("target", ""))
+            row = targets.find(header.get("target", ""))
         except QuantmmError as error:
             found.append(str(error))
             continue
@@ -115,8 +124,12 @@ def check(log: Path) -> list[str]:
         database.read(FAILURES, parse_failure)
         for number, fields in database.read(KERNELS, kernel_fields):
             spec = MatmulSpec.from_json(fields["spec"])
+            name, line = f"{path / KERNELS}, line {number}", json.dumps(fields)
             try:
-                records.parsed(f"{path / KERNELS}, line {number}", json.dumps(fields), spec, row)
+                if isinstance(row, targets.CudaTarget):
+                    cuda_records.parsed(name, line)
+                else:
+                    records.parsed(name, line, spec, row)
             except QuantmmError as error:
                 found.append(str(error))
         found += map(str, database.damage)
