@@ -9,7 +9,8 @@ numbers without meaning; `launches` says what ran on which.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class EmulatedDriver:
         self.seed = seed
         self.memories: dict[int, Memory] = {}
         self.launches: list[tuple[str, Triple, int]] = []
+        self._captured: list[Any] | None = None
         self._device = Device(
             number=0,
             name="emulated",
@@ -95,7 +97,16 @@ class EmulatedDriver:
 
     def is_capturing(self, device: int, stream: int) -> bool:
         self._check(device)
-        return False
+        return self._captured is not None
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[list[Any]]:
+        """Within, launches are noted in the list, and not done."""
+        self._captured = []
+        try:
+            yield self._captured
+        finally:
+            self._captured = None
 
     def event(self, device: int) -> EmulatedEvent:
         self._check(device)
@@ -141,6 +152,9 @@ class EmulatedFunction:
 
     def __call__(self, grid: Triple, stream: int, *arguments: Any) -> None:
         driver = self.module.driver
+        if driver._captured is not None:
+            driver._captured.append((self, grid, stream, arguments))
+            return
         driver.launches.append((self.name, grid, stream))
         self.module.program.launch(
             self.name,
