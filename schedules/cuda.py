@@ -18,6 +18,8 @@ SPLITK_ROWS = {16: 1.3, 32: 1.6, 64: 2.2}
 MMA_TILES = {64: (8, (2, 2, 1), 2.4), 128: (16, (2, 2, 1), 3.2)}
 #: With groups a warp has sums of integers and of floats, and half the registers for each.
 GROUPED_WARPS = {64: (2, 2, 1), 128: (2, 4, 1)}
+#: Where groups of 4-bit weights have zero points too, those would not fit: blocks and warps.
+CROWDED_BLOCKS, CROWDED_WARPS = 8, (4, 4, 1)
 #: Rows up to which a splitk with groups keeps both in registers.
 GROUPED_SPLITK_ROWS = 32
 DP4A_TILES = {32: (8, (4, 2, 1), 4.0)}
@@ -54,8 +56,15 @@ class CudaVariant:
         return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks * COLUMNS}"
 
 
-def variants(target: CudaTarget, layout: CudaLayout, x_dtype: str) -> tuple[CudaVariant, ...]:
-    """The kernels for `target`: one per number of rows in a tile."""
+def variants(
+    target: CudaTarget, layout: CudaLayout, x_dtype: str, zero_points: bool = False
+) -> tuple[CudaVariant, ...]:
+    """The kernels for `target`: one per number of rows in a tile.
+
+    Parameters
+    ----------
+    zero_points : whether weights have them.
+    """
     dot = paired(target.dots, x_dtype, layout.dtype)
     found = [
         CudaVariant("gemv", gemv(layout, rows, blocks), dot, cost)
@@ -74,6 +83,8 @@ def variants(target: CudaTarget, layout: CudaLayout, x_dtype: str) -> tuple[Cuda
             found.append(CudaVariant("splitk", narrow, product, cost))
     for rows, (blocks, warps, cost) in MMA_TILES.items():
         warps = GROUPED_WARPS[rows] if layout.groups > 1 else warps
+        if zero_points and layout.groups > 1 and layout.bits == 4 and blocks > CROWDED_BLOCKS:
+            blocks, warps = CROWDED_BLOCKS, CROWDED_WARPS
         while tile_bytes(rows, blocks) > target.shared_bytes:
             blocks //= 2
         tile = blocked(target, layout, CudaTile(rows, blocks, warps))

@@ -15,6 +15,7 @@ names and meaning in plain C++. X is the left operand (activations), W the right
   happen at once.
 - qmm_lo4(v), qmm_hi4(v): the low and high nibbles of four bytes, each times 16, as the upper half
   of a byte; qmm_lo4u, qmm_hi4u: the nibbles as 0 to 15.
+- qmm_own(v): v in a register of its own, for operands that an instruction wants side by side.
 - qmm_load_16(global): 16 bytes that are read once and never written during the kernel.
 - int8_t to uint64_t, and uchar, ushort, uint, which generated code uses as names of types.
 
@@ -107,6 +108,11 @@ BYTES = f"""\
 {START} unsigned qmm_hi4(unsigned v) {{ return v & 0xF0F0F0F0u; }}
 {START} unsigned qmm_lo4u(unsigned v) {{ return v & 0x0F0F0F0Fu; }}
 {START} unsigned qmm_hi4u(unsigned v) {{ return (v >> 4) & 0x0F0F0F0Fu; }}
+{START} unsigned qmm_own(unsigned v) {{
+  unsigned d;  // no mov, which the compiler would see through
+  asm("prmt.b32 %0, %1, 0, 0x3210;" : "=r"(d) : "r"(v));
+  return d;
+}}
 {START} uint4 qmm_load_16(const void* global) {{
   uint4 v;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {{%0, %1, %2, %3}}, [%4];"

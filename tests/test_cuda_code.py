@@ -16,6 +16,7 @@ FORMATS = {
     "w4": {"weight": "int4", "out": "int8"},
     "w4-g128": {"weight": "int4", "group_size": 128, "input": "float16", "dynamic": True},
     "w4-g32": {"weight": "int4", "group_size": 32, "weight_zero_point": True},
+    "w4-g128-zero": {"weight": "uint4", "group_size": 128, "weight_zero_point": True},
     "w8-g64": {"group_size": 64, "residual": True, "bias": True, "activation_fn": "silu"},
 }
 #: What the tensor core's instruction is called in SASS, by the oldest generation that has it.
@@ -91,6 +92,8 @@ def test_the_inner_loop_of_a_large_multiplication_is_products(target):
     loads = sum(instruction.has("LDS") for instruction in loop)
     # A warp's 64 x 64 sums take 4 + 4 and 8 loads of fragments for 64 products of 16 x 8 x 32.
     assert products >= 3 * loads
+    # What is left is addresses, and one move for every word of X that two loads brought.
+    assert products >= 0.45 * len(loop)
 
 
 def test_int4_sums_that_could_leave_int32_are_refused():

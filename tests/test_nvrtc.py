@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(32) everything(
     sum = qmm_dp4a_u8s8(d[i], w.y, qmm_dp4a_u8u8(d[i], w.z, sum));
   }
   uint v = (uint32_t)(int64_t)w.w & ~(uint)(uchar)(ushort)(int8_t)(uint8_t)(int16_t)(uint16_t)0;
-  y[t] = make_uint4(c[0] ^ qmm_lo4(v), c[1] ^ qmm_hi4(v), sum ^ qmm_lo4u(v), qmm_hi4u(v));
+  y[t] = make_uint4(c[0] ^ qmm_lo4(qmm_own(v)), c[1] ^ qmm_hi4(v), sum ^ qmm_lo4u(v), qmm_hi4u(v));
 }
 """
 PRODUCTS = """

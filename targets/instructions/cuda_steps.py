@@ -39,9 +39,13 @@ static __device__ __forceinline__ void qmm_words(unsigned* to, const unsigned ch
 }
 
 // 16 rows, 8 columns, 32 k, in registers as mma.m16n8k32 has them.
+// Four words of X stand side by side there, from two loads: QMM_WORD puts them together, for all
+// columns once. Left to itself the compiler copies them anew for each.
 #if __CUDA_ARCH__ >= 800
+#define QMM_WORD(v) qmm_own(v)
 #define QMM_PRODUCT(SIGNS) qmm_mma_m16n8k32_##SIGNS(c, a, both);
 #else
+#define QMM_WORD(v) (v)
 #define QMM_PRODUCT(SIGNS)                          \
   for (int k = 0; k < 2; ++k)                       \
     for (int r = 0; r < 2; ++r)                     \
@@ -58,7 +62,8 @@ static __device__ __forceinline__ void qmm_words(unsigned* to, const unsigned ch
     qmm_words<words>(high, x + 8 * 16 * words + threadIdx.x * (4 * words));                     \
     for (int j = 0; j < words; j += 2) {                                                        \
       const int next = words > 1 ? j + 1 : j;                                                   \
-      unsigned a[4] = {low[j], high[j], words > 1 ? low[next] : 0u, words > 1 ? high[next] : 0u};\
+      unsigned a[4] = {QMM_WORD(low[j]), QMM_WORD(high[j]), 0, 0};                              \
+      if (words > 1) { a[2] = QMM_WORD(low[next]); a[3] = QMM_WORD(high[next]); }               \
       unsigned both[2] = {b[j], words > 1 ? b[next] : 0u};                                      \
       QMM_PRODUCT(SIGNS)                                                                        \
     }                                                                                           \

@@ -267,6 +267,7 @@ static inline unsigned qmm_lo4(unsigned v) { return (v << 4) & 0xF0F0F0F0u; }
 static inline unsigned qmm_hi4(unsigned v) { return v & 0xF0F0F0F0u; }
 static inline unsigned qmm_lo4u(unsigned v) { return v & 0x0F0F0F0Fu; }
 static inline unsigned qmm_hi4u(unsigned v) { return (v >> 4) & 0x0F0F0F0Fu; }
+static inline unsigned qmm_own(unsigned v) { return v; }
 static inline uint4 qmm_load_16(const void* global) { return *(const uint4*)global; }
 
 // How a kernel is called: with pointers to its arguments, as cuLaunchKernel is. Each parameter's kind
