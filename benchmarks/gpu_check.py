@@ -285,7 +285,7 @@ def check_problem(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_graph(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """Calls captured into a CUDA graph and replayed on other numbers; x in place, and made ready."""
+    """Calls captured into a graph and replayed on other numbers; x in place, and made ready."""
     import torch
 
     kernel, wrong = load(folder / task["file"]), []
@@ -392,7 +392,7 @@ def time_apart(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_torch(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """torch's products of the same shape: bfloat16, and int8 for more than 16 rows."""
+    """Products of torch of the same shape: bfloat16, and int8 for more than 16 rows."""
     import torch
 
     m, n, k = task["shape"]

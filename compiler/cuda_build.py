@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 
 from tvm import tirx
@@ -28,6 +29,8 @@ from .rounding import fuse_group_sums
 from .spec import INTEGER_RANGE, MatmulSpec
 from .versions import cuda_versions
 
+#: Threads of kernels whose operands come through shared memory, as TVM writes them.
+PIPELINED = re.compile(r"__launch_bounds__\((\d+)\)(?= (?:splitk|mma|dp4a)_)")
 RECIPES = {
     "gemv": cuda_gemv.schedule,
     "splitk": cuda_splitk.schedule,
@@ -158,6 +161,9 @@ def source(
     for variant in variants or choose_variants(spec, target):
         funcs[variant.name] = lower(spec, target, variant)
     code, launches = generate(funcs, target)
+    # A pipeline hides latency by itself: its registers are worth more than another thread block,
+    # for which the compiler would spill some.
+    code = PIPELINED.sub(r"__launch_bounds__(\1, 1)", code)
     return STEPS + code, launches
 
 

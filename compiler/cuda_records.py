@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import RecordError
 from ..targets.cuda import CudaTarget
 from . import records
-from .records import KERNELS
+from .records import KERNELS as KERNELS
 from .spec import MatmulSpec
 from .versions import cuda_versions
 

@@ -1,4 +1,4 @@
-"""The check on a GPU, where there is none: every task on the emulated driver; children that fail."""
+"""The check on a GPU, where there is none: its tasks on the emulated driver, and its children."""
 
 from __future__ import annotations
 
