@@ -103,7 +103,7 @@ def on_device(name: str, x: Any) -> DeviceArray | None:
         No array, no matrix, or one whose rows are not contiguous.
     """
     found = described(name, x)
-    return found and matrix(name, found)
+    return None if found is None else matrix(name, found)
 
 
 def numbers_on_device(name: str, x: Any, dtype: np.dtype, count: int, device: int) -> int | None:

@@ -76,7 +76,7 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
         ),
         cubin_bytes=len(cubin),
         versions=cuda_versions(),
-        record=record and record.name,
+        record=record.name if record else None,
         tuned=record.functions if record else (),
     )
     return CudaKernel(info, library(cubin, ptx), source=code)
