@@ -40,16 +40,18 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
         return import_dlpack(name, x, dtype, columns)
     if x.ndim != 2 or x.shape[1] != columns or x.dtype != dtype:
         raise ArrayError(f"{name} is {x.dtype.name}{x.shape}; expected {dtype.name}(M, {columns})")
-    row, column = x.strides
-    size = dtype.itemsize
-    fits = (
-        column == size
-        and columns * size <= row <= MAX_ELEMENTS // max(1, x.shape[0])
-        and not row % size
-        and x.flags.writeable
-        and x.dtype.isnative
-    )
-    return tensor(x if fits else np.array(x, dtype.newbyteorder("="), order="C"))
+    fits = x.flags.writeable and rows_fit(x, columns, dtype.itemsize)
+    return tensor(x if fits else np.array(x, order="C"))
+
+
+def rows_fit(array: np.ndarray, columns: int, size: int) -> bool:
+    """Whether a kernel can follow the strides of a matrix: rows are contiguous and do not overlap."""
+    # What is said of a single column's stride means nothing to NumPy, but a kernel checks it.
+    if columns > 1 and array.flags.c_contiguous:
+        return True
+    row, column = array.strides
+    most = MAX_ELEMENTS * size // max(1, array.shape[0])
+    return column == size and columns * size <= row <= most and not row % size
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -120,20 +122,17 @@ def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -
     if not fits or array.shape != shape:
         found = array.dtype.name if array is out else str(given.dtype)
         raise ArrayError(f"{name} is {found}{array.shape}; expected {dtype.name}{shape}")
-    row, column = array.strides
-    size = dtype.itemsize
-    if (
-        not array.dtype.isnative
-        or not array.flags.writeable
-        or column != size
-        or row < shape[1] * size
-        or row % size
-        or row * shape[0] > MAX_ELEMENTS * size
-    ):
+    if not array.flags.writeable or not rows_fit(array, shape[1], dtype.itemsize):
         raise ArrayError(
             f"{name} has strides {array.strides}; expected a writable array with contiguous rows"
         )
     return tensor(array)
+
+
+def apart(a: Any, b: Any) -> bool:
+    """Whether two arrays are known to share no memory: quick, and never wrong when it says so."""
+    ndarray = np.ndarray
+    return isinstance(a, ndarray) and isinstance(b, ndarray) and not np.may_share_memory(a, b)
 
 
 def refuse_overlap(name: str, written: Any, other_name: str, read: Any) -> None:

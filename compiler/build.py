@@ -109,6 +109,8 @@ def function_of(variant: Variant, layout: WeightLayout) -> Function:
         variant.instruction.name,
         variant.cost(layout.n_blocks),
         variant.parameters.block_rows,
+        variant.first_m,
+        variant.last_m,
     )
 
 
@@ -130,7 +132,7 @@ def tuned_choice(
         tuned.parameters,
         f"_m{tuned.m}",
     )
-    default = min(each.cost_of(tuned.m) for each in defaults)
+    default = min(each.cost_of(tuned.m) for each in defaults if each.serves(tuned.m))
     function = dataclasses.replace(
         function_of(variant, layout),
         cost=tuned.ratio * default / -(-tuned.m // rows),

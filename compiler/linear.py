@@ -16,6 +16,7 @@ from ..targets import WeightLayout
 from ..targets.cuda_layout import CudaLayout
 from . import runtime
 from .arrays import (
+    apart,
     export_array,
     import_array,
     new_array,
@@ -221,7 +222,7 @@ class Linear(Bound):
         if isinstance(x, QTensor):
             x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
         source = import_array("x", x, self._x_dtype, self._x_columns)
-        m = source.shape[0]
+        m = x.shape[0] if isinstance(x, np.ndarray) else source.shape[0]
         function, mo, mi = kernel._ready.get(m) or kernel._prepare(m)
         shape = m, spec.n
         if out is None:
@@ -229,7 +230,8 @@ class Linear(Bound):
             y = new_tensor(result)
         else:
             result, y = out, export_array("out", out, self._out_dtype, shape)
-            refuse_overlap("out", y, "x", source)
+            if not apart(x, out):
+                refuse_overlap("out", y, "x", source)
         bound = self._bound
         if (
             not self._complete

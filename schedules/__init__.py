@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..targets import Instruction, Target, WeightLayout
-from .program import Parameters, Program, Tile, prefetches_itself, x_steps
+from .program import CHAINS, Parameters, Program, Tile, unrolls, x_steps
 
 __all__ = [
     "CUDA_SCHEDULE_VERSION",
@@ -22,24 +22,24 @@ __all__ = [
 ]
 
 #: Counts changes of the recipes; a record or file of another version is not used.
-SCHEDULE_VERSION = 3
+SCHEDULE_VERSION = 4
 #: The same of the recipes for GPUs.
 CUDA_SCHEDULE_VERSION = 1
 
 STRATEGIES = ("gemm", "gemv")
 
-#: Rows up to which a tile streams weights (gemv) rather than working from the cache (gemm).
+#: Rows up to which weights are streamed (gemv); tiles from this height on work from the cache, for
+#: any M (gemm).
 GEMV_ROWS = 4
-#: Streams of weights that the hardware prefetchers follow well: 4 read memory at full speed,
-#: 8 lose a tenth (docs/performance.md).
-MAX_STREAMS = 4
-#: Streams of weights whose prefetches are our own, by rows of a gemv: fewer streams leave more of
-#: each one under way, more rows need more accumulators.
-PREFETCHED_STREAMS = {1: 1, 2: 1, 3: 1, 4: 2}
-#: Groups up to this size leave one stream: their scales are a second one beside each.
+#: Streams of weights of a gemv with several rows, which the hardware's prefetchers follow; one row
+#: reads memory at full speed with one stream (docs/performance.md).
+STREAMS = 4
+#: Groups up to this size leave one stream, which asks for its weights ahead of time: their scales
+#: are a second stream beside it, and the end of a group keeps the core from looking far ahead.
 SMALL_GROUP = 32
-#: How much longer a tile takes that keeps sums in memory: this many steps of K for every group.
-SPILLED_STEPS = 4
+#: How much longer a tile takes whose float sums pass through memory at the end of a group: this many
+#: steps of K for every register that it has too few (docs/performance.md).
+SPILLED_STEPS = 0.1
 #: Columns of a task. With fewer, slabs of x would pass from L2 to L1 more often than the dot
 #: products take; more weights would not stay in L2.
 PANEL_COLUMNS = 64
@@ -48,6 +48,8 @@ IDLE_PANELS = 0.02
 #: Bytes between asking for weights and reading them, about what one core has under way when it
 #: reads memory at full speed (docs/performance.md).
 AHEAD = 4096
+#: Steps along K of a gemv that are written out: fewer instructions between its reads.
+GEMV_UNROLL = 2
 #: Tiles of x up to which packing takes less time than a launch of the thread pool.
 FEW_TILES = 2
 
@@ -60,6 +62,7 @@ class Variant:
     ----------
     panel_cost : relative time of one tile over a panel.
     label : what its name has behind the tile.
+    first_m, last_m : it is not used for an M outside; no end where `last_m` is None.
     """
 
     strategy: str
@@ -67,6 +70,8 @@ class Variant:
     instruction: Instruction
     panel_cost: float
     label: str = ""
+    first_m: int = 1
+    last_m: int | None = None
 
     @property
     def tile(self) -> Tile:
@@ -80,39 +85,57 @@ class Variant:
         across = f"x{tile.panels}" if tile.panels > 1 else ""
         return f"{self.strategy}_{tile.rows}x{tile.blocks}{across}{self.label}"
 
+    def serves(self, m: int) -> bool:
+        """Whether it may compute `m` rows."""
+        return self.first_m <= m and (self.last_m is None or m <= self.last_m)
+
     def cost(self, n_blocks: int) -> float:
         """Relative time of one tile of rows over all panels, the last one as long as any."""
-        return -(-n_blocks // self.tile.width) * self.tile.panels * self.panel_cost
+        return panels_of(n_blocks, self.tile) * self.panel_cost
 
 
 def variants(
     target: Target, layout: WeightLayout, instruction: Callable[[int], Instruction]
 ) -> tuple[Variant, ...]:
-    """The functions of a kernel for `target`: one per number of rows in a tile.
+    """The functions of a kernel for `target`: one per strategy and number of rows in a tile.
 
-    `instruction` says which dot product a tile of so many rows uses.
+    A gemv has one pass over the weight for all rows, a gemm takes up where it ends. `instruction`
+    says which dot product a tile of so many rows uses.
     """
-    return tuple(variant(target, layout, instruction(rows), rows) for rows in target.tile_rows)
+    return tuple(
+        variant(target, layout, instruction(rows), strategy, rows)
+        for strategy, fits in (
+            ("gemv", lambda rows: rows <= GEMV_ROWS),
+            ("gemm", lambda rows: rows >= GEMV_ROWS),
+        )
+        for rows in filter(fits, target.tile_rows)
+    )
 
 
-def variant(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> Variant:
-    """The function for tiles of `rows` rows."""
-    strategy = "gemv" if rows <= GEMV_ROWS else "gemm"
-    blocks = widest(target, layout, instruction, rows)
+def variant(
+    target: Target, layout: WeightLayout, instruction: Instruction, strategy: str, rows: int
+) -> Variant:
+    """The function of a strategy for tiles of `rows` rows."""
     if strategy == "gemv":
-        across, ahead = 1, AHEAD if prefetches_itself(layout, rows) else 0
+        blocks, across = streams(target, layout, instruction, rows), 1
+        ahead = AHEAD if small_groups(layout) else 0
+        unroll = GEMV_UNROLL if not ahead and unrolls(layout, instruction, GEMV_UNROLL) else 1
     else:
-        across, ahead = panels(layout, blocks), 1
+        blocks = blocks_of(target, layout, instruction, rows)
+        across, ahead, unroll = panels(layout, blocks), 1, 1
     parameters = Parameters(
         rows,
         blocks,
         across,
         ahead,
-        unroll=1,
+        unroll,
         few_tiles=FEW_TILES,
         block_rows=max(1, target.cache_bytes // layout.k_padded),
     )
-    return tuned(target, layout, instruction, strategy, parameters)
+    default = tuned(target, layout, instruction, strategy, parameters)
+    if strategy == "gemv":
+        return dataclasses.replace(default, last_m=GEMV_ROWS)
+    return dataclasses.replace(default, first_m=GEMV_ROWS + 1)
 
 
 def tuned(
@@ -127,8 +150,8 @@ def tuned(
     tile = parameters.tile
     cost = panel_cost(instruction, layout, tile)
     sums = 2 if layout.groups > 1 else 1
-    if registers(target, layout, instruction, tile, sums) > budget(target, instruction):
-        cost *= 1 + SPILLED_STEPS / (layout.group_size or layout.k)
+    missing = registers(target, layout, instruction, tile, sums) - budget(target, instruction)
+    cost *= 1 + max(0, missing) * SPILLED_STEPS / (layout.group_size or layout.k)
     return Variant(strategy, parameters, instruction, cost, label)
 
 
@@ -158,12 +181,16 @@ def why_not(
     may_spill = tile.blocks == 1 and dot.registers is None and tile.rows <= max(target.tile_rows)
     if taken > most and not may_spill:
         return f"a tile of {tile.rows} x {tile.blocks} takes {taken} registers of {most}"
-    steps = layout.k_block // (layout.depth * layout.steps_per_byte)
-    if steps % parameters.unroll:
-        return f"unroll={parameters.unroll} does not divide the {steps} steps of a block of K"
+    if not unrolls(layout, dot, parameters.unroll):
+        return f"unroll={parameters.unroll} does not divide the steps of a block of K"
     if strategy == "gemv" and parameters.ahead % layout.step_bytes:
         return f"ahead={parameters.ahead}; expected a multiple of {layout.step_bytes} bytes"
     return None
+
+
+def panels_of(n_blocks: int, tile: Tile) -> int:
+    """Register tiles in a row of them: the last task has as many as any."""
+    return -(-n_blocks // tile.width) * tile.panels
 
 
 def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> float:
@@ -177,28 +204,50 @@ def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> fl
     return max(dots, loads * instruction.load_slots) + per_weight * blocks
 
 
-def widest(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> int:
-    """The most blocks that fit the register file, and that memory can feed.
-
-    Two blocks where groups leave room for one, but not without their float sums: a second pass over
-    x costs more than sums that pass through memory once per group.
-    """
+def fitting(
+    target: Target, layout: WeightLayout, instruction: Instruction, rows: int, sums: int
+) -> list[int]:
+    """Blocks of columns of a tile that fit the register file with so many sums; at least one."""
     most = budget(target, instruction)
-    if rows <= GEMV_ROWS:
-        small = layout.groups > 1 and (layout.group_size or 0) <= SMALL_GROUP
-        most = 1 if small else PREFETCHED_STREAMS[rows]
-        if not prefetches_itself(layout, rows):
-            most = MAX_STREAMS
+    fit = [
+        blocks
+        for blocks in range(2, most + 1)
+        if registers(target, layout, instruction, Tile(rows, blocks), sums) <= most
+    ]
+    return [1, *fit]
 
-    def fits(blocks: int, sums: int) -> bool:
-        taken = registers(target, layout, instruction, Tile(rows, blocks), sums)
-        return taken <= budget(target, instruction)
 
+def streams(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> int:
+    """Blocks of columns of a gemv's tile, as many as memory can feed.
+
+    Float sums of long groups may pass through memory: that is short beside a group.
+    """
+    most = 1 if rows == 1 or small_groups(layout) else STREAMS
+    return min(most, fitting(target, layout, instruction, rows, sums=1)[-1])
+
+
+def blocks_of(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> int:
+    """Blocks of columns of a gemm's tile: of those that fit the register file, what serves N best.
+
+    Two where groups leave room for one, but not without their float sums: a second pass over x
+    costs more than sums that pass through memory once per group.
+    """
     sums = 2 if layout.groups > 1 else 1
-    widest_tile = max((b for b in range(1, most + 1) if fits(b, sums)), default=1)
-    if widest_tile == 1 and sums > 1 and rows > GEMV_ROWS and fits(2, sums=1):
-        return 2
-    return widest_tile
+    fit = fitting(target, layout, instruction, rows, sums)
+    if fit == [1]:
+        return fitting(target, layout, instruction, rows, sums=1)[:2][-1]
+    enough = -(-CHAINS // rows)  # accumulators, or dot products wait for each other
+
+    def cost(blocks: int) -> float:
+        tile = Tile(rows, blocks, panels(layout, blocks))
+        return panels_of(layout.n_blocks, tile) * panel_cost(instruction, layout, tile)
+
+    return min((blocks for blocks in reversed(fit) if blocks >= min(enough, fit[-1])), key=cost)
+
+
+def small_groups(layout: WeightLayout) -> bool:
+    """Whether the scales of groups are a stream that matters beside the weights."""
+    return layout.groups > 1 and (layout.group_size or 0) <= SMALL_GROUP
 
 
 def panels(layout: WeightLayout, blocks: int) -> int:

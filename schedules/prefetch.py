@@ -6,7 +6,7 @@ for them. So the tiles of the panel before ask for them: while a tile works on b
 some lines of the next panel's block kb, the first tile the first lines and so on, few enough at a
 time that its own loads do not wait.
 
-In a gemv, a few KB ahead of what is read, see `program.prefetches_itself`.
+In a gemv, a few KB ahead of what is read, where groups are small (`schedules.small_groups`).
 """
 
 from __future__ import annotations
@@ -88,11 +88,16 @@ def prefetch_ahead(
 
     def fetch(at: tirx.Expr) -> tirx.Stmt:
         step = k_block * per_block + at + program.parameters.ahead // layout.step_bytes
-        beyond = tirx.if_then_else(step >= steps, 1, 0)
-        panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
         block = tirx.Var("block", "int32")
-        nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
-        line = tirx.address_of(tirx.BufferLoad(w, [nb, (step - beyond * steps) % steps, 0, 0]))
+        if blocks == 1:
+            # Behind a panel's end the next one begins; behind the last a prefetch does nothing.
+            place = [task.loop_var % panels, step]
+        else:
+            beyond = tirx.if_then_else(step >= steps, 1, 0)
+            panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
+            nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
+            place = [nb, (step - beyond * steps) % steps]
+        line = tirx.address_of(tirx.BufferLoad(w, [*place, 0, 0]))
         one = tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L1, DATA))
         return tirx.For(block, 0, blocks, tirx.ForKind.UNROLLED, one)
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 CACHE_LINE = 64
 #: Accumulators that keep the dot-product units busy: two per cycle, each 4 cycles long.
 CHAINS = 8
-#: Rows up to which widened weights are asked for ahead of time.
-FEW_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -130,20 +128,20 @@ class Program:
         return self.parts > 1
 
 
-def prefetches_itself(layout: WeightLayout, rows: int) -> bool:
-    """Whether a gemv asks for its weights ahead of time.
-
-    Where weights are unpacked or widened, that fills the core's window of instructions sooner than
-    its queue of outstanding reads; but several rows of whole bytes leave the hardware's prefetchers
-    the time that they need.
-    """
-    return layout.bits < 8 or (layout.unpacked and rows <= FEW_ROWS)
-
-
 def x_steps(layout: WeightLayout, instruction: Instruction) -> int:
     """Steps along K that one vector of activations feeds, lane by lane."""
     vector = instruction.x_lanes * instruction.depth
     return instruction.x_lanes if layout.k_block % vector == 0 else 1
+
+
+def unrolls(layout: WeightLayout, instruction: Instruction, factor: int) -> bool:
+    """Whether the loop over a block of K may be written out `factor` steps at a time.
+
+    Where activations are read in vectors a step is as long as several already.
+    """
+    halves = layout.steps_per_byte if instruction.depth == layout.depth else 1
+    steps = layout.k_block // instruction.depth // halves
+    return factor == 1 or (x_steps(layout, instruction) == 1 and steps % factor == 0)
 
 
 def parts_of(layout: WeightLayout, instruction: Instruction, tile: Tile) -> int:

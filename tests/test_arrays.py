@@ -37,6 +37,18 @@ def test_read_only_and_big_endian_inputs(case):
     problems.assert_agrees(linear(x, x_scale=swapped), expected)
 
 
+def test_a_row_as_a_column():
+    # NumPy calls both contiguous, whatever the stride of the only column or row is.
+    spec = qmm.MatmulSpec(n=1, k=1)
+    linear = qmm.compile(spec).bind(qmm.quantize(np.ones((1, 1), np.float32)), x_scale=1.0)
+    column = np.arange(-5, 5, dtype=np.int8)[None].T
+    assert column.flags.c_contiguous
+    np.testing.assert_array_equal(linear(column), column)
+    np.testing.assert_array_equal(linear(column[3:4]), column[3:4])
+    with pytest.raises(ArrayError, match=r"out has strides \(4, 40\)"):
+        linear(column, np.zeros((1, 10), np.float32).T)
+
+
 @pytest.mark.parametrize("offset", [0, 4, 12, 60])
 def test_out_at_any_address_with_any_row_stride(case, offset):
     linear, x, expected = case

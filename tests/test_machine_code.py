@@ -29,24 +29,28 @@ def cases():
     """Every number of rows for int8; few, several and many for the other formats."""
     for target in SPECIAL:
         for name, fields in FORMATS.items():
-            heights = target.tile_rows
-            for rows in heights if name == "w8" else (heights[0], heights[-2], heights[-1]):
-                yield pytest.param(target, fields, rows, id=f"{target.name}-{name}-{rows}")
+            low, high = target.tile_rows[0], target.tile_rows[-2:]
+            every = [("gemv", rows) for rows in target.tile_rows if rows <= schedules.GEMV_ROWS]
+            every += [("gemm", rows) for rows in target.tile_rows if rows >= schedules.GEMV_ROWS]
+            for strategy, rows in every:
+                if name == "w8" or (strategy, rows) == ("gemv", low) or rows in high:
+                    id_ = f"{target.name}-{name}-{strategy}-{rows}"
+                    yield pytest.param(target, fields, strategy, rows, id=id_)
 
 
-def variant_for(spec, target, rows):
+def variant_for(spec, target, strategy, rows):
     """The variant for tiles of `rows` rows, and the instruction in the shape that it uses."""
     chosen = operands(spec, target)
     layout = layout_for(spec, chosen)
     instruction = for_rows(chosen, target, rows).instruction
-    variant = schedules.variant(target, layout, instruction, rows)
+    variant = schedules.variant(target, layout, instruction, strategy, rows)
     return variant, fitted(instruction, layout, variant.tile), layout
 
 
-@pytest.mark.parametrize(("target", "fields", "rows"), [*cases()])
-def test_inner_loop(target, fields, rows):
+@pytest.mark.parametrize(("target", "fields", "strategy", "rows"), [*cases()])
+def test_inner_loop(target, fields, strategy, rows):
     spec = qmm.MatmulSpec(n=target.instruction.block_columns * 60, k=1024, bias=True, **fields)
-    variant, instruction, layout = variant_for(spec, target, rows)
+    variant, instruction, layout = variant_for(spec, target, strategy, rows)
     loop = inner_loop(code_for(spec, target, variant), instruction.mnemonic)
     dots = sum(instruction.mnemonic in line for line in loop)
     fragments = rows // instruction.rows * variant.tile.blocks * layout.lanes // instruction.lanes
@@ -88,7 +92,7 @@ def test_the_checks_see_spills_and_stores():
 def test_ragged_columns_neither_spill_nor_lose_vector_stores(fields):
     target = qmm.targets.find("x86-avx512vnni")
     spec = qmm.MatmulSpec(n=target.instruction.lanes * 3 + 1, k=333, **fields)
-    variant, instruction, _ = variant_for(spec, target, 8)
+    variant, instruction, _ = variant_for(spec, target, "gemm", 8)
     assembly = code_for(spec, target, variant)
     loop = inner_loop(assembly, instruction.mnemonic)
     assert [line for line in loop if ON_THE_STACK.search(line)] == []

@@ -84,10 +84,15 @@ def test_tiles_fit_the_register_file(target, bits, group_size):
     chosen = operands(spec, target)
     layout = layout_for(spec, chosen)
     variants = choose_variants(spec, target, layout)
-    assert tuple(v.tile.rows for v in variants) == target.tile_rows
+    heights = [v.tile.rows for v in variants]
+    assert sorted(set(heights)) == [*target.tile_rows]
+    for m in (1, 2, 3, 4, 5, 17, 1000):
+        serving = {v.strategy for v in variants if v.serves(m)}
+        assert serving == {"gemv" if m <= schedules.GEMV_ROWS else "gemm"}
     for v in variants:
         instruction = for_rows(chosen, target, v.tile.rows).instruction
-        sums = 2 if layout.groups > 1 and v.tile.blocks != 2 else 1
+        spilled = v.strategy == "gemv" or v.tile.blocks == 2
+        sums = 2 if layout.groups > 1 and not spilled else 1
         taken = schedules.registers(target, layout, instruction, v.tile, sums)
         assert taken <= schedules.budget(target, instruction) or v.tile.blocks == 1
 

@@ -403,7 +403,10 @@ def with_record(copy, change):
         (lambda f: f["tuned"][0].update(first_m=7), "m=6 of 7 to"),
         (lambda f: f["tuned"][0]["parameters"].update(rows=40), "a tile of 40 x"),
         (lambda f: f["tuned"][0]["parameters"].update(rows=0), "rows=0; expected a whole number"),
-        (lambda f: f["tuned"][0]["parameters"].update(unroll=5), "unroll=5 does not divide the 16"),
+        (
+            lambda f: f["tuned"][0]["parameters"].update(unroll=5),
+            "unroll=5 does not divide the steps",
+        ),
         (lambda f: f["tuned"][0]["parameters"].update(rows="2"), "rows='2'; expected a whole"),
         (lambda f: f["tuned"][0].pop("parameters"), "it is damaged"),
         (lambda f: f.pop("tuned"), "it is damaged"),

@@ -59,7 +59,8 @@ def default_choice(spec: MatmulSpec, row: Target, m: int) -> Choice:
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
     every = schedules.variants(row, layout, lambda rows: for_rows(chosen, row, rows).instruction)
-    best = min(every, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks))
+    fit = (variant for variant in every if variant.serves(m))
+    best = min(fit, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks))
     return Choice(best.strategy, layout.k_block, best.parameters)
 
 
