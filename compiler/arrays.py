@@ -45,7 +45,7 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
 
 
 def rows_fit(array: np.ndarray, columns: int, size: int) -> bool:
-    """Whether a kernel can follow the strides of a matrix: rows are contiguous and do not overlap."""
+    """Whether a kernel can follow a matrix's strides: rows are contiguous and do not overlap."""
     # What is said of a single column's stride means nothing to NumPy, but a kernel checks it.
     if columns > 1 and array.flags.c_contiguous:
         return True

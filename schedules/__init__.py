@@ -37,8 +37,8 @@ STREAMS = 4
 #: Groups up to this size leave one stream, which asks for its weights ahead of time: their scales
 #: are a second stream beside it, and the end of a group keeps the core from looking far ahead.
 SMALL_GROUP = 32
-#: How much longer a tile takes whose float sums pass through memory at the end of a group: this many
-#: steps of K for every register that it has too few (docs/performance.md).
+#: How much longer a tile takes whose float sums pass through memory at the end of a group: this
+#: many steps of K for every register that it has too few (docs/performance.md).
 SPILLED_STEPS = 0.1
 #: Columns of a task. With fewer, slabs of x would pass from L2 to L1 more often than the dot
 #: products take; more weights would not stay in L2.

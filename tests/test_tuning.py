@@ -47,7 +47,7 @@ M = 6
 
 
 #: Builders are started once for all tests: each imports TVM.
-CHILDREN = Session("tuning_faults:Builder", build_seconds=3)
+CHILDREN = Session("tuning_faults:Builder", build_seconds=8)
 
 
 @pytest.fixture(autouse=True, scope="module")
