@@ -13,9 +13,10 @@ import quantmm as qmm
 from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantmm.compiler import cuda_arrays, cuda_linear, kernel_file, nvrtc
+from quantmm.compiler import cuda_arrays, cuda_build, cuda_linear, kernel_file, nvrtc
 from quantmm.compiler.problem import Problem, difference, random_spec
 from quantmm.errors import ArrayError, CudaError, TargetError, ToolError
+from quantmm.schedules import cuda
 
 SPEC = qmm.MatmulSpec(n=24, k=256)
 ROWS = {row.name: row for row in qmm.targets.CUDA_TARGETS}
@@ -92,6 +93,48 @@ def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
         assert check(alone, Problem(spec, m)) is None, (variant, m)
     ran = {name for name, _, _ in gpu.launches}
     assert ran == {launch.name for launch in kernel.info.launches.values()}
+
+
+#: Formats whose padding differs: of K alone, and of every group.
+EDGE_FORMATS = {
+    "w8": {"out": "int8", "bias": True},
+    "w4-g32": FORMATS[2],
+}
+
+
+@pytest.mark.parametrize("k", [1, 301])
+@pytest.mark.parametrize("panels", [1, 2])
+@pytest.mark.parametrize("fields", EDGE_FORMATS.values(), ids=EDGE_FORMATS)
+@pytest.mark.parametrize(
+    ("target", "strategy"),
+    [
+        ("cuda-sm80", "gemv"),
+        ("cuda-sm80", "splitk"),
+        ("cuda-sm80", "mma"),
+        ("cuda-sm75", "mma"),
+        ("cuda-sm75-dp4a", "dp4a"),
+    ],
+)
+def test_every_strategy_at_its_edges(monkeypatch, target, strategy, fields, panels, k):
+    # One row and one column; then one more of them than a tile and a panel have.
+    spec = qmm.MatmulSpec(n=1, k=k, **fields)
+    variants = cuda_build.every_variant(spec, ROWS[target])
+    variant = next(each for each in variants if each.strategy == strategy)
+    monkeypatch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
+    monkeypatch.setattr(cuda_build, "choose_variants", lambda *_: (variant,))
+    columns = (panels - 1) * 8 * variant.tile.blocks + 1
+    kernel, gpu = built(dataclasses.replace(spec, n=columns), target, seed=1)
+    for m, tiles in ((1, 1), (variant.tile.rows + 1, 2)):
+        assert check(kernel, Problem(kernel.spec, m)) is None, (variant.name, m)
+        assert gpu.launches[-1][1][:2] == (panels, tiles)
+
+
+def test_the_last_panel_of_a_wide_gemv(monkeypatch):
+    monkeypatch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
+    spec = qmm.MatmulSpec(n=2 * 8 * cuda.MANY_BLOCKS + 1, k=1, m=1)
+    kernel, gpu = built(spec)
+    assert check(kernel, Problem(spec, 1)) is None
+    assert gpu.launches[-1][0] == "gemv_1x16_kernel"
 
 
 def test_a_kernel_that_lost_its_barriers_is_noticed():
