@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import quantmm as qmm
 from quantmm.compiler import cuda_records
+from quantmm.compiler.cuda_kernel import CudaFunction
 from quantmm.compiler.problem import Problem, difference, random_spec
 from quantmm.compiler.quantize import scale_shape
 from quantmm.files import write_whole
@@ -132,7 +133,7 @@ def load(path: Path) -> qmm.CudaKernel:
     return kernel
 
 
-def alone(kernel: qmm.CudaKernel) -> Iterator[tuple[tuple[Any, ...], qmm.CudaKernel]]:
+def alone(kernel: qmm.CudaKernel) -> Iterator[tuple[CudaFunction, qmm.CudaKernel]]:
     """Each kernel of a file, and one that has no other."""
     for variant in kernel.info.variants:
         yield variant, qmm.CudaKernel(replace(kernel.info, variants=(variant,)), kernel._library)
@@ -280,7 +281,7 @@ def check_problem(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         for where, y in found.items():
             count += 1
             if differs := difference(y, expected):
-                wrong.append(f"{variant[0]} m={problem.m} {where}: {differs}")
+                wrong.append(f"{variant.name} m={problem.m} {where}: {differs}")
     return {"spec": kernel.spec.to_json(), "compared": count, "wrong": wrong}
 
 
@@ -328,9 +329,11 @@ def time_kernels(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         call["x_scale"] = torch.rand(m, device="cuda") + 0.01
     x = random_bytes(m, k)
     y = linears[0](x, **call)
-    costs = {v[0]: -(-m // v[2]) * v[4] for v in kernel.info.variants}
+    info = kernel.info
+    costs = {v.name: v.cost.time(m, info.multiprocessors) for v in info.variants}
     chosen, times = kernel.plan(m).name, dict[str, Any]()
-    for (name, *_), only in alone(kernel):
+    for variant, only in alone(kernel):
+        name = variant.name
         if name != chosen and costs[name] > WORTH_TIMING * min(costs.values()):
             continue
         for linear in linears:

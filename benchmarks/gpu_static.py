@@ -1,6 +1,6 @@
 """What machine code says of kernels for a GPU before one runs them.
 
-    python benchmarks/gpu_static.py [--target cuda-sm90] [--multiprocessors 132]
+    python benchmarks/gpu_static.py [--target cuda-sm90] [--multiprocessors N]
 
 For every kernel at the shapes of docs/gpu.md: registers, shared memory, how many thread blocks a
 multiprocessor holds (65,536 registers, 2,048 threads), the grid for one tile of rows; of the inner
@@ -57,10 +57,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="cuda-sm90")
-    parser.add_argument("--multiprocessors", type=int, default=132)
+    parser.add_argument("--multiprocessors", type=int, help="default: the target's")
     arguments = parser.parse_args()
     target = targets.find(arguments.target)
     assert isinstance(target, targets.CudaTarget)
+    multiprocessors = arguments.multiprocessors or target.multiprocessors
     print("| | kernel | registers | shared KB | blocks held | grid / held | loop | products | KB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, fields in SHAPES:
@@ -77,12 +78,12 @@ def main() -> None:
             threads = 32 * variant.tile.warps_in_all
             held = blocks_at_once(target, threads, machine.registers, launch.shared_bytes)
             panels = -(-layout.n_blocks // variant.tile.blocks)
-            at_once = min(held, -(-panels // arguments.multiprocessors))
+            at_once = min(held, -(-panels // multiprocessors))
             under_way = at_once * bytes_under_way(variant, loop, layout.piece)
             shared = launch.shared_bytes / 1024
             print(
                 f"| {name} | {variant.name} | {machine.registers} | {shared:.0f} "
-                f"| {held} | {panels / held / arguments.multiprocessors:.2f} | {len(loop)} "
+                f"| {held} | {panels / held / multiprocessors:.2f} | {len(loop)} "
                 f"| {count} | {under_way / 1024:.0f} |",
                 flush=True,
             )

@@ -21,7 +21,7 @@ from . import frontend as cpu_frontend
 from . import nvrtc
 from .arrays import MAX_ELEMENTS
 from .cuda_code import generate
-from .cuda_kernel import PREPARE, CudaInfo, CudaKernel, Launch, library
+from .cuda_kernel import PREPARE, CudaFunction, CudaInfo, CudaKernel, Launch, library
 from .cuda_records import CudaRecord, function_for
 from .cuda_tiles import read_rows, store_within
 from .operands import Operands
@@ -66,13 +66,14 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
         target=target.name,
         instruction=target.instruction.name,
         capability=target.capability,
+        multiprocessors=target.multiprocessors,
         layout=layout,
         x_dtype=x_dtype(spec),
         prepared=frontend.prepared(spec),
         arguments=cpu_frontend.arguments(spec, operands),
         launches=launches,
         variants=tuple(
-            (v.name, v.strategy, v.tile.rows, v.instruction.name, v.cost) for v in variants
+            CudaFunction(v.name, v.strategy, v.instruction.name, v.cost(layout)) for v in variants
         ),
         cubin_bytes=len(cubin),
         versions=cuda_versions(),
@@ -128,7 +129,8 @@ def choose_variants(
     if spec.m is None:
         return every
     m, tuned = spec.m, function_for(record.functions if record else (), spec.m)
-    return (min(every, key=lambda v: (v.name != tuned, -(-m // v.tile.rows) * v.cost)),)
+    layout, multiprocessors = layout_for(spec), target.multiprocessors
+    return (min(every, key=lambda v: (v.name != tuned, v.cost(layout).time(m, multiprocessors))),)
 
 
 def usable(record: CudaRecord | None, spec: MatmulSpec, target: CudaTarget) -> CudaRecord | None:

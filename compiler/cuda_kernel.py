@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from ..errors import ArrayError, TargetError
+from ..schedules.cuda_cost import CudaCost
 from ..targets import cuda, driver
 from ..targets.cuda_layout import CudaLayout
 from ..targets.driver import Device, Driver, Function, Module
@@ -69,6 +70,26 @@ NUMBERS = ("m", "mi", "aligned", "columns", "x_stride", "y_stride", "residual_st
 
 
 @dataclass(frozen=True)
+class CudaFunction:
+    """One kernel of a source that multiplies, and what it is chosen by."""
+
+    name: str
+    strategy: str
+    instruction: str
+    cost: CudaCost
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> CudaFunction:
+        """From the fields of one, after a way through JSON."""
+        return cls(**{**fields, "cost": CudaCost(**fields["cost"])})
+
+    @property
+    def rows(self) -> int:
+        """Of its tile."""
+        return self.cost.rows
+
+
+@dataclass(frozen=True)
 class CudaInfo:
     """What a kernel is, apart from its code; goes to and from JSON in a kernel file.
 
@@ -76,10 +97,11 @@ class CudaInfo:
     ----------
     instruction : the product that stands for the target.
     capability : compute capability of its machine code.
+    multiprocessors : that a grid should fill.
     x_dtype : in which the kernels read activations.
     prepared : what the kernel `PREPARE` writes.
     arguments : names of what a caller brings, in order.
-    variants : of each other kernel its name, strategy, rows, instruction, and cost of a tile.
+    variants : the other kernels.
     cubin_bytes : of the machine code, behind which the PTX lies.
     record : the tuned record that `tuned` comes from.
     tuned : for numbers of rows, the kernel that serves them (`cuda_records.function_for`).
@@ -89,12 +111,13 @@ class CudaInfo:
     target: str
     instruction: str
     capability: tuple[int, int]
+    multiprocessors: int
     layout: CudaLayout
     x_dtype: str
     prepared: tuple[str, ...]
     arguments: tuple[str, ...]
     launches: dict[str, Launch]
-    variants: tuple[tuple[str, str, int, str, float], ...]
+    variants: tuple[CudaFunction, ...]
     cubin_bytes: int
     versions: dict[str, str]
     record: str | None = None
@@ -127,7 +150,7 @@ class CudaInfo:
                 "arguments": tuple(fields["arguments"]),
                 "features": tuple(fields["features"]),
                 "launches": launches,
-                "variants": tuple(tuple(v) for v in fields["variants"]),
+                "variants": tuple(map(CudaFunction.from_dict, fields["variants"])),
                 "tuned": tuple(tuple(each) for each in fields["tuned"]),
             }
         )
@@ -139,13 +162,14 @@ class CudaInfo:
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """How one M is computed: `mi` tiles of rows by the kernel `name`."""
+    """How one M is computed: `mi` tiles of rows by the kernel `name`, in `blocks` thread blocks."""
 
     name: str
     strategy: str
     rows: int
     instruction: str
     mi: int
+    blocks: int
 
 
 class CudaKernel:
@@ -213,14 +237,22 @@ class CudaKernel:
         most = MAX_ELEMENTS // max(self.info.layout.x_columns, spec.n)
         if m < 1 or m > most:
             raise ArrayError(f"x has {m} rows; expected 1 to {most}")
-        fits = [v for v in self.info.variants if -(-m // v[2]) <= MOST_TILES]
-        tuned = function_for(self.info.tuned, m)
-        chosen = min(fits, key=lambda v: (v[0] != tuned, -(-m // v[2]) * v[4]))
-        name, strategy, rows, instruction, _ = chosen
-        return CudaPlan(name, strategy, rows, instruction, -(-m // rows))
+        info = self.info
+        fits = [v for v in info.variants if -(-m // v.rows) <= MOST_TILES]
+        tuned = function_for(info.tuned, m)
+        chosen = min(fits, key=lambda v: (v.name != tuned, v.cost.time(m, info.multiprocessors)))
+        tiles = -(-m // chosen.rows)
+        return CudaPlan(
+            chosen.name,
+            chosen.strategy,
+            chosen.rows,
+            chosen.instruction,
+            tiles,
+            tiles * chosen.cost.panels,
+        )
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
-        """For each M in `m`: the strategy, tile, instruction and tuned record that it uses."""
+        """For each M in `m`: the strategy, grid, instruction and tuned record that it uses."""
         rows = []
         for count in [self.spec.m] if self.spec.m else m:
             plan = self.plan(count)
@@ -230,6 +262,7 @@ class CudaKernel:
                     "strategy": plan.strategy,
                     "function": plan.name,
                     "tiles": plan.mi,
+                    "thread_blocks": plan.blocks,
                     "instruction": plan.instruction,
                     "target": self.info.target,
                     "record": self.info.record if function_for(self.info.tuned, count) else None,

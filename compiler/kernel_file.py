@@ -38,7 +38,7 @@ from .runtime import tvm_ffi
 from .versions import installed
 
 MAGIC = b"quantmm\0"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 HEADER = struct.Struct("<8sII32s")
 
 

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from ..targets import Instruction
 from ..targets.cuda import CudaTarget
 from ..targets.cuda_layout import COLUMNS, CudaLayout
+from .cuda_cost import DOT_PRODUCTS, MATRIX_PRODUCTS, CudaCost
 from .cuda_program import SKEW, CudaTile
 
-#: Rows of the tiles of each strategy: blocks of 8 columns where they differ, warps over rows,
-#: columns and K where they are fixed, and the relative time of a pass over the weights for a tile.
+#: Rows of the tiles of each strategy: blocks of 8 columns where they differ, and warps over rows,
+#: columns and K where they are fixed.
 #: A gemv has fewer blocks of columns where N gives too few thread blocks otherwise.
-GEMV_TILES = {1: (4, 1.0), 2: (2, 1.05), 4: (1, 1.15), 8: (1, 1.4)}
-SPLITK_ROWS = {16: 1.3, 32: 1.6, 64: 2.2}
-MMA_TILES = {64: (8, (2, 2, 1), 2.4), 128: (16, (2, 2, 1), 3.2)}
+GEMV_TILES = {1: 4, 2: 2, 4: 1, 8: 1}
+SPLITK_ROWS = (16, 32, 64)
+MMA_TILES = {64: (8, (2, 2, 1)), 128: (16, (2, 2, 1))}
 #: With groups a warp has sums of integers and of floats, and half the registers for each.
 GROUPED_WARPS = {64: (2, 2, 1), 128: (2, 4, 1)}
 #: Where groups of 4-bit weights have zero points too, those would not fit: blocks and warps.
 CROWDED_BLOCKS, CROWDED_WARPS = 8, (4, 4, 1)
 #: Rows up to which a splitk with groups keeps both in registers.
 GROUPED_SPLITK_ROWS = 32
-DP4A_TILES = {32: (8, (4, 2, 1), 4.0)}
+DP4A_TILES = {32: (8, (4, 2, 1))}
 #: Blocks of columns of a thread block of splitk: so few that every multiprocessor has one.
 SPLITK_BLOCKS = 4
 #: K that a round of the pipeline brings to shared memory, and at most for a group that is longer.
@@ -38,22 +39,27 @@ GEMV_SUMS = 16 << 10
 
 @dataclass(frozen=True)
 class CudaVariant:
-    """One kernel: a strategy ("gemv", "splitk", "mma" or "dp4a"), tile and product.
-
-    Attributes
-    ----------
-    cost : relative time of one tile of rows over all columns.
-    """
+    """One kernel: a strategy ("gemv", "splitk", "mma" or "dp4a"), tile and product."""
 
     strategy: str
     tile: CudaTile
     instruction: Instruction
-    cost: float
 
     @property
     def name(self) -> str:
         """The kernel's name in the source."""
         return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks * COLUMNS}"
+
+    def cost(self, layout: CudaLayout) -> CudaCost:
+        """What it is chosen by. X costs a gemv nothing: its blocks find it in L1 by turns."""
+        rows, columns = self.tile.rows, self.tile.blocks * COLUMNS
+        at_a_time = MATRIX_PRODUCTS if self.instruction.rows > 1 else DOT_PRODUCTS
+        return CudaCost(
+            rows,
+            panels=-(-layout.n_blocks // self.tile.blocks),
+            products=rows * columns / at_a_time,
+            traffic=columns / layout.halves + (rows if self.tile.stages else 0),
+        )
 
 
 def variants(
@@ -67,28 +73,27 @@ def variants(
     """
     dot = paired(target.dots, x_dtype, layout.dtype)
     found = [
-        CudaVariant("gemv", gemv(layout, rows, blocks), dot, cost)
-        for rows, (blocks, cost) in GEMV_TILES.items()
+        CudaVariant("gemv", gemv(layout, rows, blocks), dot) for rows, blocks in GEMV_TILES.items()
     ]
     if not target.matrix:
-        for rows, (blocks, warps, cost) in DP4A_TILES.items():
+        for rows, (blocks, warps) in DP4A_TILES.items():
             tile = blocked(target, layout, CudaTile(rows, blocks, warps))
-            found.append(CudaVariant("dp4a", tile, dot, cost))
+            found.append(CudaVariant("dp4a", tile, dot))
         return tuple(found)
     product = paired(target.matrix, x_dtype, layout.dtype)
-    for rows, cost in SPLITK_ROWS.items():
+    for rows in SPLITK_ROWS:
         if layout.groups > 1 and rows > GROUPED_SPLITK_ROWS:
             continue
         if narrow := splitk(target, layout, rows):
-            found.append(CudaVariant("splitk", narrow, product, cost))
-    for rows, (blocks, warps, cost) in MMA_TILES.items():
+            found.append(CudaVariant("splitk", narrow, product))
+    for rows, (blocks, warps) in MMA_TILES.items():
         warps = GROUPED_WARPS[rows] if layout.groups > 1 else warps
         if zero_points and layout.groups > 1 and layout.bits == 4 and blocks > CROWDED_BLOCKS:
             blocks, warps = CROWDED_BLOCKS, CROWDED_WARPS
         while tile_bytes(rows, blocks) > target.shared_bytes:
             blocks //= 2
         tile = blocked(target, layout, CudaTile(rows, blocks, warps))
-        found.append(CudaVariant("mma", tile, product, cost))
+        found.append(CudaVariant("mma", tile, product))
     return tuple(found)
 
 

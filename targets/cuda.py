@@ -39,6 +39,8 @@ class CudaTarget:
         on later ones of the same major number.
     matrix : the tensor core's products, one per pairing of signs; none where there is no such core.
     dots : dot products of single threads.
+    multiprocessors : of the largest card that is named, for the choice of a tile. Small tiles on a
+        card that has fewer cost little; large tiles that leave one half empty cost much.
     shared_bytes : shared memory that one block may ask for (CUDA C++ Programming Guide, "Technical
         Specifications per Compute Capability").
     """
@@ -47,6 +49,7 @@ class CudaTarget:
     description: str
     capability: tuple[int, int]
     matrix: tuple[Instruction, ...]
+    multiprocessors: int
     shared_bytes: int
     dots: tuple[Instruction, ...] = DP4A
     half_floats: bool = False
@@ -109,11 +112,12 @@ CUDA_TARGETS = (
         "NVIDIA Turing without tensor cores (GeForce GTX 16)",
         (7, 5),
         (),
+        24,
         64 << 10,
     ),
-    CudaTarget("cuda-sm75", "NVIDIA Turing (T4, RTX 20)", (7, 5), MMA_M8N8K16, 64 << 10),
-    CudaTarget("cuda-sm80", "NVIDIA Ampere (A100)", (8, 0), MMA_M16N8K32, 163 << 10),
-    CudaTarget("cuda-sm86", "NVIDIA Ampere (A10, RTX 30)", (8, 6), MMA_M16N8K32, 99 << 10),
-    CudaTarget("cuda-sm89", "NVIDIA Ada (L4, L40, RTX 40)", (8, 9), MMA_M16N8K32, 99 << 10),
-    CudaTarget("cuda-sm90", "NVIDIA Hopper (H100, H200)", (9, 0), MMA_M16N8K32, 227 << 10),
+    CudaTarget("cuda-sm75", "NVIDIA Turing (T4, RTX 20)", (7, 5), MMA_M8N8K16, 40, 64 << 10),
+    CudaTarget("cuda-sm80", "NVIDIA Ampere (A100)", (8, 0), MMA_M16N8K32, 108, 163 << 10),
+    CudaTarget("cuda-sm86", "NVIDIA Ampere (A10, RTX 30)", (8, 6), MMA_M16N8K32, 72, 99 << 10),
+    CudaTarget("cuda-sm89", "NVIDIA Ada (L4, L40, RTX 40)", (8, 9), MMA_M16N8K32, 142, 99 << 10),
+    CudaTarget("cuda-sm90", "NVIDIA Hopper (H100, H200)", (9, 0), MMA_M16N8K32, 132, 227 << 10),
 )

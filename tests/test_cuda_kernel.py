@@ -42,6 +42,13 @@ def built(spec, target="cuda-sm80", seed=None):
     return kernel, on_emulation(kernel, seed=seed)
 
 
+def built_alone(patch, spec, target, variant, seed=None):
+    """A kernel of one variant, without machine code."""
+    patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
+    patch.setattr(cuda_build, "choose_variants", lambda *_: (variant,))
+    return built(spec, target, seed)
+
+
 def check(kernel, problem):
     x, w = problem.activation(), problem.weight()
     bind, call = problem.bind_arguments(), problem.call_arguments()
@@ -57,10 +64,9 @@ def test_every_spec_on_every_target_agrees_with_the_reference(seed):
     n, k = draw.randint(1, 80), draw.choice([256, 512, draw.randint(1, 700)])
     spec = random_spec(lambda choices: draw.choice(list(choices)), n, k)
     target = draw.choice(qmm.targets.CUDA_TARGETS)
-    spec = dataclasses.replace(spec, m=m)  # one kernel, and not all of them
+    variant = draw.choice(cuda_build.every_variant(spec, target))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
-        kernel, _ = built(spec, target, seed=draw.choice([None, 1, 2]))
+        kernel, _ = built_alone(patch, spec, target, variant, seed=draw.choice([None, 1, 2]))
     assert check(kernel, Problem(spec, m, seed % 1000)) is None, (target.name, spec, m)
 
 
@@ -89,7 +95,7 @@ def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
     for variant in kernel.info.variants:
         only = dataclasses.replace(kernel.info, variants=(variant,))
         alone = qmm.CudaKernel(only, kernel._library, gpu)
-        m = variant[2] + 1
+        m = variant.rows + 1
         assert check(alone, Problem(spec, m)) is None, (variant, m)
     ran = {name for name, _, _ in gpu.launches}
     assert ran == {launch.name for launch in kernel.info.launches.values()}
@@ -120,19 +126,17 @@ def test_every_strategy_at_its_edges(monkeypatch, target, strategy, fields, pane
     spec = qmm.MatmulSpec(n=1, k=k, **fields)
     variants = cuda_build.every_variant(spec, ROWS[target])
     variant = next(each for each in variants if each.strategy == strategy)
-    monkeypatch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
-    monkeypatch.setattr(cuda_build, "choose_variants", lambda *_: (variant,))
-    columns = (panels - 1) * 8 * variant.tile.blocks + 1
-    kernel, gpu = built(dataclasses.replace(spec, n=columns), target, seed=1)
+    spec = dataclasses.replace(spec, n=(panels - 1) * 8 * variant.tile.blocks + 1)
+    kernel, gpu = built_alone(monkeypatch, spec, target, variant, seed=1)
     for m, tiles in ((1, 1), (variant.tile.rows + 1, 2)):
-        assert check(kernel, Problem(kernel.spec, m)) is None, (variant.name, m)
+        assert check(kernel, Problem(spec, m)) is None, (variant.name, m)
         assert gpu.launches[-1][1][:2] == (panels, tiles)
 
 
 def test_the_last_panel_of_a_wide_gemv(monkeypatch):
-    monkeypatch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
-    spec = qmm.MatmulSpec(n=2 * 8 * cuda.MANY_BLOCKS + 1, k=1, m=1)
-    kernel, gpu = built(spec)
+    spec = qmm.MatmulSpec(n=2 * 8 * cuda.MANY_BLOCKS + 1, k=1)
+    first, *_ = cuda_build.every_variant(spec, ROWS["cuda-sm80"])
+    kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", first)
     assert check(kernel, Problem(spec, 1)) is None
     assert gpu.launches[-1][0] == "gemv_1x16_kernel"
 
@@ -149,11 +153,11 @@ def test_x_is_read_where_it_lies_or_made_ready_first():
     linear = kernel.bind(w, x_scale=0.5)
     x = Problem(SPEC, 3).activation()
     linear(x)
-    assert [name for name, _, _ in gpu.launches] == ["gemv_4x8_kernel"]
+    assert [name for name, _, _ in gpu.launches] == ["gemv_1x8_kernel"]
     ragged = dataclasses.replace(SPEC, k=255)
     kernel, gpu = built(ragged)
     kernel.bind(Problem(ragged, 3).weight(), x_scale=0.5)(x[:, :255])
-    assert [name for name, _, _ in gpu.launches] == ["prepare_kernel", "gemv_4x8_kernel"]
+    assert [name for name, _, _ in gpu.launches] == ["prepare_kernel", "gemv_1x8_kernel"]
 
 
 class OnDevice:
@@ -289,7 +293,7 @@ def test_files_hold_gpus_and_cpus(tmp_path, monkeypatch):
     assert (loaded.cubin, loaded.ptx) == (kernel.cubin, kernel.ptx)
     on_emulation(loaded, kernel.source, capability=(8, 6))
     assert check(loaded, Problem(SPEC, 5)) is None
-    assert loaded.report([1, 512])[1]["strategy"] == "mma"
+    assert loaded.report() == kernel.report()
 
 
 def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
@@ -326,7 +330,8 @@ def test_without_a_compiler(monkeypatch):
 
 def test_loading_needs_neither_tvm_nor_a_compiler(tmp_path):
     path = tmp_path / "k.qmm"
-    built(SPEC)[0].save(path)
+    kernel, _ = built(SPEC)
+    kernel.save(path)
     code = (
         "import sys, quantmm as qmm\n"
         "from quantmm.compiler import kernel_file\n"
@@ -334,7 +339,7 @@ def test_loading_needs_neither_tvm_nor_a_compiler(tmp_path):
         "print(kernel_file.loaded(stored).plan(100).name, 'tvm' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["mma_128x128", "False"]
+    assert done.stdout.split() == [kernel.plan(100).name, "False"]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +409,7 @@ def test_the_command_line(quantmm, tmp_path):
         ("te", "acc"),
         ("tir", "blockIdx.x"),
         ("cuda", "__global__"),
-        ("ptx", "mma"),
+        ("ptx", "dp4a"),
     ]:
         status, out, _ = quantmm("inspect", *sizes, "--target", "cuda-sm80", "--emit", form)
         assert status == 0
