@@ -24,7 +24,7 @@ __all__ = [
 #: Counts changes of the recipes; a record or file of another version is not used.
 SCHEDULE_VERSION = 4
 #: The same of the recipes for GPUs.
-CUDA_SCHEDULE_VERSION = 1
+CUDA_SCHEDULE_VERSION = 2
 
 STRATEGIES = ("gemm", "gemv")
 

@@ -11,25 +11,34 @@ from ..targets.cuda_layout import COLUMNS, CudaLayout
 from .cuda_cost import DOT_PRODUCTS, MATRIX_PRODUCTS, CudaCost
 from .cuda_program import SKEW, CudaTile
 
-#: Rows of the tiles of each strategy: blocks of 8 columns where they differ, and warps over rows,
-#: columns and K where they are fixed.
-#: A gemv has fewer blocks of columns where N gives too few thread blocks otherwise.
+#: Rows of the tiles of gemv, with blocks of 8 columns: fewer where N gives too few thread blocks.
 GEMV_TILES = {1: 4, 2: 2, 4: 1, 8: 1}
+#: Rows of those of splitk; and the tiles of the others, with their warps.
 SPLITK_ROWS = (16, 32, 64)
-MMA_TILES = {64: (8, (2, 2, 1)), 128: (16, (2, 2, 1))}
+MMA_TILES: tuple[CudaTile, ...] = (
+    CudaTile(64, 8, (2, 2, 1)),
+    CudaTile(128, 16, (2, 2, 1)),
+    CudaTile(128, 32, (2, 4, 1)),
+)
 #: With groups a warp has sums of integers and of floats, and half the registers for each.
-GROUPED_WARPS = {64: (2, 2, 1), 128: (2, 4, 1)}
-#: Where groups of 4-bit weights have zero points too, those would not fit: blocks and warps.
-CROWDED_BLOCKS, CROWDED_WARPS = 8, (4, 4, 1)
+GROUPED_MMA_TILES: tuple[CudaTile, ...] = (CudaTile(64, 8, (2, 2, 1)), CudaTile(128, 16, (2, 4, 1)))
+#: Where groups of 4-bit weights have zero points too, those would not fit.
+CROWDED_MMA_TILES: tuple[CudaTile, ...] = (CudaTile(64, 8, (2, 2, 1)), CudaTile(128, 8, (4, 4, 1)))
 #: Rows up to which a splitk with groups keeps both in registers.
 GROUPED_SPLITK_ROWS = 32
-DP4A_TILES = {32: (8, (4, 2, 1))}
+DP4A_TILES: tuple[CudaTile, ...] = (CudaTile(32, 8, (4, 2, 1)),)
 #: Blocks of columns of a thread block of splitk: so few that every multiprocessor has one.
 SPLITK_BLOCKS = 4
 #: K that a round of the pipeline brings to shared memory, and at most for a group that is longer.
 ROUND_DEPTH, LONGEST_ROUND = 128, 256
-#: Stages of a pipeline at most, and how many hide the latency of memory by themselves.
+#: Stages of a pipeline at most, and how many hide the latency of memory by themselves. Tiles of so
+#: many sums have no more: two of their rounds are 48 or 64 KB and more, and to find a round among
+#: three costs a loop of 64 products 7 to 14 instructions less than among four.
 STAGES, ENOUGH_STAGES = 4, 3
+ENOUGH_SUMS = 128 * 128
+#: M from which tiles of still more sums are offered. They save bytes out of L2; with fewer rows it
+#: is memory that bounds the time, where all tiles read the weights once.
+LARGE_M = 1024
 #: Thread blocks of a gemv of which several share every multiprocessor: while one waits for memory
 #: or adds its sums up, others have loads under way.
 MANY_BLOCKS = 512
@@ -59,6 +68,7 @@ class CudaVariant:
             panels=-(-layout.n_blocks // self.tile.blocks),
             products=rows * columns / at_a_time,
             traffic=columns / layout.halves + (rows if self.tile.stages else 0),
+            first_m=LARGE_M if rows * columns > ENOUGH_SUMS else 1,
         )
 
 
@@ -76,9 +86,8 @@ def variants(
         CudaVariant("gemv", gemv(layout, rows, blocks), dot) for rows, blocks in GEMV_TILES.items()
     ]
     if not target.matrix:
-        for rows, (blocks, warps) in DP4A_TILES.items():
-            tile = blocked(target, layout, CudaTile(rows, blocks, warps))
-            found.append(CudaVariant("dp4a", tile, dot))
+        for tile in DP4A_TILES:
+            found.append(CudaVariant("dp4a", blocked(target, layout, tile), dot))
         return tuple(found)
     product = paired(target.matrix, x_dtype, layout.dtype)
     for rows in SPLITK_ROWS:
@@ -86,15 +95,25 @@ def variants(
             continue
         if narrow := splitk(target, layout, rows):
             found.append(CudaVariant("splitk", narrow, product))
-    for rows, (blocks, warps) in MMA_TILES.items():
-        warps = GROUPED_WARPS[rows] if layout.groups > 1 else warps
-        if zero_points and layout.groups > 1 and layout.bits == 4 and blocks > CROWDED_BLOCKS:
-            blocks, warps = CROWDED_BLOCKS, CROWDED_WARPS
-        while tile_bytes(rows, blocks) > target.shared_bytes:
-            blocks //= 2
-        tile = blocked(target, layout, CudaTile(rows, blocks, warps))
-        found.append(CudaVariant("mma", tile, product))
+    for tile in mma_tiles(target, layout, zero_points):
+        found.append(CudaVariant("mma", blocked(target, layout, tile), product))
     return tuple(found)
+
+
+def mma_tiles(target: CudaTarget, layout: CudaLayout, zero_points: bool) -> list[CudaTile]:
+    """Those whose sums fit into registers, as narrow as shared memory wants them."""
+    tiles = MMA_TILES
+    if layout.groups > 1:
+        crowded = zero_points and layout.bits == 4
+        tiles = CROWDED_MMA_TILES if crowded else GROUPED_MMA_TILES
+    fitting = dict[tuple[int, int], CudaTile]()
+    for tile in tiles:
+        blocks = tile.blocks
+        while tile_bytes(tile.rows, blocks) > target.shared_bytes:
+            blocks //= 2
+        narrowed = dataclasses.replace(tile, blocks=blocks)
+        fitting.setdefault((tile.rows, blocks), narrowed)
+    return [*fitting.values()]
 
 
 def paired(instructions: tuple[Instruction, ...], x_dtype: str, w_dtype: str) -> Instruction:
@@ -166,8 +185,12 @@ def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> i
     else:
         sums = max(1, tile.steps // layout.group_steps)  # one for every group of a round
     sums_bytes = 4 * tile.rows * tile.blocks * COLUMNS * sums
+    many = tile.rows * tile.blocks * COLUMNS >= ENOUGH_SUMS
     half, whole = (
-        min(STAGES, (target.shared_bytes // blocks - sums_bytes) // (x_bytes + w_bytes))
+        min(
+            ENOUGH_STAGES if many else STAGES,
+            (target.shared_bytes // blocks - sums_bytes) // (x_bytes + w_bytes),
+        )
         for blocks in (2, 1)
     )
     return half if half >= ENOUGH_STAGES else whole

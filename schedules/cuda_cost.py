@@ -24,15 +24,17 @@ class CudaCost:
     panels : thread blocks side by side, which have all columns together.
     products : time of its products.
     traffic : bytes of X and W that it reads from L2 or memory.
+    first_m : it is not chosen for fewer rows.
     """
 
     rows: int
     panels: int
     products: float
     traffic: float
+    first_m: int = 1
 
     def time(self, m: int, multiprocessors: int) -> float:
-        """Relative time of `m` rows.
+        """Relative time of `m` rows; infinite where it is not to be chosen.
 
         Products are a multiprocessor's own, so they take whole waves: one more block than there are
         multiprocessors takes as long as twice as many. Bandwidth is shared by all, so bytes take
@@ -41,5 +43,7 @@ class CudaCost:
         the other. Large tiles read fewer bytes for a product, and have fewer blocks to fill the
         card with: this is where a kernel is chosen between the two.
         """
+        if m < self.first_m:
+            return math.inf
         waves = -(-m // self.rows) * self.panels / multiprocessors
         return math.ceil(waves) * self.products + max(1.0, waves) * self.traffic

@@ -86,14 +86,16 @@ def test_memory_is_moved_16_bytes_at_a_time(target, fields):
 def test_the_inner_loop_of_a_large_multiplication_is_products(target):
     _, _, code = of(target, FORMATS["w8"])
     mnemonic = MATRIX[max(since for since in MATRIX if since <= target.capability)]
-    (largest,) = (machine for name, machine in code.items() if name.startswith("mma_128"))
-    loop = largest.inner_loop(*mnemonic)
-    products = sum(instruction.has(*mnemonic) for instruction in loop)
-    loads = sum(instruction.has("LDS") for instruction in loop)
-    # A warp's 64 x 64 sums take 4 + 4 and 8 loads of fragments for 64 products of 16 x 8 x 32.
-    assert products >= 3 * loads
-    # What is left is addresses, and one move for every word of X that two loads brought.
-    assert products >= 0.45 * len(loop)
+    largest = {name: machine for name, machine in code.items() if name.startswith("mma_128")}
+    assert ("mma_128x256" in largest) == (target.shared_bytes > 132 << 10)
+    for name, machine in largest.items():
+        loop = machine.inner_loop(*mnemonic)
+        products = sum(instruction.has(*mnemonic) for instruction in loop)
+        loads = sum(instruction.has("LDS") for instruction in loop)
+        # A warp's 64 x 64 sums take 4 + 4 and 8 loads of fragments for 64 products of 16 x 8 x 32.
+        assert products >= 3 * loads, name
+        # What is left is addresses, and one move for every word of X that two loads brought.
+        assert products >= 0.45 * len(loop), name
 
 
 def test_int4_sums_that_could_leave_int32_are_refused():
