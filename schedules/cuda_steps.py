@@ -14,22 +14,42 @@ from .cuda_program import FRAGMENT_ROWS, SKEW, CudaProgram
 #: Bytes of a copy that one thread makes at a time.
 COPY = 16
 SHARED = "shared.dyn"
+#: Columns of a band of panels. Blocks that run at a time read the fewest bytes into L2 where they
+#: have as many rows as columns: 132 tiles of 128 x 256, or twice as many of half the size, are some
+#: 2,100 rows of a band.
+BAND_COLUMNS = 2048
 #: Bytes of a round of shared memory's banks. Rows of a tile of sums start SKEW bytes behind one:
 #: a warp that writes 8 rows of 4 pairs spreads them over all banks.
 ROUND = 128
 
 
 def grid(sch: Schedule, program: CudaProgram) -> LoopRV:
-    """A thread block per tile of y. Returns the loop over panels of columns, the inner one."""
+    """A thread block per tile of y. Returns the loop over panels of columns, the inner one.
+
+    Blocks start along x first and along z last: all rows of a band of panels before the next band.
+    """
     o, i, r, n = sch.get_loops(sch.get_sblock("y"))
     panel, n = sch.split(n, [None, program.tile.blocks * COLUMNS])
-    sch.reorder(o, i, panel, r, n)
+    panels = int(sch.get(panel).extent)
+    band, panel = sch.split(panel, [None, band_panels(panels, program.tile.blocks * COLUMNS)])
+    sch.reorder(band, o, i, panel, r, n)
+    sch.bind(band, "blockIdx.z")
     sch.bind(sch.fuse(o, i), "blockIdx.y")
     sch.bind(panel, "blockIdx.x")
     results = sch.get_sblock("results")
     sch.set_scope(results, 0, "local")
     sch.compute_at(results, panel, preserve_unit_loops=True)
     return panel
+
+
+def band_panels(panels: int, columns: int) -> int:
+    """Panels of `columns` columns that are a band: as many as share `panels` out evenly.
+
+    At least half of what BAND_COLUMNS has room for; where no such number does, there is one band.
+    """
+    most = max(1, BAND_COLUMNS // columns)
+    fits = (count for count in range(most, most // 2, -1) if panels % count == 0)
+    return next(fits, panels)
 
 
 def stage_tile(sch: Schedule, program: CudaProgram, panel: LoopRV) -> tuple[LoopRV, LoopRV]:

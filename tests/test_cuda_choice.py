@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import quantmm as qmm
 from quantmm.compiler import cuda_build, nvrtc
 from quantmm.schedules.cuda_cost import CudaCost
+from quantmm.schedules.cuda_steps import band_panels
 from quantmm.targets.cuda import CUDA_TARGETS
 
 ROWS = {row.name: row for row in CUDA_TARGETS}
@@ -54,10 +58,21 @@ def test_no_grid_leaves_half_of_a_card_empty(target):
         (128, 4096, "mma_64x64"),
         (128, 28672, "mma_128x128"),
         (512, 4096, "mma_128x128"),
+        (1024, 4096, "mma_128x256"),
+        (8192, 8192, "mma_128x256"),
     ],
 )
 def test_what_an_h100_uses(m, n, name):
     assert chosen(ROWS["cuda-sm90"], m, n)[0] == name
+
+
+def test_bands_share_panels_out_evenly():
+    for panels in range(1, 300):
+        for columns in (8, 32, 64, 128, 256):
+            width = band_panels(panels, columns)
+            assert panels % width == 0
+            assert width == panels or 1024 < width * columns <= 2048
+    assert [band_panels(32, 256), band_panels(64, 128), band_panels(20, 256)] == [8, 16, 5]
 
 
 def test_products_take_whole_waves_and_bytes_are_shared():
@@ -65,6 +80,8 @@ def test_products_take_whole_waves_and_bytes_are_shared():
     assert cost.time(1, 20) == cost.time(128, 20) == 3 + 5
     assert cost.time(129, 20) == 2 * 3 + 1.5 * 5
     assert cost.time(64, 20) == cost.time(64, 10)
+    large = dataclasses.replace(cost, first_m=1024)
+    assert (large.time(1023, 20), large.time(1024, 20)) == (math.inf, cost.time(1024, 20))
 
 
 def test_a_kernel_of_every_m_and_one_of_a_fixed_m_choose_alike(monkeypatch):

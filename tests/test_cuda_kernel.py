@@ -87,6 +87,7 @@ FORMATS = [
         ("cuda-sm80", FORMATS[2]),
         ("cuda-sm86", FORMATS[3]),
         ("cuda-sm90", FORMATS[0]),
+        ("cuda-sm90", FORMATS[1]),
     ],
 )
 def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
@@ -139,6 +140,15 @@ def test_the_last_panel_of_a_wide_gemv(monkeypatch):
     kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", first)
     assert check(kernel, Problem(spec, 1)) is None
     assert gpu.launches[-1][0] == "gemv_1x16_kernel"
+
+
+def test_panels_come_in_bands(monkeypatch):
+    spec = qmm.MatmulSpec(n=4090, k=1)
+    variants = cuda_build.every_variant(spec, ROWS["cuda-sm80"])
+    variant = next(each for each in variants if each.name == "mma_64x64")
+    kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", variant)
+    assert check(kernel, Problem(spec, 65)) is None
+    assert gpu.launches[-1][1] == (32, 2, 2)
 
 
 def test_a_kernel_that_lost_its_barriers_is_noticed():
