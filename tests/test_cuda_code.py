@@ -94,6 +94,9 @@ def test_the_inner_loop_of_a_large_multiplication_is_products(target):
         loads = sum(instruction.has("LDS") for instruction in loop)
         # A warp's 64 x 64 sums take 4 + 4 and 8 loads of fragments for 64 products of 16 x 8 x 32.
         assert products >= 3 * loads, name
+        # Eight lanes read 128 consecutive bytes at a time: no narrower load, no bank twice.
+        wide = sum(instruction.has("LDS", "128") for instruction in loop)
+        assert wide == loads or target.capability < (8, 0), name
         # What is left is addresses, and one move for every word of X that two loads brought.
         assert products >= 0.45 * len(loop), name
 
