@@ -113,20 +113,21 @@ EDGE_FORMATS = {
 @pytest.mark.parametrize("panels", [1, 2])
 @pytest.mark.parametrize("fields", EDGE_FORMATS.values(), ids=EDGE_FORMATS)
 @pytest.mark.parametrize(
-    ("target", "strategy"),
+    ("target", "strategy", "which"),
     [
-        ("cuda-sm80", "gemv"),
-        ("cuda-sm80", "splitk"),
-        ("cuda-sm80", "mma"),
-        ("cuda-sm75", "mma"),
-        ("cuda-sm75-dp4a", "dp4a"),
+        ("cuda-sm80", "gemv", 0),
+        ("cuda-sm80", "splitk", 0),
+        ("cuda-sm80", "mma", 0),
+        ("cuda-sm80", "mma", -1),
+        ("cuda-sm75", "mma", 0),
+        ("cuda-sm75-dp4a", "dp4a", 0),
     ],
 )
-def test_every_strategy_at_its_edges(monkeypatch, target, strategy, fields, panels, k):
+def test_every_strategy_at_its_edges(monkeypatch, target, strategy, which, fields, panels, k):
     # One row and one column; then one more of them than a tile and a panel have.
     spec = qmm.MatmulSpec(n=1, k=k, **fields)
     variants = cuda_build.every_variant(spec, ROWS[target])
-    variant = next(each for each in variants if each.strategy == strategy)
+    variant = [each for each in variants if each.strategy == strategy][which]
     spec = dataclasses.replace(spec, n=(panels - 1) * 8 * variant.tile.blocks + 1)
     kernel, gpu = built_alone(monkeypatch, spec, target, variant, seed=1)
     for m, tiles in ((1, 1), (variant.tile.rows + 1, 2)):
