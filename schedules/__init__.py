@@ -28,9 +28,10 @@ CUDA_SCHEDULE_VERSION = 2
 
 STRATEGIES = ("gemm", "gemv")
 
-#: Rows up to which weights are streamed (gemv); tiles from this height on work from the cache, for
-#: any M (gemm).
+#: Rows up to which weights are streamed in one pass (gemv); more work from the cache (gemm).
 GEMV_ROWS = 4
+#: Rows of the smallest tile of a gemm: 33 rows are 11 of 3, but 4 of 9 with 3 idle ones.
+GEMM_TILE_ROWS = 3
 #: Streams of weights of a gemv with several rows, which the hardware's prefetchers follow; one row
 #: reads memory at full speed with one stream (docs/performance.md).
 STREAMS = 4
@@ -43,6 +44,8 @@ SPILLED_STEPS = 0.1
 #: Columns of a task. With fewer, slabs of x would pass from L2 to L1 more often than the dot
 #: products take; more weights would not stay in L2.
 PANEL_COLUMNS = 64
+#: Issue slots for a vector of weights beside those of its dot products (docs/performance.md).
+WEIGHT_SLOTS = 0.1
 #: The share of panels that may lie behind the end of N.
 IDLE_PANELS = 0.02
 #: Bytes between asking for weights and reading them, about what one core has under way when it
@@ -106,7 +109,7 @@ def variants(
         variant(target, layout, instruction(rows), strategy, rows)
         for strategy, fits in (
             ("gemv", lambda rows: rows <= GEMV_ROWS),
-            ("gemm", lambda rows: rows >= GEMV_ROWS),
+            ("gemm", lambda rows: rows >= GEMM_TILE_ROWS),
         )
         for rows in filter(fits, target.tile_rows)
     )
@@ -196,12 +199,13 @@ def panels_of(n_blocks: int, tile: Tile) -> int:
 def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> float:
     """Issue slots of the dot products or of the loads that feed them, whichever is more.
 
-    And slots for every vector of weights that is read, and unpacked if need be.
+    And a little for every vector of weights that is read, and one for every vector of scales;
+    unpacking takes slots that are free.
     """
     fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
-    per_weight = 0.5 if layout.bits == 4 else 0.3
+    scales = 0.0 if layout.groups == 1 else layout.depth / (layout.group_size or layout.k)
     dots, loads = tile.rows * blocks * instruction.slots, fragments + blocks
-    return max(dots, loads * instruction.load_slots) + per_weight * blocks
+    return max(dots, loads * instruction.load_slots) + (WEIGHT_SLOTS + scales) * blocks
 
 
 def fitting(

@@ -31,7 +31,8 @@ def cases():
         for name, fields in FORMATS.items():
             low, high = target.tile_rows[0], target.tile_rows[-2:]
             every = [("gemv", rows) for rows in target.tile_rows if rows <= schedules.GEMV_ROWS]
-            every += [("gemm", rows) for rows in target.tile_rows if rows >= schedules.GEMV_ROWS]
+            heights = [rows for rows in target.tile_rows if rows >= schedules.GEMM_TILE_ROWS]
+            every += [("gemm", rows) for rows in heights]
             for strategy, rows in every:
                 if name == "w8" or (strategy, rows) == ("gemv", low) or rows in high:
                     id_ = f"{target.name}-{name}-{strategy}-{rows}"
