@@ -18,6 +18,7 @@ from tvm.s_tir import Schedule
 
 from ..compiler import runtime
 from ..compiler.llvm import llvm_target
+from ..compiler.products import product
 from ..compiler.runtime import tvm_ffi
 from ..schedules import budget
 from ..schedules.program import Tile
@@ -40,8 +41,10 @@ class Peak:
     steps: int
 
 
-#: By the number of registers that hold sums: matrix tiles, 16 and 32 vectors.
+#: By the number of registers that hold sums: matrix tiles, 16 and 32 vectors; 16 where two vectors
+#: of weights and two temporaries take more of them.
 PEAKS = {8: Peak(2, 2, 8), 16: Peak(6, 2, 64), 32: Peak(4, 4, 64)}
+PAIRED = {16: Peak(4, 2, 64), 32: Peak(4, 4, 64)}
 PEAK_REPEATS = 1024
 
 #: Vectors that the read kernel sums independently, and the bytes that it reads.
@@ -72,7 +75,8 @@ def dot_gops(target: Target, threads: int) -> float:
 
 def peak_of(target: Target) -> Peak:
     """The peak kernel's tile."""
-    return PEAKS[budget(target, target.instruction)]
+    peaks = PEAKS if target.instruction.apart is None else PAIRED
+    return peaks[budget(target, target.instruction)]
 
 
 def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str]]:
@@ -111,17 +115,23 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
     w = te.placeholder(w_shape, ins.w_dtype, "w")
     repeat = te.reduce_axis((0, PEAK_REPEATS), "repeat")
     step = te.reduce_axis((0, peak.steps), "step")
-    d = te.reduce_axis((0, ins.depth), "d")
+    d = te.reduce_axis((0, ins.products), "d")
 
     def dot(_: Expr, a: Expr, b: Expr, *at: Expr) -> Expr:
         *row, lane = at
-        x_index = step, a, *row, d
         inner = ins.block_depth
-        w_index = (
-            (step, b, lane, d) if inner == ins.depth else (step, b, d // inner, lane, d % inner)
-        )
-        product = x[x_index].astype("int32") * w[w_index].astype("int32")
-        return te.sum(product, axis=[repeat, step, d])
+
+        def weight(k: Expr) -> Expr:
+            index = (
+                (step, b, lane, k) if inner == ins.depth else (step, b, k // inner, lane, k % inner)
+            )
+            return w[index]
+
+        def activation(k: Expr) -> Expr:
+            index = step, a, *row, k
+            return x[index]
+
+        return te.sum(product(ins, activation, weight, d), axis=[repeat, step, d])
 
     acc = te.compute(y_shape, dot, "acc")
     sums = te.compute(y_shape, lambda *at: acc[at], "sums")

@@ -3,7 +3,7 @@
     python benchmarks/static_count.py [--llvm-mca llvm-mca-19]
 
 The innermost loop of the int8 gemm for large M goes through llvm-mca (Debian's llvm-19), and so do
-as many dot products alone (with the additions of those that do not add). Share is their cycles over
+as many dot products alone (with the additions that belong to them). Share is their cycles over
 the loop's: how much of the instruction's throughput it reaches. The model knows ports, latencies
 and the window, and no caches: every load hits L1.
 """
@@ -22,13 +22,18 @@ from quantmm.compiler.operands import layout_for, operands
 
 ITERATIONS = 200
 
-
+#: Sums of activations and weights, multiplied and added to accumulator {i}.
+WINOGRAD = """\
+vpaddw %{register}{x}, %{register}{w[0]}, %{register}{sums[0]}
+vpaddw %{register}{x}, %{register}{w[1]}, %{register}{sums[1]}
+vpmaddwd %{register}{sums[0]}, %{register}{sums[1]}, %{register}{sums[0]}
+vpaddd %{register}{sums[0]}, %{register}{{i}}, %{register}{{i}}"""
 #: The dot product of a row on accumulator {i}, independent of others; and how many there are.
 ALONE = {
-    "x86-avx2": ("vpmaddwd %ymm14, %ymm15, %ymm13\nvpaddd %ymm13, %ymm{i}, %ymm{i}", 12),
+    "x86-avx2": (WINOGRAD.format(register="ymm", sums=(11, 12), x=13, w=(14, 15)), 8),
     "x86-avxvnni": ("{{vex}} vpdpbusd %ymm14, %ymm15, %ymm{i}", 12),
     "x86-avxvnniint8": ("vpdpbssd %ymm14, %ymm15, %ymm{i}", 12),
-    "x86-avx512": ("vpmaddwd %zmm30, %zmm31, %zmm29\nvpaddd %zmm29, %zmm{i}, %zmm{i}", 27),
+    "x86-avx512": (WINOGRAD.format(register="zmm", sums=(27, 28), x=29, w=(30, 31)), 18),
     "x86-avx512vnni": ("vpdpbusd %zmm30, %zmm31, %zmm{i}", 27),
     "x86-amx": ("tdpbusd %tmm7, %tmm6, %tmm{i}", 4),
     "arm-dotprod": ("sdot v{i}.4s, v30.16b, v31.4b[0]", 24),
@@ -99,8 +104,9 @@ def main() -> None:
         loop = instructions(inner_loop(code, mnemonic))
         dots = sum(mnemonic in line for line in loop)
         text, count = ALONE[name]
-        lines = [text.format(i=i) for i in range(count)]
-        alone = cycles(lines, str(row.architecture), cpu, command) / count * dots
+        lines = "\n".join(text.format(i=i) for i in range(count)).splitlines()
+        per_dot = cycles(lines, str(row.architecture), cpu, command)
+        alone = per_dot / sum(mnemonic in line for line in lines) * dots
         whole = cycles(loop, str(row.architecture), cpu, command)
         print(
             f"| {name} | {cpu} | {variant.name} | {dots} {mnemonic} "

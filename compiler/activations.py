@@ -4,6 +4,7 @@
     x_scale, x_zero_point          what `quantize` makes of that range
     xp[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
     x_sum[mo, mi, g, r]            sums of xp over each group
+    x_pairs[mo, mi, g, r]          sums of products of both halves of every block of xp
 
 Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xp
 that stand for no k hold 0, so that they add nothing to a product or a sum.
@@ -20,9 +21,9 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..targets import Chip, Instruction, Target, WeightLayout
+from ..targets import Chip, Target, WeightLayout
 from . import functions
-from .operands import Operands, needs_x_sum
+from .operands import Operands, needs_pairs, needs_x_sum
 from .spec import INTEGER_RANGE, MatmulSpec
 
 #: Sums of activations are formed in vectors of this many int32.
@@ -58,13 +59,15 @@ class Packed:
     ----------
     stages : the tensors that are computed, in order.
     scale, zero_point : of the row (o, i, r); no zero point where the spec has none.
-    sums : of the integers of a group, (o, i, group, r), where the correction needs them.
+    sums, pairs : of the integers of a group, and of the products of those that the instruction
+        pairs, (o, i, group, r), where the correction needs them.
     """
 
     stages: dict[str, te.Tensor]
     scale: PerRow
     zero_point: PerRow | None
     sums: Callable[..., Expr] | None
+    pairs: Callable[..., Expr] | None = None
 
 
 def pack(
@@ -110,9 +113,33 @@ def pack(
         # With zero points the weight's part of the correction differs from column to column;
         # without, these are the correction.
         factor = 1 if spec.weight_zero_point else -chosen.w_offset
-        stages |= group_sums(layout, chosen.instruction, rows, xp, factor)
-    x_sum = stages.get("x_sum")
-    return Packed(stages, scale, zero_point, None if x_sum is None else lambda *at: x_sum[at])
+        # A matrix instruction's activations lie in pieces of its depth.
+        one = chosen.instruction
+        piece = layout.k_block if one.rows == 1 else one.depth
+
+        def integer(o: Expr, i: Expr, kb: Expr, r: Expr, kk: Expr) -> Expr:
+            return xp[o, i, kb, r, kk].astype("int32")
+
+        stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_sum", factor)
+    if needs_pairs(chosen):
+        half = layout.k_block // 2
+        # TVM cannot follow a stage that reads xp in two places; steps.pack inlines this one.
+        stages["x_apart"] = x_apart = te.compute(
+            (*xp.shape[:-1], half),
+            lambda o, i, kb, r, kk: xp[o, i, kb, r, kk + half].astype("int32"),
+            "x_apart",
+        )
+
+        def pair(*at: Expr) -> Expr:
+            return xp[at].astype("int32") * x_apart[at]
+
+        stages |= group_sums(layout, half, half, rows, pair, "x_pairs")
+
+    def sums(name: str) -> Callable[..., Expr] | None:
+        stage = stages.get(name)
+        return None if stage is None else lambda *at: stage[at]
+
+    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_pairs"))
 
 
 def scales(
@@ -165,28 +192,34 @@ def in_blocks(
 
 
 def group_sums(
-    layout: WeightLayout, instruction: Instruction, rows: Rows, xp: te.Tensor, factor: int
+    layout: WeightLayout,
+    terms: int,
+    piece: int,
+    rows: Rows,
+    term: Callable[..., Expr],
+    name: str,
+    factor: int = 1,
 ) -> dict[str, te.Tensor]:
-    """`factor` times the sum of every group of every row, first in lanes and then across them."""
+    """`factor` times the sum of every group of every row, first in lanes and then across them.
+
+    A block of K has as many `terms`, `term(o, i, kb, r, kk)`, of which each `piece` lies together.
+    """
     per_group = layout.k_blocks // layout.groups
-    # A matrix instruction's activations lie in pieces of its depth.
-    piece = layout.k_block if instruction.rows == 1 else instruction.depth
     lanes = min(SUM_LANES, piece)
-    kb, step = te.reduce_axis((0, per_group), "kb"), te.reduce_axis((0, layout.k_block // lanes))
+    kb, step = te.reduce_axis((0, per_group), "kb"), te.reduce_axis((0, terms // lanes))
     across = te.reduce_axis((0, lanes), "l")
 
     def partial(o: Expr, i: Expr, g: Expr, r: Expr, lane: Expr) -> Expr:
-        byte = xp[o, i, g * per_group + kb, r, step * lanes + lane]
-        return te.sum(byte.astype("int32"), axis=[kb, step])
+        return te.sum(term(o, i, g * per_group + kb, r, step * lanes + lane), axis=[kb, step])
 
     shape = rows.mo, rows.mi, layout.groups, rows.per_tile
-    x_lanes = te.compute((*shape, lanes), partial, "x_lanes")
-    x_sum = te.compute(
+    in_lanes = te.compute((*shape, lanes), partial, f"{name}_lanes")
+    sums = te.compute(
         shape,
-        lambda o, i, g, r: te.sum(x_lanes[o, i, g, r, across] * factor, axis=across),
-        "x_sum",
+        lambda o, i, g, r: te.sum(in_lanes[o, i, g, r, across] * factor, axis=across),
+        name,
     )
-    return {"x_lanes": x_lanes, "x_sum": x_sum}
+    return {f"{name}_lanes": in_lanes, name: sums}
 
 
 def position(layout: WeightLayout, kk: Expr) -> Expr:

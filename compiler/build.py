@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import tvm
@@ -10,13 +11,14 @@ from tvm import tirx
 
 from .. import schedules, targets
 from ..errors import UnsupportedError
-from ..schedules import Variant, gemm, gemv
+from ..schedules import Variant, gemm, gemv, winograd
+from ..schedules.program import Program
 from ..targets import Target, WeightLayout, machine
 from . import frontend, lowering
 from .arrays import MAX_ELEMENTS
 from .kernel import Function, Kernel, KernelInfo
 from .llvm import llvm_target
-from .operands import Operands, for_rows, layout_for, operands
+from .operands import Operands, instruction_for, layout_for, operands
 from .records import Record, Tuned
 from .rounding import fuse_group_sums
 from .spec import MatmulSpec
@@ -24,7 +26,7 @@ from .starting import can_start_from_x_sum, start_from_x_sum
 from .tiles import store_within
 from .versions import versions
 
-RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule}
+RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule, "winograd": winograd.schedule}
 
 
 def build(
@@ -83,7 +85,7 @@ def choose(
     defaults = [
         (variant, function_of(variant, layout))
         for variant in schedules.variants(
-            target, layout, lambda rows: for_rows(chosen, target, rows).instruction
+            target, layout, functools.partial(instruction_for, chosen, target)
         )
     ]
     every = list(defaults)
@@ -111,6 +113,7 @@ def function_of(variant: Variant, layout: WeightLayout) -> Function:
         variant.parameters.block_rows,
         variant.first_m,
         variant.last_m,
+        fixed=variant.fixed(layout.n_blocks),
     )
 
 
@@ -124,10 +127,12 @@ def tuned_choice(
 ) -> tuple[Variant, Function]:
     """A tuned variant; its cost stands to the default's as their measured times do."""
     rows = tuned.parameters.rows
+    instruction = instruction_for(chosen, target, tuned.strategy, rows)
+    assert instruction is not None, "what `records.misfit` refuses"
     variant = schedules.tuned(
         target,
         layout,
-        for_rows(chosen, target, rows).instruction,
+        instruction,
         tuned.strategy,
         tuned.parameters,
         f"_m{tuned.m}",
@@ -136,6 +141,7 @@ def tuned_choice(
     function = dataclasses.replace(
         function_of(variant, layout),
         cost=tuned.ratio * default / -(-tuned.m // rows),
+        fixed=0.0,
         first_m=tuned.first_m,
         last_m=tuned.last_m,
         record=record,
@@ -148,6 +154,12 @@ def choose_variants(spec: MatmulSpec, target: Target, layout: WeightLayout) -> t
     return tuple(variant for variant, _ in choose(spec, target, layout))
 
 
+def program_of(spec: MatmulSpec, target: Target, variant: Variant, layout: WeightLayout) -> Program:
+    """One variant as a TensorExpression."""
+    chosen = operands(spec, target)
+    return frontend.program(spec, layout, target, chosen, variant.parameters, variant.instruction)
+
+
 def lower(
     spec: MatmulSpec, target: Target, variant: Variant, layout: WeightLayout | None = None
 ) -> tirx.PrimFunc:
@@ -158,9 +170,8 @@ def lower(
     UnsupportedError
         The target has no instruction for the spec's weights.
     """
-    chosen = operands(spec, target)
-    layout = layout or layout_for(spec, chosen)
-    program = frontend.program(spec, layout, target, chosen, variant.parameters)
+    layout = layout or layout_for(spec, operands(spec, target))
+    program = program_of(spec, target, variant, layout)
     func = RECIPES[variant.strategy](program)
     if can_start_from_x_sum(program) and not spec.weight_zero_point:
         func = start_from_x_sum(program, func)
@@ -193,7 +204,7 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
     layout = layout_for(spec, chosen)
     (variant,) = choose_variants(dataclasses.replace(spec, m=m), row, layout)
     if form == "te":
-        return str(frontend.program(spec, layout, row, chosen, variant.parameters).func.script())
+        return str(program_of(spec, row, variant, layout).func.script())
     if form == "tir":
         return str(lower(spec, row, variant).script())
     return str(machine_code(spec, row, (variant,)).mod.inspect_source(form))

@@ -26,7 +26,8 @@ from ..targets import Instruction, Target, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
 from .epilogue import Epilogue
-from .operands import Operands, for_rows, needs_w_sum
+from .operands import Operands, needs_pairs, needs_w_sum
+from .products import product
 from .spec import MatmulSpec, stored_as
 
 
@@ -36,6 +37,7 @@ def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
         "x": True,
         "w": True,
         "w_sum": needs_w_sum(spec, chosen),
+        "w_pairs": needs_pairs(chosen),
         "w_zero_point": spec.weight_zero_point,
         "w_scale": spec.out != "int32",
         "x_scale": not spec.dynamic and (spec.out != "int32" or spec.input is not None),
@@ -55,16 +57,20 @@ def program(
     target: Target,
     chosen: Operands,
     parameters: Parameters,
+    instruction: Instruction,
 ) -> Program:
-    """The TensorExpression of `spec` in tiles of `rows` x `blocks * lanes`.
+    """The TensorExpression of `spec` in tiles of `rows` x `blocks * lanes`, by `instruction`.
 
-    Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum
-    int32, w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes); x_scale
-    and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and out_zero_point
-    (1,); residual and y in tiles.
+    `chosen` is what all functions of the kernel share.
+
+    Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
+    w_pairs (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
+    x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and
+    out_zero_point (1,); residual and y in tiles.
     """
     tile = parameters.tile
-    instruction = fitted(for_rows(chosen, target, tile.rows).instruction, layout, tile)
+    names = arguments(spec, chosen)
+    instruction = fitted(instruction, layout, tile)
     chosen = dataclasses.replace(chosen, instruction=instruction)
     m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
     rows = Rows(m, mo, mi, tile.rows)
@@ -109,7 +115,7 @@ def program(
         y = te.compute(shape, lambda *at: ending.stored(whole[at], at), "y")
     else:
         y = te.compute(shape, lambda *at: ending.stored(value(*at), at), "y")
-    ordered = [inputs[name] for name in arguments(spec, chosen)[:-1]]
+    ordered = [inputs[name] for name in names[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
     return Program(func, tuple(packed.stages), stages, parts, parameters, layout, instruction)
 
@@ -126,6 +132,7 @@ def placeholders(
         "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
         "w": (layout.shape, layout.stored_dtype),
         "w_sum": (per_group, "int32"),
+        "w_pairs": (per_group, "int32"),
         "w_zero_point": (per_group, layout.dtype),
         "w_scale": (per_group, "float32"),
         "x_scale": ((per_x,), "float32"),
@@ -154,9 +161,24 @@ def dot_products(
     mo, mi, rows, n_blocks, lanes = tiles
     depth, k_block = layout.depth, layout.k_block
 
+    half = k_block // depth // 2
+
+    def place(step: Expr) -> Expr:
+        """Where a step of wu lies in w: what is paired lies together in wu, one stream to read."""
+        if instruction.apart is None:
+            return step
+        return step // (2 * half) * (2 * half) + step % 2 * half + step % (2 * half) // 2
+
+    def step_of(k: Expr) -> Expr:
+        """The step of wu with the weights of `k`; the inverse of `place`."""
+        step = k // depth
+        if instruction.apart is None:
+            return step
+        return step // (2 * half) * (2 * half) + step % half * 2 + step % (2 * half) // half
+
     def unpacked(nb: Expr, step: Expr, lane: Expr, d: Expr) -> Expr:
         if layout.bits == 8:
-            return w[block(nb), step, lane, d].astype(layout.dtype)
+            return w[block(nb), place(step), lane, d].astype(layout.dtype)
         nibble = w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
         return (nibble & tirx.const(15, "uint8")).astype(layout.dtype)
 
@@ -165,21 +187,25 @@ def dot_products(
 
     def weight(nb: Expr, k: Expr, lane: Expr) -> Expr:
         if layout.unpacked:
-            return wu[nb, k // depth, lane, k % depth]
+            return wu[nb, step_of(k), lane, k % depth]
         return w[block(nb), k // depth, lane, k % depth]
 
     x = packed.stages["xp"]
     if x_steps(layout, instruction) > 1:
         xp = x
         x = te.compute(xp.shape, lambda *at: xp[at], "xv")
-    per_part = layout.k_padded // parts
+    per_part = layout.k_padded * instruction.products // (instruction.depth * parts)
     kk = te.reduce_axis((0, per_part), "kk")
 
     def dot(o: Expr, i: Expr, p: Expr, *at: Expr) -> Expr:
         r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
-        k = p * per_part + kk
-        byte = x[o, i, k // k_block, r, k % k_block]
-        return te.sum(byte.astype("int32") * weight(nb, k, lane).astype("int32"), axis=kk)
+        term = product(
+            instruction,
+            lambda k: x[o, i, k // k_block, r, k % k_block],
+            lambda k: weight(nb, k, lane),
+            p * per_part + kk,
+        )
+        return te.sum(term, axis=kk)
 
     shape = mo, mi, parts, *fragments.sums_shape(instruction, rows, n_blocks, lanes)
     acc = te.compute(shape, dot, "acc")

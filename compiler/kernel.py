@@ -32,7 +32,8 @@ class Function:
     Attributes
     ----------
     rows : of its tiles.
-    cost : of one tile of rows over all of W, in a unit that the functions of a kernel share.
+    cost, fixed : of one tile of rows over all of W, and of what comes before the first one, in a
+        unit that the functions of a kernel share.
     block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
     first_m, last_m : it is not used for an M outside; no end where `last_m` is None.
     record : the tuned record that it comes from, None for a default.
@@ -47,6 +48,7 @@ class Function:
     first_m: int = 1
     last_m: int | None = None
     record: str | None = None
+    fixed: float = 0.0
 
     def serves(self, m: int) -> bool:
         """Whether it may compute `m` rows."""
@@ -54,7 +56,7 @@ class Function:
 
     def cost_of(self, m: int) -> float:
         """Relative time of `m` rows."""
-        return -(-m // self.rows) * self.cost
+        return self.fixed + -(-m // self.rows) * self.cost
 
 
 @dataclass(frozen=True)

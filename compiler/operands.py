@@ -5,16 +5,19 @@ With X' = X + x_offset and W' = W + w_offset, as the instruction reads them,
     sum (X - zx) (W - zw) = sum X' W' - (zx + x_offset) sum (W - zw) - (zw + w_offset) sum X'
 
 over the k of one group. The sum of W - zw is known when the weight is packed; the sum of X' is only
-needed where zw + w_offset is not zero. All of it is exact modulo 2**32, and so in int32 whenever
-the left side fits (gemmlowp, doc/low-precision.md, has the correction with its zero points).
+needed where zw + w_offset is not zero. An instruction that multiplies sums of activations and
+weights adds sums of products within X' and within W' to sum X' W'
+(`targets.instructions.winograd`), which are subtracted first; the latter are known when the weight
+is packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits (gemmlowp,
+doc/low-precision.md, has the correction with its zero points).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from ..errors import UnsupportedError
+from ..schedules import WINOGRAD
 from ..targets import Instruction, Target, WeightLayout, weight_layout
 from .spec import INTEGER_RANGE, MatmulSpec
 
@@ -57,8 +60,10 @@ def operands(spec: MatmulSpec, target: Target) -> Operands:
     return min(candidates, key=lambda c: (c.w_offset != 0, c.x_offset != 0))
 
 
-def for_rows(chosen: Operands, target: Target, rows: int) -> Operands:
-    """The same operands for the instruction that the target has for a tile of `rows`."""
+def instruction_for(
+    chosen: Operands, target: Target, strategy: str, rows: int
+) -> Instruction | None:
+    """The instruction that the target has for a strategy's tile of `rows`, for these operands."""
 
     def operand_format(instruction: Instruction) -> tuple[object, ...]:
         signs = instruction.x_dtype, instruction.w_dtype
@@ -69,9 +74,9 @@ def for_rows(chosen: Operands, target: Target, rows: int) -> Operands:
         for instruction in target.instructions
         if operand_format(instruction) == operand_format(chosen.instruction)
         and instruction.from_rows <= rows
+        and (instruction.apart is not None) == (strategy == WINOGRAD)
     ]
-    best = max(same, key=lambda instruction: instruction.from_rows)
-    return dataclasses.replace(chosen, instruction=best)
+    return max(same, key=lambda instruction: instruction.from_rows, default=None)
 
 
 def w_offset(spec: MatmulSpec, instruction: Instruction) -> int:
@@ -111,3 +116,8 @@ def needs_x_sum(spec: MatmulSpec, chosen: Operands) -> bool:
 def needs_w_sum(spec: MatmulSpec, chosen: Operands) -> bool:
     """Whether sums of the weights enter the correction."""
     return spec.activation_zero_point or chosen.x_offset != 0
+
+
+def needs_pairs(chosen: Operands) -> bool:
+    """Whether the instruction adds products within X' and within W', which must be subtracted."""
+    return chosen.instruction.apart is not None

@@ -33,7 +33,7 @@ from ..schedules import Parameters
 from ..targets import Target, machine
 from ..targets.layout import k_blocks
 from . import runtime
-from .operands import for_rows, layout_for, operands
+from .operands import instruction_for, layout_for, operands
 from .spec import MatmulSpec
 from .versions import PACKAGE, installed, versions
 
@@ -291,7 +291,7 @@ def misfit(record: Record, spec: MatmulSpec, row: Target) -> str | None:
         reason = schedules.why_not(
             row,
             layout,
-            lambda rows: for_rows(chosen, row, rows).instruction,
+            functools.partial(instruction_for, chosen, row),
             each.strategy,
             each.parameters,
         )

@@ -26,7 +26,11 @@ SCHEDULE_VERSION = 4
 #: The same of the recipes for GPUs.
 CUDA_SCHEDULE_VERSION = 2
 
-STRATEGIES = ("gemm", "gemv")
+#: The strategy of tiles that multiply sums of activations and weights.
+WINOGRAD = "winograd"
+STRATEGIES = ("gemm", "gemv", WINOGRAD)
+#: The instruction for a strategy's tile of so many rows, if there is one.
+Dots = Callable[[str, int], Instruction | None]
 
 #: Rows up to which weights are streamed in one pass (gemv); more work from the cache (gemm).
 GEMV_ROWS = 4
@@ -46,6 +50,8 @@ SPILLED_STEPS = 0.1
 PANEL_COLUMNS = 64
 #: Issue slots for a vector of weights beside those of its dot products (docs/performance.md).
 WEIGHT_SLOTS = 0.1
+#: What widening a block of columns takes, in issue slots of a tile (docs/performance.md).
+WIDENING = 6.0
 #: The share of panels that may lie behind the end of N.
 IDLE_PANELS = 0.02
 #: Bytes between asking for weights and reading them, about what one core has under way when it
@@ -59,7 +65,7 @@ FEW_TILES = 2
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled function of a kernel: a strategy ("gemm" or "gemv"), tile and dot product.
+    """One compiled function of a kernel: a strategy of `STRATEGIES`, tile and dot product.
 
     Attributes
     ----------
@@ -96,29 +102,34 @@ class Variant:
         """Relative time of one tile of rows over all panels, the last one as long as any."""
         return panels_of(n_blocks, self.tile) * self.panel_cost
 
+    def fixed(self, n_blocks: int) -> float:
+        """Relative time of what a call does once for all tiles of rows."""
+        return WIDENING * n_blocks if self.strategy == WINOGRAD else 0.0
 
-def variants(
-    target: Target, layout: WeightLayout, instruction: Callable[[int], Instruction]
-) -> tuple[Variant, ...]:
+    def cost_of(self, m: int, n_blocks: int) -> float:
+        """Relative time of `m` rows."""
+        return self.fixed(n_blocks) + -(-m // self.tile.rows) * self.cost(n_blocks)
+
+
+def variants(target: Target, layout: WeightLayout, dots: Dots) -> tuple[Variant, ...]:
     """The functions of a kernel for `target`: one per strategy and number of rows in a tile.
 
-    A gemv has one pass over the weight for all rows, a gemm takes up where it ends. `instruction`
-    says which dot product a tile of so many rows uses.
+    A gemv has one pass over the weight for all rows, the others take up where it ends.
     """
+    tiles = [("gemv", rows) for rows in target.tile_rows if rows <= GEMV_ROWS]
+    tiles += [("gemm", rows) for rows in target.tile_rows if rows >= GEMM_TILE_ROWS]
+    tiles += [(WINOGRAD, rows) for rows in target.winograd_rows]
     return tuple(
-        variant(target, layout, instruction(rows), strategy, rows)
-        for strategy, fits in (
-            ("gemv", lambda rows: rows <= GEMV_ROWS),
-            ("gemm", lambda rows: rows >= GEMM_TILE_ROWS),
-        )
-        for rows in filter(fits, target.tile_rows)
+        variant(target, layout, strategy, instruction, rows)
+        for strategy, rows in tiles
+        if (instruction := dots(strategy, rows)) is not None
     )
 
 
 def variant(
-    target: Target, layout: WeightLayout, instruction: Instruction, strategy: str, rows: int
+    target: Target, layout: WeightLayout, strategy: str, instruction: Instruction, rows: int
 ) -> Variant:
-    """The function of a strategy for tiles of `rows` rows."""
+    """A strategy's function for tiles of `rows` rows."""
     if strategy == "gemv":
         blocks, across = streams(target, layout, instruction, rows), 1
         ahead = AHEAD if small_groups(layout) else 0
@@ -161,7 +172,7 @@ def tuned(
 def why_not(
     target: Target,
     layout: WeightLayout,
-    instruction: Callable[[int], Instruction],
+    dots: Dots,
     strategy: str,
     parameters: Parameters,
 ) -> str | None:
@@ -175,7 +186,9 @@ def why_not(
     tile = parameters.tile
     if strategy == "gemv" and tile.panels > 1:
         return f"panels={tile.panels}; a gemv has one"
-    dot = instruction(tile.rows)
+    dot = dots(strategy, tile.rows)
+    if dot is None:
+        return f"strategy={strategy!r}; target {target.name} has no instruction for it"
     fragments = -(-tile.rows // dot.rows)
     if tile.rows % (fragments if dot.shapes else dot.rows):
         return f"rows={tile.rows}; {dot.name} computes {dot.rows} at a time"
@@ -204,8 +217,10 @@ def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> fl
     """
     fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
     scales = 0.0 if layout.groups == 1 else layout.depth / (layout.group_size or layout.k)
+    # Weights that are widened before are read beside operations that every port is busy with.
+    weight = WEIGHT_SLOTS if instruction.apart is None else 0.0
     dots, loads = tile.rows * blocks * instruction.slots, fragments + blocks
-    return max(dots, loads * instruction.load_slots) + (WEIGHT_SLOTS + scales) * blocks
+    return max(dots, loads * instruction.load_slots) + (weight + scales) * blocks
 
 
 def fitting(
@@ -283,9 +298,10 @@ def registers(
         return blocks * (fragments + 1) + 1
     accumulators = sums * tile.rows * max(1, layout.lanes * 4 // target.vector_bytes)
     step = layout.step_bytes * (2 if layout.dtype == "int16" else 1)
-    weights = max(1, step // target.vector_bytes) * layout.steps_per_byte
+    pieces = 1 if instruction.apart is None else 2
+    weights = max(1, step // target.vector_bytes) * layout.steps_per_byte * pieces
     # Vectors of activations stay for several steps, and the compiler loads some of the next early.
     stay = x_steps(layout, instruction) > 1
-    activations = tile.rows + 2 if stay else min(2, instruction.rows)
+    activations = tile.rows + 2 if stay else min(2, instruction.rows * pieces)
     mask = layout.steps_per_byte - 1
     return blocks * (accumulators + weights) + activations + mask + instruction.temporaries

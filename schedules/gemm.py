@@ -35,7 +35,12 @@ from .steps import keep_in_registers, pack, tile, write_back
 ONE_BLOCK = 64
 
 
-def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
+def space(
+    sch: Schedule,
+    scope: Scope,
+    chosen: Mapping[str, int] | None = None,
+    strategy: str = "gemm",
+) -> None:
     """Sample a gemm's decisions, for `schedules.Parameters`."""
     usual_block = max(1, scope.target.cache_bytes // scope.layout.k_padded)
     blocks_of_rows = (256, 128, 64) if scope.m > ONE_BLOCK else ()
@@ -49,7 +54,7 @@ def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) 
         "block_rows": (usual_block, *(b for b in blocks_of_rows if b < usual_block)),
         "k_block": scope.k_blocks,
     }
-    sample(sch, scope, "gemm", options, chosen)
+    sample(sch, scope, strategy, options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:
@@ -59,7 +64,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     loops = tile(sch, program)
     task = sch.fuse(loops.mo, loops.panel)
     sch.parallel(task)
-    keep_in_registers(sch, program, loops)
+    keep_in_registers(sch, program, loops, task)
     write_back(sch, program)
     func = pack_few_alone(sch, packing, program.parameters.few_tiles)
     instruction = program.instruction
@@ -85,7 +90,9 @@ def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:
     root = func.body.block
     # What only the packing uses gets memory of its own in the copy: shared by both, it would have
     # to outlive them, and be as large as for all tiles at once.
-    scratch = [b for b in root.alloc_buffers if b.name.startswith(("x_lanes", "x_range"))]
+    scratch = [
+        b for b in root.alloc_buffers if b.name.startswith(("x_sum_", "x_pairs_", "x_range"))
+    ]
     own = [tirx.decl_buffer(b.shape, b.dtype, b.name) for b in scratch]
 
     def either(loop: tirx.For) -> tirx.Stmt:

@@ -48,7 +48,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     loops = tile(sch, program)
     task = sch.fuse(loops.mo, loops.panel)
     sch.parallel(task)
-    keep_in_registers(sch, program, loops)
+    keep_in_registers(sch, program, loops, task)
     write_back(sch, program)
     func = sch.mod["main"]
     if loops.joined or not program.parameters.ahead:

@@ -64,7 +64,12 @@ class Parameters:
 
 
 def fitted(instruction: Instruction, layout: WeightLayout, tile: Tile) -> Instruction:
-    """The instruction in the shape in which it computes `tile`: whole fragments, no k too many."""
+    """The instruction in the shape in which it computes `tile`: whole fragments, no k too many.
+
+    What it pairs are the halves of a block of K.
+    """
+    if instruction.apart is not None:
+        return dataclasses.replace(instruction, apart=layout.k_block // 2)
     if not instruction.shapes:
         return instruction
     fragments = -(-tile.rows // instruction.rows)
@@ -80,7 +85,7 @@ class Program:
     ----------
     packing : its blocks that bring a tile of x into the order in which "acc" reads it: the range,
         scale and zero point of each row where they are found in the call, "xp" (the integers) and
-        "x_sum" (their sums per group).
+        "x_sum" and "x_pairs" (their sums per group, and those of their products).
     stages : its blocks that lead from a tile of sums to the result "y". Between `packing` and them
         lie "acc" (dot products over a part of K), before it "wu" where weights are unpacked or
         widened and "xv" where activations are read in vectors, and behind it "sums" (copies of
@@ -121,6 +126,15 @@ class Program:
     def x_steps(self) -> int:
         """Steps along K that one vector of activations feeds."""
         return x_steps(self.layout, self.instruction)
+
+    @property
+    def widened_before(self) -> bool:
+        """Whether a panel of weights is widened before its first tile.
+
+        Where an instruction keeps every port busy, widening beside it takes a tenth of the time
+        (docs/performance.md).
+        """
+        return self.instruction.apart is not None
 
     @property
     def summed(self) -> bool:

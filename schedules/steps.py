@@ -64,8 +64,11 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     if program.x_piece < contiguous:
         _, kk = schedule.split(kk, [None, program.x_piece])
     schedule.vectorize(kk)
-    if "x_sum" in program.packing:
-        sum_in_lanes(schedule)
+    for sums in ("x_sum", "x_pairs"):
+        if sums in program.packing:
+            sum_in_lanes(schedule, sums)
+    if "x_apart" in program.packing:
+        schedule.compute_inline(schedule.get_sblock("x_apart"))
     if program.x_piece < program.layout.k_block:
         rows, depth = program.instruction.rows, program.x_piece
         schedule.transform_layout(
@@ -76,10 +79,10 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     return tile
 
 
-def sum_in_lanes(schedule: Schedule) -> None:
+def sum_in_lanes(schedule: Schedule, sums: str) -> None:
     """Each group's sum of activations as one vector, whose lanes are added at its end."""
-    lanes = schedule.get_sblock("x_lanes")
-    *_, r, _ = schedule.get_loops(schedule.get_sblock("x_sum"))
+    lanes = schedule.get_sblock(f"{sums}_lanes")
+    *_, r, _ = schedule.get_loops(schedule.get_sblock(sums))
     schedule.compute_at(lanes, r, preserve_unit_loops=True)
     lane, kb, step = schedule.get_loops(lanes)[-3:]
     schedule.reorder(kb, step, lane)
@@ -112,7 +115,8 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     part, *loops, k = schedule.get_loops(acc)[-own - 2 :]
     over, within = loops[: program.loops_over_fragments], loops[program.loops_over_fragments :]
     depth = program.instruction.depth
-    kb, ks, d = schedule.split(k, [None, layout.k_block // depth, depth])
+    products = program.instruction.products
+    kb, ks, d = schedule.split(k, [None, layout.k_block // depth, products])
     schedule.reorder(part, kb, ks, *over, *within, d)
     if layout.steps_per_byte > 1 and depth == layout.depth:
         ks, half = schedule.split(ks, [None, layout.steps_per_byte])
@@ -150,13 +154,16 @@ def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> N
     schedule.vectorize(lane)
 
 
-def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) -> None:
+def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops, task: LoopRV) -> None:
     """Zero the accumulators before the reduction and write the dot product as the instruction.
 
-    To be called when the loops are final: afterwards "acc" is no longer a plain reduction.
+    To be called when the loops are final: afterwards "acc" is no longer a plain reduction. `task`
+    is the loop over panels.
     """
-    if program.layout.unpacked:
-        unpack(schedule, program, loops)
+    if program.widened_before:
+        unpack(schedule, task, unrolled=False)
+    elif program.layout.unpacked:
+        unpack(schedule, loops.step, unrolled=True)
     write_as_instruction(
         schedule, program.instruction, program.tile, loops.kb, loops.over, loops.fragment, loops.d
     )
@@ -165,13 +172,14 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) ->
         unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
 
 
-def unpack(schedule: Schedule, program: Program, loops: TileLoops) -> None:
-    """A panel's weights become what the instruction reads, just before it reads them."""
+def unpack(schedule: Schedule, loop: LoopRV, *, unrolled: bool) -> None:
+    """The weights that `loop` reads become what the instruction reads, before anything else."""
     block = schedule.get_sblock("wu")
-    schedule.compute_at(block, loops.step, preserve_unit_loops=True)
+    schedule.compute_at(block, loop, preserve_unit_loops=True)
     nb, step, lane, d = schedule.get_loops(block)[-4:]
-    schedule.unroll(nb)
-    schedule.unroll(step)
+    if unrolled:
+        schedule.unroll(nb)
+        schedule.unroll(step)
     schedule.vectorize(schedule.fuse(lane, d))
 
 

@@ -138,6 +138,18 @@ class WeightLayout:
             data = data | split[:, :, :, 1] << 4
         return np.ascontiguousarray(data.transpose(0, 2, 1, 3))
 
+    def pair_sums(self, packed: np.ndarray) -> np.ndarray:
+        """Sums per column and group of the products of both halves of every block of K.
+
+        As `pack_columns`, of what `pack` gave.
+        """
+        halves = packed.reshape(
+            self.n_blocks, self.groups, self.k_blocks // self.groups, 2, -1, self.lanes, self.depth
+        )
+        return np.einsum(
+            "ngbsld,ngbsld->ngl", halves[:, :, :, 0], halves[:, :, :, 1], dtype="int32"
+        )
+
     def pack_columns(self, values: np.ndarray) -> np.ndarray:
         """Numbers per column and group, (n, groups), as (n_blocks, groups, lanes)."""
         groups = values.shape[1]

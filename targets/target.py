@@ -32,7 +32,9 @@ class Instruction:
 
     For every row r < rows and lane l < lanes of the fragment
 
-        acc[r, l] += sum over d < depth of x[r, d] * w[l, d],  exact modulo 2**32.
+        acc[r, l] += sum over d < depth of x[r, d] * w[l, d],  exact modulo 2**32,
+
+    or what `apart` says.
 
     Attributes
     ----------
@@ -45,6 +47,8 @@ class Instruction:
         `lanes`.
     interleave : consecutive k of one column in that layout, [N / columns][K / interleave][columns]
         [interleave]; None is `depth`.
+    apart : it adds, for d < depth / 2, (x[d] + w[apart + d]) * (x[apart + d] + w[d]) instead, see
+        `instructions.winograd`. In a kernel this is half a block of K, in a row the least.
     x_lanes : dot products that a vector of activations feeds, each with one of its lanes.
     shapes : the instruction works on any shape up to rows x lanes x depth (matrix tiles).
     weight_bits : widths of stored weights for which it is exact.
@@ -66,6 +70,7 @@ class Instruction:
     rows: int = 1
     columns: int | None = None
     interleave: int | None = None
+    apart: int | None = None
     x_lanes: int = 1
     shapes: bool = False
     weight_bits: tuple[int, ...] = (8, 4)
@@ -86,6 +91,11 @@ class Instruction:
     def block_depth(self) -> int:
         """Consecutive k of one column in the weight's layout."""
         return self.interleave or self.depth
+
+    @property
+    def products(self) -> int:
+        """Products that one instruction adds to each sum."""
+        return self.depth if self.apart is None else self.depth // 2
 
     def fits(self, bits: int, group_size: int | None) -> bool:
         """Whether it multiplies weights of `bits` in groups of `group_size` exactly as they are."""
@@ -112,6 +122,7 @@ class Target:
     vector_bytes, vector_registers : the register file that a tile of accumulators must fit.
     tile_rows : numbers of rows that have a tile of their own, so that no M is much worse than
         M + 1. Nine rows of three blocks fill 31 of 32 registers.
+    winograd_rows : those of the tiles that multiply sums of activations and weights.
     cache_bytes : the share of the last-level cache for a block of packed activations. They are
         streamed once per panel of weights, so L2 need not hold them, but memory is too slow.
     """
@@ -126,6 +137,7 @@ class Target:
     vector_registers: int
     cache_bytes: int
     tile_rows: tuple[int, ...] = tuple(range(1, 10))
+    winograd_rows: tuple[int, ...] = ()
 
     @property
     def instruction(self) -> Instruction:

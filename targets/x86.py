@@ -35,7 +35,10 @@ def fours(
 
 
 def widened(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
-    """What a chip without dot products of bytes has: pmaddwd, and pmaddubsw for 4-bit weights."""
+    """What a chip without dot products of bytes has: pmaddwd, and pmaddubsw for 4-bit weights.
+
+    For many rows pmaddwd multiplies sums of activations and weights.
+    """
     register = {8: "ymm", 16: "zmm"}[lanes]
     twos = Instruction(
         name=f"vpmaddwd {register}",
@@ -49,10 +52,25 @@ def widened(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
         intrinsic="pmaddwd",
         llvm_feature=llvm_feature,
     )
+    sums = dataclasses.replace(
+        twos,
+        name=f"vpaddw vpmaddwd {register}",
+        mnemonic="vpaddw",
+        depth=4,
+        interleave=2,
+        apart=2,
+        temporaries=2,
+        slots=0.75,
+        intrinsic="winograd",
+    )
     pairs = fours(
         dict.fromkeys(reversed(UNSIGNED_BY_SIGNED), "vpmaddubsw"), lanes, "pmaddubsw", llvm_feature
     )
-    return twos, *(dataclasses.replace(pair, weight_bits=(4,), temporaries=2) for pair in pairs)
+    return (
+        sums,
+        twos,
+        *(dataclasses.replace(pair, weight_bits=(4,), temporaries=2) for pair in pairs),
+    )
 
 
 VPDPBUSD = dict.fromkeys(UNSIGNED_BY_SIGNED, "vpdpbusd")
@@ -106,6 +124,7 @@ AVX512 = dataclasses.replace(
     llvm={"mcpu": "x86-64-v4"},
     features=X86_64_V4,
     instructions=widened(16, "avx512bw"),
+    winograd_rows=(7, 8, 9),
 )
 AVX2 = Target(
     name="x86-avx2",
@@ -114,6 +133,7 @@ AVX2 = Target(
     llvm={"mcpu": "x86-64-v3"},
     features=X86_64_V3,
     instructions=widened(8, "avx2"),
+    winograd_rows=(4,),
     vector_bytes=32,
     vector_registers=16,
     cache_bytes=4 << 20,
@@ -125,6 +145,7 @@ AVXVNNI = dataclasses.replace(
     llvm={"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
     features=X86_64_V3 | {"avx_vnni"},
     instructions=fours(VPDPBUSD, 8, "vpdpbusd", "avxvnni"),
+    winograd_rows=(),
 )
 AVXVNNIINT8 = dataclasses.replace(
     AVXVNNI,

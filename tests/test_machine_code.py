@@ -9,7 +9,7 @@ import quantmm as qmm
 from quantmm import schedules
 from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.build import emit_code, machine_code
-from quantmm.compiler.operands import for_rows, layout_for, operands
+from quantmm.compiler.operands import instruction_for, layout_for, operands
 from quantmm.schedules.program import fitted
 
 SPECIAL = [target for target in qmm.targets.TARGETS if target.instruction.mnemonic]
@@ -26,25 +26,28 @@ STORED = re.compile(r"%[xyz]mm\d+, -?\w*\(|^\s+st\w+\s+(?:\{ )?[qvd]\d")
 
 
 def cases():
-    """Every number of rows for int8; few, several and many for the other formats."""
+    """Every strategy and number of rows for int8; few, several and many for the other formats."""
     for target in SPECIAL:
         for name, fields in FORMATS.items():
             low, high = target.tile_rows[0], target.tile_rows[-2:]
-            every = [("gemv", rows) for rows in target.tile_rows if rows <= schedules.GEMV_ROWS]
+            tiles = [("gemv", rows) for rows in target.tile_rows if rows <= schedules.GEMV_ROWS]
             heights = [rows for rows in target.tile_rows if rows >= schedules.GEMM_TILE_ROWS]
-            every += [("gemm", rows) for rows in heights]
-            for strategy, rows in every:
-                if name == "w8" or (strategy, rows) == ("gemv", low) or rows in high:
-                    id_ = f"{target.name}-{name}-{strategy}-{rows}"
-                    yield pytest.param(target, fields, strategy, rows, id=id_)
+            tiles += [("gemm", rows) for rows in heights]
+            if name != "w8":
+                tiles = [each for each in tiles if each == ("gemv", low) or each[1] in high]
+            if name.startswith("w8"):
+                tiles += [(schedules.WINOGRAD, rows) for rows in target.winograd_rows]
+            for tile in tiles:
+                label = "-".join([target.name, name, *map(str, tile)])
+                yield pytest.param(target, fields, *tile, id=label)
 
 
 def variant_for(spec, target, strategy, rows):
     """The variant for tiles of `rows` rows, and the instruction in the shape that it uses."""
     chosen = operands(spec, target)
     layout = layout_for(spec, chosen)
-    instruction = for_rows(chosen, target, rows).instruction
-    variant = schedules.variant(target, layout, instruction, strategy, rows)
+    instruction = instruction_for(chosen, target, strategy, rows)
+    variant = schedules.variant(target, layout, strategy, instruction, rows)
     return variant, fitted(instruction, layout, variant.tile), layout
 
 

@@ -6,13 +6,14 @@ Building runs in a child process: the compiler of a candidate may abort, and nev
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .. import schedules
 from ..compiler.kernel import Kernel
-from ..compiler.operands import for_rows, layout_for, operands
+from ..compiler.operands import instruction_for, layout_for, operands
 from ..compiler.records import Record
 from ..compiler.spec import MatmulSpec
 from ..schedules import Parameters, Variant
@@ -58,15 +59,17 @@ def default_choice(spec: MatmulSpec, row: Target, m: int) -> Choice:
     """What a kernel without a record computes `m` rows with."""
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
-    every = schedules.variants(row, layout, lambda rows: for_rows(chosen, row, rows).instruction)
+    every = schedules.variants(row, layout, functools.partial(instruction_for, chosen, row))
     fit = (variant for variant in every if variant.serves(m))
-    best = min(fit, key=lambda v: -(-m // v.tile.rows) * v.cost(layout.n_blocks))
+    best = min(fit, key=lambda v: v.cost_of(m, layout.n_blocks))
     return Choice(best.strategy, layout.k_block, best.parameters)
 
 
 def variant_of(spec: MatmulSpec, row: Target, choice: Choice) -> Variant:
     """The function that a choice stands for."""
-    instruction = for_rows(operands(spec, row), row, choice.parameters.rows).instruction
+    rows = choice.parameters.rows
+    instruction = instruction_for(operands(spec, row), row, choice.strategy, rows)
+    assert instruction is not None, "what `why_not` refuses"
     layout = layout_of(spec, row, choice.k_block)
     return schedules.tuned(row, layout, instruction, choice.strategy, choice.parameters)
 
@@ -77,7 +80,7 @@ def why_not(spec: MatmulSpec, row: Target, choice: Choice) -> str | None:
     return schedules.why_not(
         row,
         layout_for(spec, chosen, choice.k_block),
-        lambda rows: for_rows(chosen, row, rows).instruction,
+        functools.partial(instruction_for, chosen, row),
         choice.strategy,
         choice.parameters,
     )

@@ -32,7 +32,7 @@ def features(spec: MatmulSpec, row: Target, m: int, choice: Choice) -> list[floa
     tiles = -(-m // p.rows)
     sums = 2 if layout.groups > 1 else 1
     return [
-        math.log2(tiles * variant.cost(layout.n_blocks)),
+        math.log2(variant.cost_of(m, layout.n_blocks)),
         2.0 * (choice.strategy == "gemv"),
         math.log2(p.rows),
         math.log2(p.blocks),

@@ -25,9 +25,9 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 from tvm.s_tir.schedule import Trace
 
 from ..compiler.llvm import llvm_target
-from ..compiler.operands import for_rows, operands
+from ..compiler.operands import instruction_for, operands
 from ..compiler.spec import MatmulSpec, stored_as
-from ..schedules import gemm, gemv
+from ..schedules import WINOGRAD, gemm, gemv, winograd
 from ..schedules.space import Scope, of_trace
 from ..targets import Target
 from ..targets.layout import k_blocks
@@ -47,7 +47,7 @@ MOST_K_BLOCKS = 3
 #: How often the strategy may propose nothing that is new before the space counts as searched.
 PATIENCE = 8
 
-SPACES = {"gemm": gemm.space, "gemv": gemv.space}
+SPACES = {"gemm": gemm.space, "gemv": gemv.space, WINOGRAD: winograd.space}
 
 
 def workload(spec: MatmulSpec, m: int) -> tvm.IRModule:
@@ -68,9 +68,11 @@ def workload(spec: MatmulSpec, m: int) -> tvm.IRModule:
     return tvm.IRModule({"main": func})
 
 
-def strategies(m: int) -> tuple[str, ...]:
+def strategies(spec: MatmulSpec, row: Target, m: int) -> tuple[str, ...]:
     """Those that may be the best for `m` rows."""
-    return ("gemm", "gemv") if m <= gemv.MOST_ROWS else ("gemm",)
+    few = ("gemv",) if m <= gemv.MOST_ROWS else ()
+    has_winograd = instruction_for(operands(spec, row), row, WINOGRAD, m) is not None
+    return "gemm", *few, *((WINOGRAD,) if has_winograd else ())
 
 
 def scope_of(spec: MatmulSpec, row: Target, m: int) -> Scope:
@@ -80,7 +82,8 @@ def scope_of(spec: MatmulSpec, row: Target, m: int) -> Scope:
     sizes = k_blocks(spec.k, chosen.instruction, layout.group_size, layout.bits)
     rows = []
     for count in sorted({*range(1, MOST_ROWS + 1), *row.tile_rows}):
-        instruction = for_rows(chosen, row, count).instruction
+        instruction = instruction_for(chosen, row, "gemm", count)
+        assert instruction is not None
         fragments = -(-count // instruction.rows)
         if count % (fragments if instruction.shapes else instruction.rows) == 0:
             rows.append(count)
@@ -109,7 +112,10 @@ class Search:
     def _start(self, seed: int, batch: int) -> ms.TuneContext:
         """A context with the evolutionary strategy."""
         space = ms.space_generator.ScheduleFn(
-            lambda sch: [self.schedule(strategy, None) for strategy in strategies(self.m)],
+            lambda sch: [
+                self.schedule(strategy, None)
+                for strategy in strategies(self.spec, self.row, self.m)
+            ],
             sch_rules=[],
             postprocs=[HasCode(self.allows)],
             mutator_probs={AnotherValue(self._random): 1.0},

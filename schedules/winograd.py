@@ -1,0 +1,30 @@
+"""winograd: a gemm by products of sums of activations and weights.
+
+For chips without dot products of bytes, see `targets.instructions.winograd`.
+
+    parallel over tiles of x: pack          and for each row the sum of products within it
+    parallel over (mo, panel):
+      wu = the panel of w, widened          once for all tiles: beside additions and products, which
+                                            use every port, it would take a tenth of the time. What
+                                            is paired lies together, one stream to read
+      for mi, beside, kb, ks:               as `gemm`, reading wu
+        for r, block: acc += (xp + wu') * (xp' + wu)
+        y = epilogue(acc)                   subtracts the sums of products within x and within w
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tvm.s_tir import Schedule
+
+from . import gemm
+from .space import Scope
+
+#: Packing, tiles and prefetches are those of a gemm; `Program.widened_before` is the difference.
+schedule = gemm.schedule
+
+
+def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
+    """Sample a winograd's decisions, for `schedules.Parameters`."""
+    gemm.space(sch, scope, chosen, "winograd")

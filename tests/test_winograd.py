@@ -1,0 +1,64 @@
+"""Products of sums of activations and weights: exact at the ends of ranges, used for many rows."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import quantmm as qmm
+from quantmm.compiler.build import choose, kernel_of
+from quantmm.compiler.operands import layout_for, operands
+from quantmm.schedules import WINOGRAD
+
+ROWS = [row for row in qmm.targets.TARGETS if row.winograd_rows]
+
+
+def runnable(row):
+    """The row, or where this machine lacks it the loops that it means."""
+    return row if qmm.targets.why_not_here(row) is None else qmm.targets.emulated(row)
+
+
+def only_winograd(spec, row):
+    """A kernel that has no other strategy."""
+    layout = layout_for(spec, operands(spec, row))
+    choices = [each for each in choose(spec, row, layout) if each[0].strategy == WINOGRAD]
+    return kernel_of(spec, row, layout, choices)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("signs", [("int8", "int8"), ("uint8", "uint8"), ("int8", "uint8")])
+@pytest.mark.parametrize(("k", "group_size"), [(333, None), (4, None), (1, None), (200, 64)])
+def test_the_ends_of_every_range(row, signs, k, group_size):
+    activation, weight = signs
+    spec = qmm.MatmulSpec(
+        n=48, k=k, activation=activation, weight=weight, out="float32", group_size=group_size
+    )
+    kernel = only_winograd(spec, runnable(row))
+    m = 3 * max(row.winograd_rows) - 1
+    assert kernel.plan(m).strategy == WINOGRAD
+    x_ends, w_ends = (np.iinfo(dtype) for dtype in signs)
+    for x_end, w_end in itertools.product(
+        (x_ends.min, x_ends.max, None), (w_ends.min, w_ends.max, None)
+    ):
+        x = ends(x_ends, (m, k), x_end, 1).astype(activation)
+        w = ends(w_ends, (48, k), w_end, 2).astype(weight)
+        groups = 1 if group_size is None else -(-k // group_size)
+        shape = (48,) if group_size is None else (48, groups)
+        tensor = qmm.QTensor(w, np.ones(shape, np.float32), None, weight, group_size, w.shape)
+        exact = x.astype(np.int64) @ w.astype(np.int64).T
+        np.testing.assert_array_equal(kernel.bind(tensor, x_scale=1.0)(x), exact.astype(np.float32))
+
+
+def ends(limits, shape, end, seed):
+    """`end` everywhere, or where it is None both ends by chance."""
+    if end is not None:
+        return np.full(shape, end)
+    return np.random.default_rng(seed).choice([limits.min, limits.max], shape)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_few_rows_do_not_pay_for_it(row):
+    kernel = qmm.compile(qmm.MatmulSpec(n=256, k=256), row)
+    assert all(kernel.plan(m).strategy != WINOGRAD for m in range(1, 10))
+    assert kernel.plan(512).strategy == WINOGRAD
