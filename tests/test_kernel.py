@@ -91,7 +91,7 @@ def test_report_names_what_each_m_uses(target):
     rows = kernel.report([1, 512])
     assert rows[0]["strategy"] == "gemv"
     assert rows[0]["function"] != rows[1]["function"]
-    assert {row["instruction"] for row in rows} == {target.instruction.name}
+    assert {row["instruction"] for row in rows} <= {each.name for each in target.instructions}
     assert {row["record"] for row in rows} == {None}
     fixed = qmm.compile(qmm.MatmulSpec(n=64, k=64, m=3), target)
     assert [row["m"] for row in fixed.report()] == [3]
