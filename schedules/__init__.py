@@ -136,7 +136,7 @@ def variant(
         unroll = GEMV_UNROLL if not ahead and unrolls(layout, instruction, GEMV_UNROLL) else 1
     else:
         blocks = blocks_of(target, layout, instruction, rows)
-        across, ahead, unroll = panels(layout, blocks), 1, 1
+        across, ahead, unroll = panels(layout, instruction, blocks), 1, 1
     parameters = Parameters(
         rows,
         blocks,
@@ -258,7 +258,7 @@ def blocks_of(target: Target, layout: WeightLayout, instruction: Instruction, ro
     enough = -(-CHAINS // rows)  # accumulators, or dot products wait for each other
 
     def cost(blocks: int) -> float:
-        tile = Tile(rows, blocks, panels(layout, blocks))
+        tile = Tile(rows, blocks, panels(layout, instruction, blocks))
         return panels_of(layout.n_blocks, tile) * panel_cost(instruction, layout, tile)
 
     return min((blocks for blocks in reversed(fit) if blocks >= min(enough, fit[-1])), key=cost)
@@ -269,13 +269,16 @@ def small_groups(layout: WeightLayout) -> bool:
     return layout.groups > 1 and (layout.group_size or 0) <= SMALL_GROUP
 
 
-def panels(layout: WeightLayout, blocks: int) -> int:
+def panels(layout: WeightLayout, instruction: Instruction, blocks: int) -> int:
     """How many register tiles share a slab of x: as many as make a panel of `PANEL_COLUMNS`.
 
-    But fewer where the last task would compute much that nobody asked for.
+    But fewer where the last task would compute much that nobody asked for, and half as many where
+    a panel is widened and vectors are short: chips with 256 bits have 256 or 512 KB of L2.
     """
     count = -(-layout.n_blocks // blocks)
-    most = max(1, PANEL_COLUMNS // (blocks * layout.lanes))
+    widened = instruction.apart is not None
+    columns = min(PANEL_COLUMNS, 4 * layout.lanes) if widened else PANEL_COLUMNS
+    most = max(1, columns // (blocks * layout.lanes))
     fits = [p for p in range(1, most + 1) if -count % p <= IDLE_PANELS * count]
     return max(fits)
 
