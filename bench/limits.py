@@ -84,9 +84,8 @@ def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str
     ins, peak = target.instruction, peak_of(target)
     rows = (ins.rows,) if ins.rows > 1 else ()
     inner = (ins.depth // ins.block_depth,) if ins.depth > ins.block_depth else ()
-    piece = (ins.depth,) if ins.apart is None else (*inner, ins.block_depth)
     return [
-        ((peak.steps, peak.rows, *rows, *piece), ins.x_dtype),
+        ((peak.steps, peak.rows, *rows, ins.depth), ins.x_dtype),
         ((peak.steps, peak.blocks, *inner, ins.lanes, ins.block_depth), ins.w_dtype),
         ((threads, peak.rows, peak.blocks, *rows, ins.lanes), "int32"),
     ]
@@ -129,7 +128,7 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
             return w[index]
 
         def activation(k: Expr) -> Expr:
-            index = (step, a, *row, k) if ins.apart is None else (step, a, k // inner, k % inner)
+            index = step, a, *row, k
             return x[index]
 
         return te.sum(product(ins, activation, weight, d), axis=[repeat, step, d])

@@ -5,7 +5,6 @@
     xp[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
     x_sum[mo, mi, g, r]            sums of xp over each group
     x_pairs[mo, mi, g, r]          sums of products of both halves of every block of xp
-    x_paired[mo, mi, kb, ks, r, 2, d]   xp in the order in which both halves are multiplied
 
 Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xp
 that stand for no k hold 0, so that they add nothing to a product or a sum.
@@ -135,12 +134,6 @@ def pack(
             return xp[at].astype("int32") * x_apart[at]
 
         stages |= group_sums(layout, half, half, rows, pair, "x_pairs")
-        piece = chosen.instruction.block_depth
-        stages["x_paired"] = te.compute(
-            (rows.mo, rows.mi, layout.k_blocks, half // piece, rows.per_tile, 2, piece),
-            lambda o, i, kb, step, r, side, d: xp[o, i, kb, r, side * half + step * piece + d],
-            "x_paired",
-        )
 
     def sums(name: str) -> Callable[..., Expr] | None:
         stage = stages.get(name)

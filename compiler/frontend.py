@@ -2,7 +2,6 @@
 
     xp[mo, mi, kb, r, kk]          the activations in blocks; `activations` has the way there
     wu[nb, step, l, d]             weights as the instruction reads them      4 bits, or widened
-    wu[tile, kb, ks, nb, 2, l, d]  the same, where halves of a block are paired
     acc[mo, mi, p, r, nb, l]       sum over the k of part p of xp * w         the dot products
     sums[mo, mi, p, r, nb, l]      acc, where no vector can hold it           matrix tiles
     total[mo, mi, r, nb, l]        sum over p of acc, for groups times scale  where K is in parts
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..schedules.program import Parameters, Program, Tile, fitted, parts_of, x_steps
+from ..schedules.program import Parameters, Program, fitted, parts_of, x_steps
 from ..targets import Instruction, Target, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
@@ -84,7 +83,7 @@ def program(
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
 
     parts = parts_of(layout, instruction, tile)
-    sums = dot_products(layout, instruction, tile, parts, packed, inputs["w"], shape, block)
+    sums = dot_products(layout, instruction, parts, packed, inputs["w"], shape, block)
     part = te.reduce_axis((0, parts), "part")
     ending = Epilogue(spec, target, chosen, packed, inputs, block)
 
@@ -149,7 +148,6 @@ def placeholders(
 def dot_products(
     layout: WeightLayout,
     instruction: Instruction,
-    tile: Tile,
     parts: int,
     packed: Packed,
     w: te.Tensor,
@@ -161,46 +159,41 @@ def dot_products(
     Behind it "sums" where the instruction keeps its sums in registers of its own.
     """
     mo, mi, rows, n_blocks, lanes = tiles
-    depth, k_block, blocks = layout.depth, layout.k_block, tile.blocks
+    depth, k_block = layout.depth, layout.k_block
+
+    half = k_block // depth // 2
+
+    def place(step: Expr) -> Expr:
+        """Where a step of wu lies in w: what is paired lies together in wu, one stream to read."""
+        if instruction.apart is None:
+            return step
+        return step // (2 * half) * (2 * half) + step % 2 * half + step % (2 * half) // 2
+
+    def step_of(k: Expr) -> Expr:
+        """The step of wu with the weights of `k`; the inverse of `place`."""
+        step = k // depth
+        if instruction.apart is None:
+            return step
+        return step // (2 * half) * (2 * half) + step % half * 2 + step % (2 * half) // half
 
     def unpacked(nb: Expr, step: Expr, lane: Expr, d: Expr) -> Expr:
         if layout.bits == 8:
-            return w[block(nb), step, lane, d].astype(layout.dtype)
+            return w[block(nb), place(step), lane, d].astype(layout.dtype)
         nibble = w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
         return (nibble & tirx.const(15, "uint8")).astype(layout.dtype)
 
-    def widened(beside: Expr, kb: Expr, ks: Expr, b: Expr, side: Expr, *place: Expr) -> Expr:
-        return unpacked(beside * blocks + b, (kb * 2 + side) * half + ks, *place)
-
-    paired, half = instruction.apart is not None, k_block // depth // 2
-    if paired:
-        # What a tile multiplies at a time lies together: one stream of X to read, and one of W.
-        whole = n_blocks // blocks, layout.k_blocks, half, blocks, 2, lanes, depth
-        wu = te.compute(whole, widened, "wu")
-    elif layout.unpacked:
+    if layout.unpacked:
         wu = te.compute((n_blocks, layout.k_padded // depth, lanes, depth), unpacked, "wu")
-    xp = packed.stages["x_paired" if paired else "xp"]
-    x = te.compute(xp.shape, lambda *at: xp[at], "xv") if x_steps(layout, instruction) > 1 else xp
-
-    def places(k: Expr) -> tuple[Expr, ...]:
-        """Block of K, step of a half of it, which half, place in the step."""
-        step = k // depth
-        return k // k_block, step % half, step // half % 2, k % depth
 
     def weight(nb: Expr, k: Expr, lane: Expr) -> Expr:
-        if paired:
-            kb, ks, side, d = places(k)
-            return wu[nb // blocks, kb, ks, nb % blocks, side, lane, d]
         if layout.unpacked:
-            return wu[nb, k // depth, lane, k % depth]
+            return wu[nb, step_of(k), lane, k % depth]
         return w[block(nb), k // depth, lane, k % depth]
 
-    def activation(o: Expr, i: Expr, r: Expr, k: Expr) -> Expr:
-        if paired:
-            kb, ks, side, d = places(k)
-            return x[o, i, kb, ks, r, side, d]
-        return x[o, i, k // k_block, r, k % k_block]
-
+    x = packed.stages["xp"]
+    if x_steps(layout, instruction) > 1:
+        xp = x
+        x = te.compute(xp.shape, lambda *at: xp[at], "xv")
     per_part = layout.k_padded * instruction.products // (instruction.depth * parts)
     kk = te.reduce_axis((0, per_part), "kk")
 
@@ -208,7 +201,7 @@ def dot_products(
         r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
         term = product(
             instruction,
-            lambda k: activation(o, i, r, k),
+            lambda k: x[o, i, k // k_block, r, k % k_block],
             lambda k: weight(nb, k, lane),
             p * per_part + kk,
         )

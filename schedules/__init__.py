@@ -48,6 +48,9 @@ SPILLED_STEPS = 0.1
 #: Columns of a task. With fewer, slabs of x would pass from L2 to L1 more often than the dot
 #: products take; more weights would not stay in L2.
 PANEL_COLUMNS = 64
+#: Blocks of columns of a task that widens its weights, where those are fewer: they have twice the
+#: bytes then, and chips with short vectors have 256 or 512 KB of L2 (docs/performance.md).
+WIDENED_BLOCKS = 4
 #: Issue slots for a vector of weights beside those of its dot products (docs/performance.md).
 WEIGHT_SLOTS = 0.1
 #: What widening a block of columns takes, in issue slots of a tile (docs/performance.md).
@@ -272,14 +275,13 @@ def small_groups(layout: WeightLayout) -> bool:
 def panels(layout: WeightLayout, instruction: Instruction, blocks: int) -> int:
     """How many register tiles share a slab of x: as many as make a panel of `PANEL_COLUMNS`.
 
-    But fewer where the last task would compute much that nobody asked for, and half as many where
-    a panel is widened and vectors are short: chips with 256 bits have 256 or 512 KB of L2.
+    But fewer where the last task would compute much that nobody asked for.
     """
     count = -(-layout.n_blocks // blocks)
-    widened = instruction.apart is not None
-    columns = min(PANEL_COLUMNS, 4 * layout.lanes) if widened else PANEL_COLUMNS
-    most = max(1, columns // (blocks * layout.lanes))
-    fits = [p for p in range(1, most + 1) if -count % p <= IDLE_PANELS * count]
+    most = PANEL_COLUMNS // (blocks * layout.lanes)
+    if instruction.apart is not None:
+        most = min(most, WIDENED_BLOCKS // blocks)
+    fits = [p for p in range(1, max(1, most) + 1) if -count % p <= IDLE_PANELS * count]
     return max(fits)
 
 

@@ -66,7 +66,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
     sch.parallel(task)
     keep_in_registers(sch, program, loops, task)
     write_back(sch, program)
-    func = pack_few_alone(sch, packing, program)
+    func = pack_few_alone(sch, packing, program.parameters.few_tiles)
     instruction = program.instruction
     if instruction.registers is not None and instruction.intrinsic is not None:
         func = with_tiles(
@@ -83,15 +83,16 @@ def schedule(program: Program) -> tirx.PrimFunc:
     return prefetch_next_panel(func, program, sch.get(task), mi, beside, kb, part)
 
 
-def pack_few_alone(sch: Schedule, packing: LoopRV, program: Program) -> tirx.PrimFunc:
+def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:
     """The function with few tiles packed by the calling thread: waking the pool takes longer."""
     parallel = sch.get(packing)
     func = sch.mod["main"]
     root = func.body.block
     # What only the packing uses gets memory of its own in the copy: shared by both, it would have
     # to outlive them, and be as large as for all tiles at once.
-    names = "x_sum_", "x_pairs_", "x_range", *(["xp"] if "x_paired" in program.packing else [])
-    scratch = [b for b in root.alloc_buffers if b.name.startswith(names)]
+    scratch = [
+        b for b in root.alloc_buffers if b.name.startswith(("x_sum_", "x_pairs_", "x_range"))
+    ]
     own = [tirx.decl_buffer(b.shape, b.dtype, b.name) for b in scratch]
 
     def either(loop: tirx.For) -> tirx.Stmt:
@@ -99,7 +100,7 @@ def pack_few_alone(sch: Schedule, packing: LoopRV, program: Program) -> tirx.Pri
             return loop
         alone = copy(loop, scratch, own)
         serial = tirx.For(alone.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, alone.body)
-        return tirx.IfThenElse(loop.extent > program.parameters.few_tiles, loop, serial)
+        return tirx.IfThenElse(loop.extent > few, loop, serial)
 
     body = tvm_ffi.structural_map(root.body, [(tirx.For, either)])
     buffers = [*root.alloc_buffers, *own]

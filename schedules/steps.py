@@ -67,8 +67,6 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     for sums in ("x_sum", "x_pairs"):
         if sums in program.packing:
             sum_in_lanes(schedule, sums)
-    if "x_paired" in program.packing:
-        schedule.vectorize(schedule.get_loops(schedule.get_sblock("x_paired"))[-1])
     if "x_apart" in program.packing:
         schedule.compute_inline(schedule.get_sblock("x_apart"))
     if program.x_piece < program.layout.k_block:

@@ -8,7 +8,7 @@ For chips without dot products of bytes, see `targets.instructions.winograd`.
                                             use every port, it would take a tenth of the time. What
                                             is paired lies together, one stream to read
       for mi, beside, kb, ks:               as `gemm`, reading wu
-        for r, block: acc += (x + wu') * (x' + wu)     x: xp with its halves interleaved
+        for r, block: acc += (xp + wu') * (xp' + wu)
         y = epilogue(acc)                   subtracts the sums of products within x and within w
 """
 

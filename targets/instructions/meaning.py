@@ -45,26 +45,26 @@ def one_row(instruction: Instruction) -> tirx.PrimFunc:
 
 
 def paired(instruction: Instruction) -> tirx.PrimFunc:
-    """A piece and the one `apart`, which lie together, of X and of W."""
-    lanes, inner = instruction.lanes, instruction.block_depth
+    """X from a piece to the one `apart`; of W both pieces, which lie together."""
+    lanes, inner, apart = instruction.lanes, instruction.block_depth, instruction.apart
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
 
     @T.prim_func(s_tir=True)
     def loops(
-        X: T.Buffer((2, inner), x_dtype, offset_factor=1),
+        X: T.Buffer((apart + inner,), x_dtype, offset_factor=1),
         W: T.Buffer((2, lanes, inner), w_dtype, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], X[0:2, 0:inner], W[0:2, 0:lanes, 0:inner])
+            T.reads(C[0:lanes], X[0 : apart + inner], W[0:2, 0:lanes, 0:inner])
             T.writes(C[0:lanes])
             for lane in T.serial(0, lanes):
                 for d in T.serial(0, inner):
                     with T.sblock("dot"):
                         vl, vd = T.axis.remap("SR", [lane, d])
-                        C[vl] = C[vl] + (
-                            T.cast(X[0, vd], "int32") + T.cast(W[1, vl, vd], "int32")
-                        ) * (T.cast(X[1, vd], "int32") + T.cast(W[0, vl, vd], "int32"))
+                        C[vl] = C[vl] + (T.cast(X[vd], "int32") + T.cast(W[1, vl, vd], "int32")) * (
+                            T.cast(X[apart + vd], "int32") + T.cast(W[0, vl, vd], "int32")
+                        )
 
     return loops
 

@@ -60,24 +60,24 @@ def one_row(instruction: Instruction, dot) -> tirx.PrimFunc:
 
 
 def paired(instruction: Instruction, dot) -> tirx.PrimFunc:
-    """X is two broadcasts, W two vectors; each two lie side by side."""
-    lanes, inner = instruction.lanes, instruction.block_depth
+    """X is two broadcasts, the second `apart` behind the first; W two vectors, one by the other."""
+    lanes, inner, apart = instruction.lanes, instruction.block_depth, instruction.apart
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
     sums, few, vector = f"int32x{lanes}", f"{x_dtype}x{inner}", f"{w_dtype}x{lanes * inner}"
 
     @T.prim_func(s_tir=True)
     def code(
-        X: T.Buffer((2, inner), x_dtype, offset_factor=1),
+        X: T.Buffer((apart + inner,), x_dtype, offset_factor=1),
         W: T.Buffer((2, lanes, inner), w_dtype, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], X[0:2, 0:inner], W[0:2, 0:lanes, 0:inner])
+            T.reads(C[0:lanes], X[0 : apart + inner], W[0:2, 0:lanes, 0:inner])
             T.writes(C[0:lanes])
             C[T.ramp(T.int32(0), 1, lanes)] = dot(
                 instruction,
                 C.vload([0], dtype=sums),
-                (X.vload([0, 0], dtype=few), X.vload([1, 0], dtype=few)),
+                (X.vload([0], dtype=few), X.vload([apart], dtype=few)),
                 (W.vload([0, 0, 0], dtype=vector), W.vload([1, 0, 0], dtype=vector)),
             )
 
