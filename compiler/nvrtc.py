@@ -1,23 +1,22 @@
 """CUDA C++ to machine code for NVIDIA GPUs, on machines with and without one.
 
-NVRTC compiles where the package of its library is installed (the extra quantmm[cuda]) or a toolkit
-is; otherwise nvcc does. Both get the same options, which keep the roundings that the source has:
-no contraction of a * b + c, no fast division or square root, denormal numbers.
+NVRTC compiles, through NVIDIA's cuda-bindings, where the extra quantmm[cuda] is installed; without
+it nvcc does. Both get the same options, which keep the roundings that the source has: no
+contraction of a * b + c, no fast division or square root, denormal numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 from ..errors import CudaSourceError, QuantmmError, ToolError
 from ..targets.cuda_prelude import PRELUDE
@@ -25,12 +24,6 @@ from ..targets.cuda_prelude import PRELUDE
 Form = Literal["cubin", "ptx"]
 
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
-
-#: In the order in which they are tried. Machine code of CUDA 12 loads with the drivers of CUDA 12
-#: and later, that of CUDA 13, whose ELF files have another version, with those of 13 and later.
-LIBRARIES = ("libnvrtc.so.12", "libnvrtc.so.13")
-#: Where NVIDIA's packages put them, below site-packages.
-FOLDERS = ("cuda_nvrtc/lib", "cu13/lib")
 
 #: NVRTC has no standard library. TVM's sources include these and use the integers' names.
 HEADERS = {
@@ -83,8 +76,8 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
         The source is wrong; the message has the first error.
     """
     full = f'{PRELUDE}#line 1 "kernel.cu"\n{source}'
-    if library() is not None:
-        return with_nvrtc(full, architecture, form)
+    if nvrtc := library():
+        return with_nvrtc(nvrtc, full, architecture, form)
     if nvcc := shutil.which("nvcc"):
         return with_nvcc(nvcc, full, architecture, form)
     raise ToolError(
@@ -96,9 +89,8 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
 def version() -> str:
     """What compiles here, for cache keys and reports: "nvrtc 12.6", "nvcc 13.0" or "none"."""
     if nvrtc := library():
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        check(nvrtc, "nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
-        return f"nvrtc {major.value}.{minor.value}"
+        major, minor = check(nvrtc.nvrtcVersion())
+        return f"nvrtc {major}.{minor}"
     nvcc = shutil.which("nvcc")
     return nvcc_version(nvcc) if nvcc else "none"
 
@@ -112,35 +104,32 @@ def nvcc_version(nvcc: str) -> str:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """NVRTC's library, from its package or where the system looks for libraries."""
-    spec = importlib.util.find_spec("nvidia")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    paths = [
-        Path(place) / folder / name for name in LIBRARIES for place in places for folder in FOLDERS
-    ]
-    for candidate in (*(str(path) for path in paths if path.exists()), *LIBRARIES):
-        with contextlib.suppress(OSError):
-            nvrtc = ctypes.CDLL(candidate)
-            nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-            return nvrtc
-    return None
+def library() -> ModuleType | None:
+    """cuda-bindings' module, if it finds NVRTC: in a package of NVIDIA's, conda or a toolkit."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    # The bindings load NVRTC with the first call, and tell that they cannot with a RuntimeError.
+    except (ImportError, RuntimeError):
+        return None
+    return nvrtc
 
 
-def check(nvrtc: ctypes.CDLL, function: str, *arguments: object) -> None:
-    """Call a function of NVRTC; what it returns is an error."""
-    if status := nvrtc[function](*arguments):
-        raise ToolError(f"{function}: {nvrtc.nvrtcGetErrorString(status).decode()}")
+def check(returned: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a function of NVRTC returned, without the status that it begins with."""
+    status, *results = returned
+    if status:
+        raise ToolError(f"NVRTC: {status.name}")
+    return tuple(results)
 
 
-def with_nvrtc(source: str, architecture: str, form: Form) -> bytes:
+def with_nvrtc(nvrtc: ModuleType, source: str, architecture: str, form: Form) -> bytes:
     """Compile with NVRTC."""
-    nvrtc = library()
-    assert nvrtc is not None
     real = architecture if form == "cubin" else architecture.replace("sm_", "compute_")
-    options = texts([*OPTIONS, f"--gpu-architecture={real}"])
+    options = encoded([*OPTIONS, f"--gpu-architecture={real}"])
     with new_program(nvrtc, source) as program:
-        status = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if status:
             log = output(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
             raise refused(log, architecture)
@@ -150,30 +139,28 @@ def with_nvrtc(source: str, architecture: str, form: Form) -> bytes:
 
 
 @contextlib.contextmanager
-def new_program(nvrtc: ctypes.CDLL, source: str) -> Iterator[ctypes.c_void_p]:
+def new_program(nvrtc: ModuleType, source: str) -> Iterator[Any]:
     """A program of NVRTC's, destroyed at the end."""
-    program = ctypes.c_void_p()
-    headers, names = texts([*HEADERS.values()]), texts([*HEADERS])
+    headers, names = encoded(HEADERS.values()), encoded(HEADERS)
     arguments = (source.encode(), b"kernel.cu", len(names), headers, names)
-    check(nvrtc, "nvrtcCreateProgram", ctypes.byref(program), *arguments)
+    (program,) = check(nvrtc.nvrtcCreateProgram(*arguments))
     try:
         yield program
     finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+        nvrtc.nvrtcDestroyProgram(program)
 
 
-def texts(strings: list[str]) -> ctypes.Array[ctypes.c_char_p]:
-    """Strings as C has them."""
-    return (ctypes.c_char_p * len(strings))(*(string.encode() for string in strings))
+def encoded(strings: Iterable[str]) -> list[bytes]:
+    """Strings as NVRTC takes them."""
+    return [string.encode() for string in strings]
 
 
-def output(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> bytes:
+def output(nvrtc: ModuleType, program: Any, name: str) -> bytes:
     """What `nvrtcGet<name>` gives."""
-    size = ctypes.c_size_t()
-    check(nvrtc, f"nvrtcGet{name}Size", program, ctypes.byref(size))
-    content = ctypes.create_string_buffer(size.value)
-    check(nvrtc, f"nvrtcGet{name}", program, content)
-    return content.raw
+    (size,) = check(getattr(nvrtc, f"nvrtcGet{name}Size")(program))
+    content = bytes(size)  # The bindings write into it.
+    check(getattr(nvrtc, f"nvrtcGet{name}")(program, content))
+    return content
 
 
 def with_nvcc(nvcc: str, source: str, architecture: str, form: Form) -> bytes:
