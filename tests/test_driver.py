@@ -292,14 +292,15 @@ def test_a_driver_that_lacks_a_function(monkeypatch, fake):
 
 
 def test_nothing_else_is_needed(library):
-    """Neither TVM nor torch is imported."""
+    """Neither TVM nor torch is imported, and NVIDIA's own bindings may be missing."""
     program = f"""
         import sys
+        sys.modules["cuda"] = None
         from quantmm.targets import driver
         driver.LIBRARY = {str(library)!r}
         assert len(driver.driver().devices()) == 2
         assert driver.driver() is driver.driver()
-        assert not {{"tvm", "torch", "cuda"}} & {{*sys.modules}}
+        assert not {{"tvm", "torch"}} & {{*sys.modules}}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
