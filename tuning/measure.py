@@ -12,7 +12,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import threadpoolctl
@@ -36,6 +36,13 @@ UNTOUCHED = 0xA5
 TURN_SECONDS, WARM_SECONDS = 0.02, 0.15
 
 
+class Calls(NamedTuple):
+    """Of a contender with one of its packed weights: on the problem's rows, and on the first."""
+
+    whole: Callable[[], object]
+    one_row: Callable[[], object]
+
+
 class Bench:
     """Kernels of one problem at a time, on numbers that `Problem` draws from a seed."""
 
@@ -44,7 +51,7 @@ class Bench:
         self._problem: Problem | None = None
         self._expected: np.ndarray | None = None
         self._linears: dict[Any, list[Linear]] = {}
-        self._calls: dict[str, Iterator[Callable[[], object]]] = {}
+        self._calls: dict[str, Iterator[Calls]] = {}
         self._threads = 1
 
     def prepare(self, spec: MatmulSpec, m: int, seed: int, threads: int) -> None:
@@ -74,7 +81,8 @@ class Bench:
         linears = [linear.for_kernel(kernel) for linear in self._bound(kernel)]
         if check and (wrong := self._wrong(kernel, linears[0])):
             return wrong
-        calls = [self._call(linear, self._problem.m) for linear in linears]
+        m = self._problem.m
+        calls = [Calls(self._call(linear, m), self._call(linear, 1)) for linear in linears]
         self._calls[name] = itertools.cycle(calls)
         return None
 
@@ -93,12 +101,15 @@ class Bench:
         return calls
 
     def turn(self, name: str, calls: int) -> float:
-        """Seconds per call of a contender, after one call that wakes everything."""
+        """Seconds per call of a contender.
+
+        A call on one row comes before: it wakes the threads, and reads the weight once.
+        """
         rotation = self._calls[name]
-        next(rotation)()
+        next(rotation).one_row()
         start = time.perf_counter()
         for _ in range(calls):
-            next(rotation)()
+            next(rotation).whole()
         return (time.perf_counter() - start) / calls
 
     def _call(self, linear: Linear, m: int) -> Callable[[], object]:
