@@ -178,15 +178,14 @@ def on_tensor_core(sch: Schedule, program: CudaProgram, first: LoopRV) -> None:
     in_registers(sch, "acc")
     acc = sch.get_sblock("acc")
     within = 3 if program.layout.halves == 1 else 4
-    rf, nb, r = sch.get_loops(acc)[-within - 2 : -within + 1]
+    rf, nb = sch.get_loops(acc)[-within - 2 : -within]
     zero = sch.decompose_reduction(acc, first)
-    zeros, product = cuda_mma.register(
-        program.instruction, program.layout.bits, program.layout.piece
-    )
+    blocks, layout = int(sch.get(nb).extent), program.layout
+    zeros, product = cuda_mma.register(program.instruction, layout.bits, layout.piece, blocks)
     *_, zero_rf, zero_nb, zero_r, _ = sch.get_loops(zero)
     sch.tensorize(zero_r, zeros)
-    sch.tensorize(r, product)
-    for loop in (zero_rf, zero_nb, rf, nb):
+    sch.tensorize(nb, product)
+    for loop in (zero_rf, zero_nb, rf):
         unroll(sch, loop)
 
 

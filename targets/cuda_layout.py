@@ -3,7 +3,8 @@
 A step is what one product of a warp covers: 8 columns, `piece` bytes of each. Lane 4 c + t of a
 warp reads the t-th quarter of column c, at most 16 bytes, and a warp all 8 * piece of them in a
 row. The tensor core does not mind which k it is given as which, as long as both operands agree: so
-a lane takes a quarter of a row of X as well, with one load of shared memory and no ldmatrix.
+a lane takes a quarter of a row of X as well, with one load of shared memory. Quarters of 4 bytes
+are what ldmatrix gives.
 
 4-bit weights lie two to a byte, the `piece` first k of a step in the low nibbles, the next ones in
 the high ones. Multiplied in the upper half of a byte (w << 4), they count 16 times.

@@ -101,6 +101,16 @@ def test_the_inner_loop_of_a_large_multiplication_is_products(target):
         assert products >= 0.45 * len(loop), name
 
 
+@pytest.mark.parametrize("target", [t for t in CUDA_TARGETS if t.matrix], ids=lambda t: t.name)
+def test_rows_of_16_bytes_are_loaded_as_matrices(target):
+    variants, _, code = of(target, FORMATS["w4-g32"])
+    for name, variant in variants.items():
+        if variant.strategy != "gemv":
+            # 16 rows in one load, for all of a warp's columns.
+            matrices = code[name].count("LDSM", "4")
+            assert 1 <= matrices <= code[name].count("IMMA") / 4, name
+
+
 def test_int4_sums_that_could_leave_int32_are_refused():
     for activation, weight, most in (
         ("int8", "int4", 131071),

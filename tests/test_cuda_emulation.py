@@ -60,7 +60,7 @@ LOADS = "".join(
         qmm_ldmatrix_x{n}(registers, tile + order[threadIdx.x % {8 * n}]);
         for (int i = 0; i < {n}; ++i) d[threadIdx.x * {n} + i] = registers[i];""",
     )
-    for n in (1, 2, 4)
+    for n in (2, 4)
 )
 
 
@@ -111,7 +111,7 @@ def test_dp4a(primitives, x_type, w_type):
     assert np.array_equal(c, expected)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("n", [2, 4])
 def test_ldmatrix(primitives, n):
     rng = np.random.default_rng(n)
     rows = random(rng, np.uint16, (32, 8))
@@ -351,17 +351,17 @@ WRONG = {
     "mask": ("__syncwarp(0xff);", 32, "the mask 0x000000ff, which lacks lane 8"),
     "width": ("__shfl_sync(~0u, 1, 0, 12);", 32, "width 12; expected a power of 2"),
     "part_of_a_warp": (
-        "unsigned r[1]; extern __shared__ int s[]; qmm_ldmatrix_x1(r, s);",
+        "unsigned r[2]; extern __shared__ int s[]; qmm_ldmatrix_x2(r, s);",
         16,
-        "qmm_ldmatrix_x1 in a warp of fewer than 32 threads",
+        "qmm_ldmatrix_x2 in a warp of fewer than 32 threads",
     ),
     "ldmatrix_misaligned": (
-        "unsigned r[1]; extern __shared__ int s[]; qmm_ldmatrix_x1(r, s + threadIdx.x % 8);",
+        "unsigned r[2]; extern __shared__ int s[]; qmm_ldmatrix_x2(r, s + threadIdx.x % 8);",
         32,
         r"no multiple of 16 \(lane 1\)",
     ),
     "ldmatrix_global": (
-        "unsigned r[1]; qmm_ldmatrix_x1(r, x);",
+        "unsigned r[2]; qmm_ldmatrix_x2(r, x);",
         32,
         "outside of the shared memory",
     ),

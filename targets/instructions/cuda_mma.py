@@ -1,4 +1,4 @@
-"""One step of a warp on the tensor core: 16 rows times 8 columns, see `cuda_layout`.
+"""One step of a warp on the tensor core: 16 rows times blocks of 8 columns, see `cuda_layout`.
 
 The sums lie as mma.sync leaves them (PTX ISA, "Matrix Fragments for mma.m16n8k32"): lane 4 g + t
 holds rows g and g + 8, columns 2 t and 2 t + 1. `cuda_steps.STEPS` has the code that is called.
@@ -24,15 +24,19 @@ def place(r: Expr, c: Expr) -> tuple[Expr, Expr]:
 
 
 @functools.cache
-def register(instruction: Instruction, bits: int, piece: int) -> tuple[str, str]:
-    """Make zeroing and product known to TVM; returns the names to tensorize with."""
+def register(instruction: Instruction, bits: int, piece: int, blocks: int) -> tuple[str, str]:
+    """Make zeroing and product known to TVM; returns the names to tensorize with.
+
+    The product is that of a step with `blocks` blocks of columns: rows of X are loaded once.
+    """
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
     signs = SHORT[x_dtype] + SHORT[w_dtype]
     function = f"qmm_mma_{bits}_{piece}_{signs}"
     product = bytes_product if bits == 8 else nibbles_product
-    TensorIntrin.register(function, *product(function, x_dtype, w_dtype, piece), override=True)
+    name = f"{function}_{blocks}"
+    TensorIntrin.register(name, *product(function, x_dtype, w_dtype, piece, blocks), override=True)
     TensorIntrin.register("qmm_mma_zero", *zero(), override=True)
-    return "qmm_mma_zero", function
+    return "qmm_mma_zero", name
 
 
 def zero() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
@@ -64,45 +68,65 @@ def zero() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
 
 
 def bytes_product(
-    function: str, x_dtype: str, w_dtype: str, piece: int
+    function: str, x_dtype: str, w_dtype: str, piece: int, blocks: int
 ) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
     """8-bit weights: one piece of X per step."""
 
     @T.prim_func(s_tir=True)
     def meaning(
         X: T.Buffer((16, piece), x_dtype, offset_factor=1, align=16, scope="shared.dyn"),
-        W: T.Buffer((8, piece), w_dtype, offset_factor=1, align=16, scope="shared.dyn"),
-        C: T.Buffer((32, 4), "int32", offset_factor=1, scope="warp"),
+        W: T.Buffer(
+            (blocks, 1, 8, piece),
+            w_dtype,
+            offset_factor=1,
+            align=16,
+            scope="shared.dyn",
+            strides=("apart", "step", piece, 1),
+        ),
+        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:32, 0:4], X[0:16, 0:piece], W[0:8, 0:piece])
-            T.writes(C[0:32, 0:4])
-            for r, c, q in T.grid(16, 8, piece):
+            T.reads(C[0:blocks, 0:32, 0:4], X[0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
+            T.writes(C[0:blocks, 0:32, 0:4])
+            for n, r, c, q in T.grid(blocks, 16, 8, piece):
                 with T.sblock("dot"):
-                    vr, vc, vq = T.axis.remap("SSR", [r, c, q])
-                    T.reads(C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2], X[vr, vq], W[vc, vq])
-                    T.writes(C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
-                    C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = C[
-                        vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2
-                    ] + T.cast(X[vr, vq], "int32") * T.cast(W[vc, vq], "int32")
+                    vn, vr, vc, vq = T.axis.remap("SSSR", [n, r, c, q])
+                    T.reads(
+                        C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2],
+                        X[vr, vq],
+                        W[vn, 0, vc, vq],
+                    )
+                    T.writes(C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
+                    C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = C[
+                        vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2
+                    ] + T.cast(X[vr, vq], "int32") * T.cast(W[vn, 0, vc, vq], "int32")
 
     @T.prim_func(s_tir=True)
     def code(
         X: T.Buffer((16, piece), x_dtype, offset_factor=1, align=16, scope="shared.dyn"),
-        W: T.Buffer((8, piece), w_dtype, offset_factor=1, align=16, scope="shared.dyn"),
-        C: T.Buffer((32, 4), "int32", offset_factor=1, scope="warp"),
+        W: T.Buffer(
+            (blocks, 1, 8, piece),
+            w_dtype,
+            offset_factor=1,
+            align=16,
+            scope="shared.dyn",
+            strides=("apart", "step", piece, 1),
+        ),
+        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:32, 0:4], X[0:16, 0:piece], W[0:8, 0:piece])
-            T.writes(C[0:32, 0:4])
+            T.reads(C[0:blocks, 0:32, 0:4], X[0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
+            T.writes(C[0:blocks, 0:32, 0:4])
             for lane in T.thread_binding(32, "threadIdx.x"):
                 T.evaluate(
                     T.call_extern(
                         "void",
                         function,
-                        T.address_of(C[lane, 0]),
+                        T.address_of(C[0, lane, 0]),
                         X.access_ptr("r"),
                         W.access_ptr("r"),
+                        W.strides[0],
+                        blocks,
                     )
                 )
 
@@ -110,7 +134,7 @@ def bytes_product(
 
 
 def nibbles_product(
-    function: str, x_dtype: str, w_dtype: str, piece: int
+    function: str, x_dtype: str, w_dtype: str, piece: int, blocks: int
 ) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
     """4-bit weights: two pieces of X per step, for the low nibbles and the high ones."""
 
@@ -124,23 +148,34 @@ def nibbles_product(
             scope="shared.dyn",
             strides=("half", piece, 1),
         ),
-        W: T.Buffer((8, piece), "uint8", offset_factor=1, align=16, scope="shared.dyn"),
-        C: T.Buffer((32, 4), "int32", offset_factor=1, scope="warp"),
+        W: T.Buffer(
+            (blocks, 1, 8, piece),
+            "uint8",
+            offset_factor=1,
+            align=16,
+            scope="shared.dyn",
+            strides=("apart", "step", piece, 1),
+        ),
+        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:32, 0:4], X[0:2, 0:16, 0:piece], W[0:8, 0:piece])
-            T.writes(C[0:32, 0:4])
-            for r, c, h, q in T.grid(16, 8, 2, piece):
+            T.reads(C[0:blocks, 0:32, 0:4], X[0:2, 0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
+            T.writes(C[0:blocks, 0:32, 0:4])
+            for n, r, c, h, q in T.grid(blocks, 16, 8, 2, piece):
                 with T.sblock("dot"):
-                    vr, vc, vh, vq = T.axis.remap("SSRR", [r, c, h, q])
-                    T.reads(C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2], X[vh, vr, vq], W[vc, vq])
-                    T.writes(C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
-                    C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = C[
-                        vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2
+                    vn, vr, vc, vh, vq = T.axis.remap("SSSRR", [n, r, c, h, q])
+                    T.reads(
+                        C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2],
+                        X[vh, vr, vq],
+                        W[vn, 0, vc, vq],
+                    )
+                    T.writes(C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
+                    C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = C[
+                        vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2
                     ] + T.cast(X[vh, vr, vq], "int32") * T.cast(
                         T.cast(
                             T.shift_left(
-                                T.shift_right(W[vc, vq], T.cast(vh * 4, "uint8")), T.uint8(4)
+                                T.shift_right(W[vn, 0, vc, vq], T.cast(vh * 4, "uint8")), T.uint8(4)
                             ),
                             w_dtype,
                         ),
@@ -157,21 +192,30 @@ def nibbles_product(
             scope="shared.dyn",
             strides=("half", piece, 1),
         ),
-        W: T.Buffer((8, piece), "uint8", offset_factor=1, align=16, scope="shared.dyn"),
-        C: T.Buffer((32, 4), "int32", offset_factor=1, scope="warp"),
+        W: T.Buffer(
+            (blocks, 1, 8, piece),
+            "uint8",
+            offset_factor=1,
+            align=16,
+            scope="shared.dyn",
+            strides=("apart", "step", piece, 1),
+        ),
+        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:32, 0:4], X[0:2, 0:16, 0:piece], W[0:8, 0:piece])
-            T.writes(C[0:32, 0:4])
+            T.reads(C[0:blocks, 0:32, 0:4], X[0:2, 0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
+            T.writes(C[0:blocks, 0:32, 0:4])
             for lane in T.thread_binding(32, "threadIdx.x"):
                 T.evaluate(
                     T.call_extern(
                         "void",
                         function,
-                        T.address_of(C[lane, 0]),
+                        T.address_of(C[0, lane, 0]),
                         X.access_ptr("r"),
                         X.strides[0],
                         W.access_ptr("r"),
+                        W.strides[0],
+                        blocks,
                     )
                 )
 

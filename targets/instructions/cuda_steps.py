@@ -39,62 +39,80 @@ static __device__ __forceinline__ void qmm_words(unsigned* to, const unsigned ch
 }
 
 // 16 rows, 8 columns, 32 k, in registers as mma.m16n8k32 has them.
-// Four words of X stand side by side there, from two loads: QMM_WORD puts them together, for all
-// columns once. Left to itself the compiler copies them anew for each.
 #if __CUDA_ARCH__ >= 800
 #define QMM_WORD(v) qmm_own(v)
-#define QMM_PRODUCT(SIGNS) qmm_mma_m16n8k32_##SIGNS(c, a, both);
+#define QMM_PRODUCT(SIGNS, c, a, b) qmm_mma_m16n8k32_##SIGNS(c, a, b);
 #else
 #define QMM_WORD(v) (v)
-#define QMM_PRODUCT(SIGNS)                          \
+#define QMM_PRODUCT(SIGNS, c, a, b)                 \
   for (int k = 0; k < 2; ++k)                       \
     for (int r = 0; r < 2; ++r)                     \
-      qmm_mma_m8n8k16_##SIGNS(c + 2 * r, a + 2 * k + r, both + k);
+      qmm_mma_m8n8k16_##SIGNS((c) + 2 * r, (a) + 2 * k + r, (b) + k);
 #endif
 
+// Rows g and g + 8 of a piece of X, for as many products as the piece is deep.
+// Four words stand side by side there. ldmatrix brings them so, out of rows of 16 bytes without a
+// conflict of banks. Of longer rows, one load of 16 or 8 bytes brings what two products want, and
+// QMM_WORD puts it together, for all columns once: left to itself the compiler copies it for each.
+template <int words>
+static __device__ __forceinline__ void qmm_rows(unsigned (*a)[4], const unsigned char* x) {
+  if constexpr (words == 1) {
+    qmm_ldmatrix_x2(a[0], x + threadIdx.x % 16 * 16);
+    a[0][2] = a[0][3] = 0;
+  } else {
+    unsigned low[words], high[words];
+    qmm_words<words>(low, x + threadIdx.x * (4 * words));
+    qmm_words<words>(high, x + 8 * 16 * words + threadIdx.x * (4 * words));
+    for (int j = 0; j < words; j += 2) {
+      unsigned* to = a[j / 2];
+      to[0] = QMM_WORD(low[j]); to[1] = QMM_WORD(high[j]);
+      to[2] = QMM_WORD(low[j + 1]); to[3] = QMM_WORD(high[j + 1]);
+    }
+  }
+}
+
+// A step with blocks of columns that lie `apart`; with 4 bits, its halves of X lie `half` apart.
 #define QMM_STEPS(SIGNS)                                                                        \
-  /* Rows g and g + 8 of a piece of X times the words of a column. */                           \
-  template <int words>                                                                          \
-  static __device__ __forceinline__ void qmm_piece_##SIGNS(                                     \
-      int* c, const unsigned char* x, const unsigned* b) {                                      \
-    unsigned low[words], high[words];                                                           \
-    qmm_words<words>(low, x + threadIdx.x * (4 * words));                                       \
-    qmm_words<words>(high, x + 8 * 16 * words + threadIdx.x * (4 * words));                     \
-    for (int j = 0; j < words; j += 2) {                                                        \
-      const int next = words > 1 ? j + 1 : j;                                                   \
-      unsigned a[4] = {QMM_WORD(low[j]), QMM_WORD(high[j]), 0, 0};                              \
-      if (words > 1) { a[2] = QMM_WORD(low[next]); a[3] = QMM_WORD(high[next]); }               \
-      unsigned both[2] = {b[j], words > 1 ? b[next] : 0u};                                      \
-      QMM_PRODUCT(SIGNS)                                                                        \
-    }                                                                                           \
-  }                                                                                             \
   template <int words>                                                                          \
   static __device__ __forceinline__ void qmm_bytes_##SIGNS(                                     \
-      int* c, const void* x, const void* w) {                                                   \
-    unsigned b[words];                                                                          \
-    qmm_words<words>(b, (const unsigned char*)w + threadIdx.x * (4 * words));                   \
-    qmm_piece_##SIGNS<words>(c, (const unsigned char*)x, b);                                    \
+      int* c, const void* x, const void* w, int apart, int blocks) {                            \
+    unsigned a[(words + 1) / 2][4];                                                             \
+    qmm_rows<words>(a, (const unsigned char*)x);                                                \
+    const unsigned char* columns = (const unsigned char*)w + threadIdx.x * (4 * words);         \
+    _Pragma("unroll") for (int n = 0; n < blocks; ++n) {                                        \
+      unsigned b[words + words % 2] = {};                                                       \
+      qmm_words<words>(b, columns + n * apart);                                                 \
+      for (int j = 0; j < words; j += 2) { QMM_PRODUCT(SIGNS, c + 4 * n, a[j / 2], b + j) }     \
+    }                                                                                           \
   }                                                                                             \
   template <int words>                                                                          \
   static __device__ __forceinline__ void qmm_nibbles_##SIGNS(                                   \
-      int* c, const void* x, int half, const void* w) {                                         \
-    unsigned b[words], low[words], high[words];                                                 \
-    qmm_words<words>(b, (const unsigned char*)w + threadIdx.x * (4 * words));                   \
-    for (int j = 0; j < words; ++j) {                                                           \
-      low[j] = qmm_lo4(b[j]);                                                                   \
-      high[j] = qmm_hi4(b[j]);                                                                  \
-    }                                                                                           \
+      int* c, const void* x, int half, const void* w, int apart, int blocks) {                  \
     const unsigned char* rows = (const unsigned char*)x;                                        \
-    if (words == 1) {                                                                           \
-      unsigned a[4];                                                                            \
-      for (int h = 0; h < 2; ++h)                                                               \
-        for (int r = 0; r < 2; ++r)                                                             \
-          qmm_words<1>(a + 2 * h + r, rows + h * half + 128 * r + threadIdx.x * 4);             \
-      unsigned both[2] = {low[0], high[0]};                                                     \
-      QMM_PRODUCT(SIGNS)                                                                        \
+    unsigned a[2][(words + 1) / 2][4];                                                          \
+    if constexpr (words == 1) {                                                                 \
+      qmm_ldmatrix_x4(a[0][0], rows + threadIdx.x / 16 * half + threadIdx.x % 16 * 16);         \
     } else {                                                                                    \
-      qmm_piece_##SIGNS<words>(c, rows, low);                                                   \
-      qmm_piece_##SIGNS<words>(c, rows + half, high);                                           \
+      qmm_rows<words>(a[0], rows);                                                              \
+      qmm_rows<words>(a[1], rows + half);                                                       \
+    }                                                                                           \
+    const unsigned char* columns = (const unsigned char*)w + threadIdx.x * (4 * words);         \
+    _Pragma("unroll") for (int n = 0; n < blocks; ++n) {                                        \
+      unsigned b[words], halves[2][words];                                                      \
+      qmm_words<words>(b, columns + n * apart);                                                 \
+      for (int j = 0; j < words; ++j) {                                                         \
+        halves[0][j] = qmm_lo4(b[j]);                                                           \
+        halves[1][j] = qmm_hi4(b[j]);                                                           \
+      }                                                                                         \
+      if constexpr (words == 1) {                                                               \
+        unsigned both[2] = {halves[0][0], halves[1][0]};                                        \
+        QMM_PRODUCT(SIGNS, c + 4 * n, a[0][0], both)                                            \
+      } else {                                                                                  \
+        for (int h = 0; h < 2; ++h)                                                             \
+          for (int j = 0; j < words; j += 2) {                                                  \
+            QMM_PRODUCT(SIGNS, c + 4 * n, a[h][j / 2], halves[h] + j)                           \
+          }                                                                                     \
+      }                                                                                         \
     }                                                                                           \
   }                                                                                             \
   QMM_SIZES(SIGNS, 64, 4)                                                                       \
@@ -153,10 +171,12 @@ static __device__ __forceinline__ int qmm_sum_quarters(int sum) {
 
 #define QMM_SIZES(SIGNS, PIECE, WORDS)                                                          \
   static __device__ __forceinline__ void qmm_mma_8_##PIECE##_##SIGNS(                           \
-      int* c, const void* x, const void* w) { qmm_bytes_##SIGNS<WORDS>(c, x, w); }              \
+      int* c, const void* x, const void* w, int apart, int blocks) {                            \
+    qmm_bytes_##SIGNS<WORDS>(c, x, w, apart, blocks);                                           \
+  }                                                                                             \
   static __device__ __forceinline__ void qmm_mma_4_##PIECE##_##SIGNS(                           \
-      int* c, const void* x, int half, const void* w) {                                         \
-    qmm_nibbles_##SIGNS<WORDS>(c, x, half, w);                                                  \
+      int* c, const void* x, int half, const void* w, int apart, int blocks) {                  \
+    qmm_nibbles_##SIGNS<WORDS>(c, x, half, w, apart, blocks);                                   \
   }
 
 QMM_STEPS(s8s8)

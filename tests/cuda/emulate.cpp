@@ -425,9 +425,7 @@ void emulated_ldmatrix(const char* name, int matrices, unsigned* d, const void* 
   need_whole_warp(name);
   Ldmatrix record = {d, address};
   collective(name, ~0u, &record,
-             matrices == 4   ? complete_ldmatrix<4>
-             : matrices == 2 ? complete_ldmatrix<2>
-                             : complete_ldmatrix<1>);
+             matrices == 4 ? complete_ldmatrix<4> : complete_ldmatrix<2>);
 }
 
 // An asynchronous copy happens as late as it may: when its group is waited for. Until then the

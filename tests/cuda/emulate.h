@@ -246,7 +246,6 @@ EMULATED_SIGNS(u8, unsigned char, 0, u8, unsigned char, 0)
   static inline void qmm_ldmatrix_x##n(unsigned* d, const void* shared) {      \
     emulated_ldmatrix("qmm_ldmatrix_x" #n, n, d, shared);                      \
   }
-EMULATED_LDMATRIX(1)
 EMULATED_LDMATRIX(2)
 EMULATED_LDMATRIX(4)
 
