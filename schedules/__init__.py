@@ -36,8 +36,9 @@ Dots = Callable[[str, int], Instruction | None]
 GEMV_ROWS = 4
 #: Rows of the smallest tile of a gemm: 33 rows are 11 of 3, but 4 of 9 with 3 idle ones.
 GEMM_TILE_ROWS = 3
-#: Streams of weights of a gemv with several rows, which the hardware's prefetchers follow; one row
-#: reads memory at full speed with one stream (docs/performance.md).
+#: Streams of weights of a gemv, which the hardware's prefetchers follow, and which share loads of x.
+#: One row reads memory at full speed with one stream where a dot product is one instruction
+#: (docs/performance.md).
 STREAMS = 4
 #: Groups up to this size leave one stream, which asks for its weights ahead of time: their scales
 #: are a second stream beside it, and the end of a group keeps the core from looking far ahead.
@@ -244,7 +245,8 @@ def streams(target: Target, layout: WeightLayout, instruction: Instruction, rows
 
     Float sums of long groups may pass through memory: that is short beside a group.
     """
-    most = 1 if rows == 1 or small_groups(layout) else STREAMS
+    one = (rows == 1 and instruction.alone) or small_groups(layout)
+    most = 1 if one else STREAMS
     return min(most, fitting(target, layout, instruction, rows, sums=1)[-1])
 
 

@@ -93,6 +93,11 @@ class Instruction:
         return self.interleave or self.depth
 
     @property
+    def alone(self) -> bool:
+        """Whether it is all that a dot product takes, with nothing between operands and sum."""
+        return self.mnemonic is not None and self.temporaries == 0
+
+    @property
     def products(self) -> int:
         """Products that one instruction adds to each sum."""
         return self.depth if self.apart is None else self.depth // 2
