@@ -36,7 +36,7 @@ Dots = Callable[[str, int], Instruction | None]
 GEMV_ROWS = 4
 #: Rows of the smallest tile of a gemm: 33 rows are 11 of 3, but 4 of 9 with 3 idle ones.
 GEMM_TILE_ROWS = 3
-#: Streams of weights of a gemv, which the hardware's prefetchers follow, and which share loads of x.
+#: Streams of weights of a gemv, which the hardware's prefetchers follow; they share the loads of x.
 #: One row reads memory at full speed with one stream where a dot product is one instruction
 #: (docs/performance.md).
 STREAMS = 4
