@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..targets import Instruction, Target, WeightLayout
-from .program import CHAINS, Parameters, Program, Tile, unrolls, x_steps
+from .program import CACHE_LINE, CHAINS, Parameters, Program, Tile, unrolls, x_steps
 
 __all__ = [
     "CUDA_SCHEDULE_VERSION",
@@ -24,7 +24,7 @@ __all__ = [
 #: Counts changes of the recipes; a record or file of another version is not used.
 SCHEDULE_VERSION = 4
 #: The same of the recipes for GPUs.
-CUDA_SCHEDULE_VERSION = 2
+CUDA_SCHEDULE_VERSION = 3
 
 #: The strategy of tiles that multiply sums of activations and weights.
 WINOGRAD = "winograd"
@@ -37,8 +37,8 @@ GEMV_ROWS = 4
 #: Rows of the smallest tile of a gemm: 33 rows are 11 of 3, but 4 of 9 with 3 idle ones.
 GEMM_TILE_ROWS = 3
 #: Streams of weights of a gemv, which the hardware's prefetchers follow; they share the loads of x.
-#: One row reads memory at full speed with one stream where a dot product is one instruction
-#: (docs/performance.md).
+#: One row reads memory at full speed with one stream where a dot product is one instruction, or
+#: takes a cache line of weights (docs/performance.md).
 STREAMS = 4
 #: Groups up to this size leave one stream, which asks for its weights ahead of time: their scales
 #: are a second stream beside it, and the end of a group keeps the core from looking far ahead.
@@ -245,8 +245,8 @@ def streams(target: Target, layout: WeightLayout, instruction: Instruction, rows
 
     Float sums of long groups may pass through memory: that is short beside a group.
     """
-    one = (rows == 1 and instruction.alone) or small_groups(layout)
-    most = 1 if one else STREAMS
+    quick = instruction.alone or target.vector_bytes >= CACHE_LINE
+    most = 1 if (rows == 1 and quick) or small_groups(layout) else STREAMS
     return min(most, fitting(target, layout, instruction, rows, sums=1)[-1])
 
 
