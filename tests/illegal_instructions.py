@@ -52,6 +52,10 @@ class Counts(Mapping[str, int]):
         return repr({mnemonic: n for mnemonic, n in self.items() if n})
 
 
+#: Features of CPUs whose instructions can be emulated.
+EMULATED = frozenset({"avx_vnni", "avx_vnni_int8", "amx_tile", "amx_int8"})
+
+
 @contextlib.contextmanager
 def emulating(*, marked: bool = False) -> Iterator[Counts]:
     """Emulate inside the block, in every thread; skip the test where that is impossible.

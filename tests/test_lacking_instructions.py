@@ -8,13 +8,11 @@ import pytest
 import quantmm as qmm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from illegal_instructions import emulating
+from illegal_instructions import EMULATED, emulating
 from quantmm.bench import limits
 from quantmm.compiler import runtime
 from quantmm.targets import machine
 
-#: What the emulator can do instead of the CPU.
-EMULATED = {"avx_vnni", "avx_vnni_int8", "amx_tile", "amx_int8"}
 ROWS = ("x86-amx", "x86-avxvnniint8", "x86-avxvnni")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import arm
 import quantmm as qmm
-from illegal_instructions import emulating
+from illegal_instructions import EMULATED, emulating
 from quantmm.cli.verify import random_problem
 from quantmm.compiler.build import versions
 from quantmm.compiler.problem import Problem, check
@@ -54,7 +54,9 @@ def with_instructions_in_software(
     target: str, problems: list[Problem]
 ) -> tuple[str, list[str | None]]:
     """How the problems went on this CPU, which lacks some of the instructions."""
-    row = qmm.targets.find(target)
+    row = qmm.targets.find_cpu(target)
+    if reason := machine.why_not(row.architecture, row.features - EMULATED):
+        raise SystemExit(f"{target}: {reason}, which is not emulated")
     here = machine.cpu_features()
     machine.cpu_features = lambda: here | row.features  # type: ignore[assignment]
     machine.tiles_refused = lambda: None
