@@ -71,7 +71,7 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
     Raises
     ------
     ToolError
-        Neither NVRTC nor nvcc is there, or the one that is does not know the architecture.
+        Neither NVRTC nor nvcc is there, or the one that is does not load or know the architecture.
     CudaSourceError
         The source is wrong; the message has the first error.
     """
@@ -108,11 +108,15 @@ def library() -> ModuleType | None:
     """cuda-bindings' module, if it finds NVRTC: in a package of NVIDIA's, conda or a toolkit."""
     try:
         from cuda.bindings import nvrtc
-
-        nvrtc.nvrtcVersion()
-    # The bindings load NVRTC with the first call, and tell that they cannot with a RuntimeError.
-    except (ImportError, RuntimeError):
+        from cuda.pathfinder import DynamicLibNotFoundError
+    except ImportError:
         return None
+    try:
+        nvrtc.nvrtcVersion()  # The first call loads NVRTC.
+    except DynamicLibNotFoundError:
+        return None
+    except RuntimeError as error:
+        raise ToolError(f"NVRTC does not load: {error}") from error
     return nvrtc
 
 

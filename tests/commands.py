@@ -12,7 +12,13 @@ from quantmm.compiler import records
 
 def start(*words):
     """Start `quantmm` with these words."""
-    code = "from quantmm.cli.main import run; run()"
+    # A shell lets what it starts in the background, and all of its children, ignore SIGINT.
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from quantmm.cli.main import run
+run()
+"""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
         stdout=subprocess.PIPE,

@@ -191,6 +191,24 @@ def test_without_a_compiler(monkeypatch):
         nvrtc.compile_cuda(LOOP, "sm_80")
 
 
+def test_a_broken_library_is_not_passed_over(monkeypatch):
+    bindings = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings")
+    pathfinder = pytest.importorskip("cuda.pathfinder")
+
+    def fail(error):
+        def version():
+            raise error
+
+        monkeypatch.setattr(bindings, "nvrtcVersion", version)
+
+    monkeypatch.setattr(nvrtc, "library", nvrtc.library.__wrapped__)
+    fail(pathfinder.DynamicLibNotFoundError("nowhere"))
+    assert nvrtc.library() is None
+    fail(RuntimeError("libnvrtc.so.12: file too short"))
+    with pytest.raises(qmm.errors.ToolError, match="NVRTC does not load: libnvrtc"):
+        nvrtc.compile_cuda(LOOP, "sm_80")
+
+
 @pytest.fixture
 def fake_nvcc(monkeypatch, tmp_path):
     """An nvcc that writes its arguments, where there is no NVRTC."""
