@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from quantmm.compiler import records
 from quantmm.errors import QuantmmError, RpcError
 from quantmm.targets import machine
 from quantmm.tuning import candidate, keeping, rpc, stage
+from quantmm.tuning import server as rpc_server
 from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database
 from quantmm.tuning.stage import DEFAULT, Stage
@@ -179,6 +181,17 @@ def test_what_is_sent_arrives():
     assert rpc.unpacked(rpc.packed({"cpu": "a", "quantmm.unknown": 1}))["cpu"] == "a"
     with pytest.raises(TypeError, match="a complex cannot be sent"):
         rpc.packed(1j)
+
+
+def test_what_a_server_does_not_know_is_an_answer():
+    row = dataclasses.replace(targets.host(), name="mine")
+    asked = {"place": "tuning_faults:Bench", "call": ["header", [row, 1]], "seconds": 1.0}
+    children, text = rpc_server.Children(), rpc.packed(asked)
+    while not (answer := children.ask(text)):
+        text = ""
+    answered = rpc.unpacked(answer)
+    assert not answered["fine"]
+    assert answered["answer"].startswith("TargetError: no target 'mine'")
 
 
 # Errors are one line.

@@ -30,6 +30,7 @@ from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningEr
 from quantmm.schedules import Parameters
 from quantmm.schedules.space import of_trace
 from quantmm.tuning import candidate, keeping, measure, plot, run, stage
+from quantmm.tuning import log as logs
 from quantmm.tuning.candidate import Choice, default_choice
 from quantmm.tuning.log import Database, database_for
 from quantmm.tuning.model import Model
@@ -792,6 +793,58 @@ def test_logs_of_other_machines_are_kept_apart(copy, tmp_path):
     reasons = [each.why_not_here() for each in keeping.kernels(tmp_path / "both")]
     assert None in reasons
     assert any(reason and "cpu is 'another'" in reason for reason in reasons)
+
+
+def test_trials_stay_with_their_problem_where_another_is_damaged(copy, tmp_path):
+    (database,) = records.databases(copy)
+    path = database / records.WORKLOADS
+    _, second = path.read_text().splitlines()
+    path.write_text(f"damaged\n{second}\n")
+    before = [line for line in map(json.loads, lines(copy)) if line[0] == 1]
+    assert before
+    keeping.merge([copy], tmp_path / "new")
+    (merged,) = records.databases(tmp_path / "new")
+    assert (merged / records.WORKLOADS).read_text().splitlines() == [second]
+    after = list(map(json.loads, lines(tmp_path / "new")))
+    assert after == [[0, record] for _, record in before]
+    found = [line for line in keeping.check(copy) if records.TRIALS in line]
+    assert len(found) == len(lines(copy)) - len(before)
+    assert "is for workload 0, which is not there" in found[0]
+
+
+def test_merging_keeps_the_newer_record(copy, tmp_path):
+    (line,) = lines(copy, records.KERNELS)
+    header = records.read_header(records.databases(copy)[0])
+    older = database_for(tmp_path / "older", header)
+    older.add(records.KERNELS, [{**json.loads(line), "date": "2020-01-01"}])
+    keeping.merge([copy, tmp_path / "older"], tmp_path / "both")
+    assert lines(tmp_path / "both", records.KERNELS) == [line]
+    keeping.merge([copy], tmp_path / "older")
+    assert lines(tmp_path / "older", records.KERNELS)[-1] == line
+
+
+def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):
+    database = Database(tmp_path)
+    whole = io.FileIO.write
+
+    class Slow(io.FileIO):
+        def write(self, content):
+            return whole(self, content[:3])
+
+    monkeypatch.setattr(logs, "open", lambda path, *_, **__: Slow(path, "a+"), raising=False)
+    assert database.add(records.KERNELS, [{"a": 1}, {"b": 2}]) == 2
+    assert (tmp_path / records.KERNELS).read_text() == '{"a": 1}\n{"b": 2}\n'
+
+
+def test_the_users_folder_hides_no_modules(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # an empty entry is the current folder too
+    worker = Worker("quantmm.tuning.measure:Bench")
+    try:
+        worker.call("prepare", SPEC, 1, 0, 1, seconds=20)
+    finally:
+        worker.close()
 
 
 def test_check_says_what_is_damaged(quantmm, copy):

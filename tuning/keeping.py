@@ -116,10 +116,10 @@ def check(log: Path) -> list[str]:
         except QuantmmError as error:
             found.append(str(error))
             continue
-        workloads = len(database.read(WORKLOADS, workload_fields))
+        workloads = {line - 1 for line, _ in database.read(WORKLOADS, workload_fields)}
         for number, (workload, _, _) in database.read(TRIALS, parse_trial):
-            if not 0 <= workload < workloads:
-                reason = f"is for workload {workload}; there are {workloads}"
+            if workload not in workloads:
+                reason = f"is for workload {workload}, which is not there"
                 database.damage.append(Damage(path / TRIALS, number, reason))
         database.read(FAILURES, parse_failure)
         for number, fields in database.read(KERNELS, kernel_fields):
@@ -160,11 +160,12 @@ def merge(sources: Sequence[Path], into: Path) -> int:
 
 
 def merge_database(source: Path, into: Database) -> int:
-    """Add the lines of one database that another does not have."""
+    """Add the lines of one database that another does not have, and no older records."""
     given = Database(source)
+    # A trial names the line of its workload, whatever has become of the lines before.
     new = {
-        number: into.workload(list(fields))
-        for number, (_, fields) in enumerate(given.read(WORKLOADS, workload_fields))
+        line - 1: into.workload(list(fields))
+        for line, fields in given.read(WORKLOADS, workload_fields)
     }
 
     def renumbered(line: Any) -> Any:
@@ -181,9 +182,25 @@ def merge_database(source: Path, into: Database) -> int:
         known = {json.dumps(line) for _, line in into.read(name, lambda line: line)}
         lines = [json.dumps(line) for _, line in given.read(name, parse)]
         fresh = [line for line in lines if line not in known]
+        if name == KERNELS:
+            fresh = not_older(fresh, into)
         into.add(name, fresh)
         count += len(fresh)
     return count
+
+
+def not_older(lines: list[str], into: Database) -> list[str]:
+    """The records of kernels that are no older than what there is; the last one counts."""
+    there = {
+        fields["spec"]: str(fields.get("date", ""))
+        for _, fields in into.read(KERNELS, kernel_fields)
+    }
+    records_of = [(line, json.loads(line)) for line in lines]
+    return [
+        line
+        for line, fields in records_of
+        if str(fields.get("date", "")) >= there.get(fields["spec"], "")
+    ]
 
 
 def prune(log: Path) -> int:

@@ -8,6 +8,7 @@ are reported and skipped. Nothing here imports `tvm`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,9 @@ class Database:
                 content = "".join(line + "\n" for line in lines).encode()
                 if file.tell() and not ends_with_newline(file):
                     content = b"\n" + content  # a process that was ended while it wrote
-                file.write(content)
+                while content:  # a disk that fills up takes a part first
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror}") from None
 

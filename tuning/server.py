@@ -59,15 +59,21 @@ class Children:
             self._answers.put(self._answer(self._requests.get()))
 
     def _answer(self, request: str) -> str:
-        asked = unpacked(request)
-        worker = self._workers.setdefault(asked["place"], Worker(asked["place"]))
-        method, arguments = asked["call"]
+        starts, alive = 0, False
         try:
-            fine, answer = True, worker.call(method, *arguments, seconds=asked["seconds"])
-        except WorkerError as error:
-            fine, answer = False, str(error)
-        state = {"starts": worker.starts, "alive": worker.alive}
-        return packed({**state, "fine": fine, "answer": answer})
+            asked = unpacked(request)
+            worker = self._workers.setdefault(asked["place"], Worker(asked["place"]))
+            method, arguments = asked["call"]
+            try:
+                fine, answer = True, worker.call(method, *arguments, seconds=asked["seconds"])
+            except WorkerError as error:
+                fine, answer = False, str(error)
+            starts, alive = worker.starts, worker.alive
+            return packed({"starts": starts, "alive": alive, "fine": fine, "answer": answer})
+        # Without an answer the other side would ask for ever: a target that only it knows, say.
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            return packed({"starts": starts, "alive": alive, "fine": False, "answer": said})
 
 
 @functools.cache

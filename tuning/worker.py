@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import QuantmmError
-from ..processes import end_with_parent
+from ..processes import end_with_parent, python_module
 
 #: Seconds for a child to start: Python, NumPy and, to build, TVM.
 START_SECONDS = 60.0
@@ -56,7 +56,7 @@ class Worker:
         here, there = multiprocessing.Pipe()
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "quantmm.tuning.worker", str(there.fileno()), self.place],
+            python_module("quantmm.tuning.worker", str(there.fileno()), self.place),
             stdin=subprocess.DEVNULL,
             stdout=self._messages,
             stderr=self._messages,
