@@ -44,7 +44,7 @@ class Peak:
 #: By the number of registers that hold sums: matrix tiles, 16 and 32 vectors; 16 where two vectors
 #: of weights and two temporaries take more of them.
 PEAKS = {8: Peak(2, 2, 8), 16: Peak(6, 2, 64), 32: Peak(4, 4, 64)}
-PAIRED = {16: Peak(4, 2, 64), 32: Peak(4, 4, 64)}
+SUMS = {16: Peak(4, 2, 64), 32: Peak(4, 4, 64)}
 PEAK_REPEATS = 1024
 
 #: Vectors that the read kernel sums independently, and the bytes that it reads.
@@ -75,7 +75,7 @@ def dot_gops(target: Target, threads: int) -> float:
 
 def peak_of(target: Target) -> Peak:
     """The peak kernel's tile."""
-    peaks = PEAKS if target.instruction.apart is None else PAIRED
+    peaks = SUMS if target.instruction.form == "sums" else PEAKS
     return peaks[budget(target, target.instruction)]
 
 
@@ -83,10 +83,18 @@ def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str
     """Shapes and dtypes of X, W and sums: fragments as the instruction reads and writes them."""
     ins, peak = target.instruction, peak_of(target)
     rows = (ins.rows,) if ins.rows > 1 else ()
-    inner = (ins.depth // ins.block_depth,) if ins.depth > ins.block_depth else ()
+    x_inner: tuple[int, ...] = (*rows, ins.depth)
+    w_inner: tuple[int, ...] = (ins.lanes, ins.block_depth)
+    if ins.form == "signs":
+        x_inner = 2, ins.depth
+    elif ins.form == "sums":
+        x_inner, w_inner = (2, ins.products), (2, ins.lanes * ins.products)
+    elif ins.depth > ins.block_depth:
+        w_inner = ins.depth // ins.block_depth, *w_inner
+    x_dtype, w_dtype = ins.read_dtypes
     return [
-        ((peak.steps, peak.rows, *rows, ins.depth), ins.x_dtype),
-        ((peak.steps, peak.blocks, *inner, ins.lanes, ins.block_depth), ins.w_dtype),
+        ((peak.steps, peak.rows, *x_inner), x_dtype),
+        ((peak.steps, peak.blocks, *w_inner), w_dtype),
         ((threads, peak.rows, peak.blocks, *rows, ins.lanes), "int32"),
     ]
 
@@ -110,9 +118,9 @@ def peak_kernel(target: Target, threads: int) -> tvm_ffi.Function:
 def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
     """The peak kernel before code generation."""
     ins, peak = target.instruction, peak_of(target)
-    (x_shape, _), (w_shape, _), (y_shape, _) = peak_arrays(target, threads)
-    x = te.placeholder(x_shape, ins.x_dtype, "x")
-    w = te.placeholder(w_shape, ins.w_dtype, "w")
+    (x_shape, x_dtype), (w_shape, w_dtype), (y_shape, _) = peak_arrays(target, threads)
+    x = te.placeholder(x_shape, x_dtype, "x")
+    w = te.placeholder(w_shape, w_dtype, "w")
     repeat = te.reduce_axis((0, PEAK_REPEATS), "repeat")
     step = te.reduce_axis((0, peak.steps), "step")
     d = te.reduce_axis((0, ins.products), "d")
@@ -121,14 +129,16 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
         *row, lane = at
         inner = ins.block_depth
 
-        def weight(k: Expr) -> Expr:
-            index = (
-                (step, b, lane, k) if inner == ins.depth else (step, b, k // inner, lane, k % inner)
-            )
-            return w[index]
+        def weight(part: int, k: Expr) -> Expr:
+            if ins.form == "sums":
+                return w[step, b, part, lane * ins.products + k]
+            if inner == ins.depth:
+                return w[step, b, lane, k]
+            return w[step, b, k // inner, lane, k % inner]
 
-        def activation(k: Expr) -> Expr:
-            index = step, a, *row, k
+        def activation(part: int, k: Expr) -> Expr:
+            parts = () if ins.form == "bytes" else (part,)
+            index = step, a, *parts, *row, k
             return x[index]
 
         return te.sum(product(ins, activation, weight, d), axis=[repeat, step, d])

@@ -2,11 +2,13 @@
 
     x_range[mo, mi, r]             the range of a row, as integers that sort like its floats
     x_scale, x_zero_point          what `quantize` makes of that range
-    xp[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
-    x_sum[mo, mi, g, r]            sums of xp over each group
-    x_pairs[mo, mi, g, r]          sums of products of both halves of every block of xp
+    xq[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
+    xp[mo, mi, kb, r, ...]         what the instruction reads: xq itself, or both parts of it,
+                                   magnitudes and signs or even and odd k
+    x_sum[mo, mi, g, r]            sums of xq over each group
+    x_own[mo, mi, g, r]            sums that the instruction adds for X alone
 
-Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xp
+Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xq
 that stand for no k hold 0, so that they add nothing to a product or a sum.
 
 NaN and infinity sort above every finite number, so a row that holds one gets a scale that is not
@@ -21,9 +23,9 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ..targets import Chip, Target, WeightLayout
+from ..targets import Chip, Instruction, Target, WeightLayout
 from . import functions
-from .operands import Operands, needs_pairs, needs_x_sum
+from .operands import Operands, needs_x_sum
 from .spec import INTEGER_RANGE, MatmulSpec
 
 #: Sums of activations are formed in vectors of this many int32.
@@ -59,15 +61,15 @@ class Packed:
     ----------
     stages : the tensors that are computed, in order.
     scale, zero_point : of the row (o, i, r); no zero point where the spec has none.
-    sums, pairs : of the integers of a group, and of the products of those that the instruction
-        pairs, (o, i, group, r), where the correction needs them.
+    sums, own : of the integers of a group, and what the instruction adds for them alone,
+        (o, i, group, r), where the correction needs them.
     """
 
     stages: dict[str, te.Tensor]
     scale: PerRow
     zero_point: PerRow | None
     sums: Callable[..., Expr] | None
-    pairs: Callable[..., Expr] | None = None
+    own: Callable[..., Expr] | None = None
 
 
 def pack(
@@ -80,11 +82,12 @@ def pack(
 ) -> Packed:
     """X of `inputs` in the order in which a tile reads it."""
     stages: dict[str, te.Tensor] = {}
+    one = chosen.instruction
     scale, zero_point = scales(spec, target, rows, inputs, stages)
 
     def byte(o: Expr, i: Expr, r: Expr, start: Expr, kk: Expr) -> Expr:
         """The integer at position `kk` of the block of K that starts at `start`."""
-        row, dtype = rows.at(o, i, r), chosen.instruction.x_dtype
+        row, dtype = rows.at(o, i, r), one.x_dtype
         x = inputs["x"]
         if spec.packed_activation:
             half = layout.k_block // 2
@@ -102,44 +105,100 @@ def pack(
         zero = None if zero_point is None else zero_point(o, i, r)
         return quantized(spec, target, value, scale(o, i, r), zero, chosen.x_offset).astype(dtype)
 
-    stages["xp"] = xp = te.compute(
-        (rows.mo, rows.mi, layout.k_blocks, rows.per_tile, layout.k_block),
-        lambda o, i, kb, r, kk: in_blocks(
-            layout, kb, kk, lambda start, at: byte(o, i, r, start, at), chosen.instruction.x_dtype
-        ),
-        "xp",
-    )
+    def at_position(o: Expr, i: Expr, kb: Expr, r: Expr, kk: Expr) -> Expr:
+        return in_blocks(layout, kb, kk, lambda start, at: byte(o, i, r, start, at), one.x_dtype)
+
+    def in_steps(o: Expr, i: Expr, kb: Expr, r: Expr, step: Expr, d: Expr) -> Expr:
+        return at_position(o, i, kb, r, step * one.depth + d)
+
+    outer = rows.mo, rows.mi, layout.k_blocks, rows.per_tile
+    if one.form == "bytes":
+        stages["xp"] = xq = te.compute((*outer, layout.k_block), at_position, "xp")
+    else:
+        shape = *outer, layout.k_block // one.depth, one.depth
+        stages["xq"] = xq = te.compute(shape, in_steps, "xq")
+        stages["xp"] = parted(xq, one)
+
+    def integer(*at: Expr) -> Expr:
+        *place, kk = at
+        index = at if one.form == "bytes" else (*place, kk // one.depth, kk % one.depth)
+        return xq[index].astype("int32")
+
     if needs_x_sum(spec, chosen):
         # With zero points the weight's part of the correction differs from column to column;
         # without, these are the correction.
         factor = 1 if spec.weight_zero_point else -chosen.w_offset
         # A matrix instruction's activations lie in pieces of its depth.
-        one = chosen.instruction
         piece = layout.k_block if one.rows == 1 else one.depth
-
-        def integer(o: Expr, i: Expr, kb: Expr, r: Expr, kk: Expr) -> Expr:
-            return xp[o, i, kb, r, kk].astype("int32")
-
         stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_sum", factor)
-    if needs_pairs(chosen):
-        half = layout.k_block // 2
-        # TVM cannot follow a stage that reads xp in two places; steps.pack inlines this one.
-        stages["x_apart"] = x_apart = te.compute(
-            (*xp.shape[:-1], half),
-            lambda o, i, kb, r, kk: xp[o, i, kb, r, kk + half].astype("int32"),
-            "x_apart",
-        )
-
-        def pair(*at: Expr) -> Expr:
-            return xp[at].astype("int32") * x_apart[at]
-
-        stages |= group_sums(layout, half, half, rows, pair, "x_pairs")
+    if one.form == "signs":
+        stages |= negatives(layout, rows, integer)
+    if one.form == "sums":
+        stages |= pairs(layout, rows, stages["xp"])
 
     def sums(name: str) -> Callable[..., Expr] | None:
         stage = stages.get(name)
         return None if stage is None else lambda *at: stage[at]
 
-    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_pairs"))
+    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_own"))
+
+
+def parted(xq: te.Tensor, instruction: Instruction) -> te.Tensor:
+    """Both parts of the integers, one behind the other in every block of K."""
+    *outer, steps, depth = xq.shape
+    dtype, _ = instruction.read_dtypes
+
+    def sign(value: Expr) -> Expr:
+        return value >> tirx.const(7, instruction.x_dtype)
+
+    def magnitude_or_sign(*at: Expr) -> Expr:
+        *place, part, kk = at
+        index = *place, kk // depth, kk % depth
+        value = xq[index]
+        magnitude = (value ^ sign(value)) - sign(value)
+        return tirx.Select(part == 0, magnitude, sign(value)).astype(dtype)
+
+    def even_or_odd(*at: Expr) -> Expr:
+        *place, part, kk = at
+        half = depth // 2
+        index = *place, kk // half, kk % half * 2 + part
+        return xq[index].astype(dtype)
+
+    if instruction.form == "signs":
+        return te.compute((*outer, 2, steps * depth), magnitude_or_sign, "xp")
+    return te.compute((*outer, 2, steps * depth // 2), even_or_odd, "xp")
+
+
+def negatives(
+    layout: WeightLayout, rows: Rows, integer: Callable[..., Expr]
+) -> dict[str, te.Tensor]:
+    """The sums of the negative integers: what `instructions.signs` adds."""
+
+    def negative(*at: Expr) -> Expr:
+        return tirx.min(integer(*at), tirx.const(0, "int32"))
+
+    return group_sums(layout, layout.k_block, layout.k_block, rows, negative, "x_own")
+
+
+def pairs(layout: WeightLayout, rows: Rows, xp: te.Tensor) -> dict[str, te.Tensor]:
+    """The sums of products of even and odd ones: what `instructions.winograd` adds."""
+    *outer, _, half = xp.shape
+
+    def part(number: int, at: tuple[Expr, ...]) -> Expr:
+        index = *at[:-1], number, at[-1]
+        return xp[index].astype("int32")
+
+    # TVM cannot follow a stage that reads xp in two places; steps.pack inlines this one.
+    odd = te.compute((*outer, half), lambda *at: part(1, at), "x_odd")
+    sums = group_sums(
+        layout,
+        layout.k_block // 2,
+        layout.k_block // 2,
+        rows,
+        lambda *at: part(0, at) * odd[at],
+        "x_own",
+    )
+    return {"x_odd": odd, **sums}
 
 
 def scales(

@@ -14,7 +14,7 @@ from tvm.ir import Expr
 from ..targets import Chip
 from . import functions
 from .activations import Packed
-from .operands import Operands, needs_pairs, needs_w_sum, needs_x_sum
+from .operands import Operands, needs_w_own, needs_w_sum, needs_x_own, needs_x_sum
 from .rounding import multiply_add
 from .spec import MatmulSpec
 
@@ -51,11 +51,11 @@ class Epilogue:
     def exact(self, value: Expr, group: Expr | int, at: Place) -> Expr:
         """`value`, the sum of products over a group, with the corrections of `operands`."""
         o, i, r, *_ = at
-        if needs_pairs(self.chosen):
-            assert self.packed.pairs is not None
-            value = (
-                value - self.packed.pairs(o, i, group, r) - self.per_column("w_pairs", group, at)
-            )
+        if needs_x_own(self.chosen):
+            assert self.packed.own is not None
+            value = value - self.packed.own(o, i, group, r)
+        if needs_w_own(self.chosen):
+            value = value - self.per_column("w_own", group, at)
         if needs_w_sum(self.spec, self.chosen):
             w_sum = self.per_column("w_sum", group, at)
             if self.packed.zero_point is not None:

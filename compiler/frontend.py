@@ -1,7 +1,8 @@
 """The multiplication as a TensorExpression, for one strategy's tile of rows.
 
     xp[mo, mi, kb, r, kk]          the activations in blocks; `activations` has the way there
-    wu[nb, step, l, d]             weights as the instruction reads them      4 bits, or widened
+    wu[nb, step, l, d]             weights as the instruction reads them      4 bits, or even and
+                                                                              odd ones, widened
     acc[mo, mi, p, r, nb, l]       sum over the k of part p of xp * w         the dot products
     sums[mo, mi, p, r, nb, l]      acc, where no vector can hold it           matrix tiles
     total[mo, mi, r, nb, l]        sum over p of acc, for groups times scale  where K is in parts
@@ -26,7 +27,7 @@ from ..targets import Instruction, Target, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
 from .epilogue import Epilogue
-from .operands import Operands, needs_pairs, needs_w_sum
+from .operands import Operands, needs_w_own, needs_w_sum
 from .products import product
 from .spec import MatmulSpec, stored_as
 
@@ -37,7 +38,7 @@ def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
         "x": True,
         "w": True,
         "w_sum": needs_w_sum(spec, chosen),
-        "w_pairs": needs_pairs(chosen),
+        "w_own": needs_w_own(chosen),
         "w_zero_point": spec.weight_zero_point,
         "w_scale": spec.out != "int32",
         "x_scale": not spec.dynamic and (spec.out != "int32" or spec.input is not None),
@@ -64,7 +65,7 @@ def program(
     `chosen` is what all functions of the kernel share.
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
-    w_pairs (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
+    w_own (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
     x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and
     out_zero_point (1,); residual and y in tiles.
     """
@@ -132,7 +133,7 @@ def placeholders(
         "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
         "w": (layout.shape, layout.stored_dtype),
         "w_sum": (per_group, "int32"),
-        "w_pairs": (per_group, "int32"),
+        "w_own": (per_group, "int32"),
         "w_zero_point": (per_group, layout.dtype),
         "w_scale": (per_group, "float32"),
         "x_scale": ((per_x,), "float32"),
@@ -159,50 +160,52 @@ def dot_products(
     Behind it "sums" where the instruction keeps its sums in registers of its own.
     """
     mo, mi, rows, n_blocks, lanes = tiles
-    depth, k_block = layout.depth, layout.k_block
+    depth = layout.depth
+    pairs = instruction.form == "sums"
+    # Terms of a step and of a block of K; a step is what a piece of the layout holds.
+    step, k_block = (
+        each * instruction.products // instruction.depth for each in (depth, layout.k_block)
+    )
 
-    half = k_block // depth // 2
+    def even_or_odd(nb: Expr, at: Expr, part: Expr, column: Expr) -> Expr:
+        return w[block(nb), at, column // step, column % step * 2 + part].astype("int16")
 
-    def place(step: Expr) -> Expr:
-        """Where a step of wu lies in w: what is paired lies together in wu, one stream to read."""
-        if instruction.apart is None:
-            return step
-        return step // (2 * half) * (2 * half) + step % 2 * half + step % (2 * half) // 2
+    def nibble(nb: Expr, at: Expr, lane: Expr, d: Expr) -> Expr:
+        both = w[block(nb), at // 2, lane, d] >> (at % 2 * 4).astype("uint8")
+        return (both & tirx.const(15, "uint8")).astype(layout.dtype)
 
-    def step_of(k: Expr) -> Expr:
-        """The step of wu with the weights of `k`; the inverse of `place`."""
-        step = k // depth
-        if instruction.apart is None:
-            return step
-        return step // (2 * half) * (2 * half) + step % half * 2 + step % (2 * half) // half
+    steps = layout.k_padded // depth
+    if pairs:
+        wu = te.compute((n_blocks, steps, 2, lanes * step), even_or_odd, "wu")
+    elif layout.unpacked:
+        wu = te.compute((n_blocks, steps, lanes, depth), nibble, "wu")
 
-    def unpacked(nb: Expr, step: Expr, lane: Expr, d: Expr) -> Expr:
-        if layout.bits == 8:
-            return w[block(nb), place(step), lane, d].astype(layout.dtype)
-        nibble = w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
-        return (nibble & tirx.const(15, "uint8")).astype(layout.dtype)
-
-    if layout.unpacked:
-        wu = te.compute((n_blocks, layout.k_padded // depth, lanes, depth), unpacked, "wu")
-
-    def weight(nb: Expr, k: Expr, lane: Expr) -> Expr:
+    def weight(nb: Expr, lane: Expr, part: int, at: Expr) -> Expr:
+        if pairs:
+            return wu[nb, at // step, part, lane * step + at % step]
         if layout.unpacked:
-            return wu[nb, step_of(k), lane, k % depth]
-        return w[block(nb), k // depth, lane, k % depth]
+            return wu[nb, at // step, lane, at % step]
+        return w[block(nb), at // step, lane, at % step]
 
     x = packed.stages["xp"]
     if x_steps(layout, instruction) > 1:
         xp = x
         x = te.compute(xp.shape, lambda *at: xp[at], "xv")
-    per_part = layout.k_padded * instruction.products // (instruction.depth * parts)
+
+    def activation(o: Expr, i: Expr, r: Expr, part: int, at: Expr) -> Expr:
+        parts = () if instruction.form == "bytes" else (part,)
+        index = o, i, at // k_block, r, *parts, at % k_block
+        return x[index]
+
+    per_part = layout.k_blocks * k_block // parts
     kk = te.reduce_axis((0, per_part), "kk")
 
     def dot(o: Expr, i: Expr, p: Expr, *at: Expr) -> Expr:
         r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
         term = product(
             instruction,
-            lambda k: x[o, i, k // k_block, r, k % k_block],
-            lambda k: weight(nb, k, lane),
+            lambda part, k: activation(o, i, r, part, k),
+            lambda part, k: weight(nb, lane, part, k),
             p * per_part + kk,
         )
         return te.sum(term, axis=kk)

@@ -57,8 +57,8 @@ class Bound:
         # What every call hands over; x comes before, y and the tile counts after.
         self._names = kernel.info.arguments[1:-1]
         constants = packed_weight(spec, layout, kernel.info.x_offset, w)
-        if "w_pairs" in self._names and isinstance(layout, WeightLayout):
-            constants["w_pairs"] = layout.pair_sums(constants["w"])
+        if "w_own" in self._names and isinstance(layout, WeightLayout):
+            constants["w_own"] = layout.pair_sums(constants["w"])
         if spec.bias:
             constants["bias"] = layout.pack_columns(check_bias(bias, spec.n))
         elif bias is not None:

@@ -5,10 +5,10 @@ With X' = X + x_offset and W' = W + w_offset, as the instruction reads them,
     sum (X - zx) (W - zw) = sum X' W' - (zx + x_offset) sum (W - zw) - (zw + w_offset) sum X'
 
 over the k of one group. The sum of W - zw is known when the weight is packed; the sum of X' is only
-needed where zw + w_offset is not zero. An instruction that multiplies sums of activations and
-weights adds sums of products within X' and within W' to sum X' W'
-(`targets.instructions.winograd`), which are subtracted first; the latter are known when the weight
-is packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits (gemmlowp,
+needed where zw + w_offset is not zero. An instruction that reads signs or sums
+(`targets.instructions.signs`, `.winograd`) adds a sum of its own over X' to sum X' W', and the
+second also one over W'; they are subtracted first, and the latter is known when the weight is
+packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits (gemmlowp,
 doc/low-precision.md, has the correction with its zero points).
 """
 
@@ -74,7 +74,7 @@ def instruction_for(
         for instruction in target.instructions
         if operand_format(instruction) == operand_format(chosen.instruction)
         and instruction.from_rows <= rows
-        and (instruction.apart is not None) == (strategy == WINOGRAD)
+        and (instruction.form == "sums") == (strategy == WINOGRAD)
     ]
     return max(same, key=lambda instruction: instruction.from_rows, default=None)
 
@@ -88,7 +88,7 @@ def w_offset(spec: MatmulSpec, instruction: Instruction) -> int:
 
 def sign_offset(given: str, read: str) -> int:
     """What turns a byte of one sign into one of the other."""
-    if read in (given, "int16"):
+    if read == given:
         return 0
     return 128 if read == "uint8" else -128
 
@@ -99,7 +99,6 @@ def layout_for(spec: MatmulSpec, chosen: Operands, k_block: int | None = None) -
         spec.n,
         spec.k,
         chosen.instruction,
-        weight=spec.weight,
         group_size=spec.group_size if isinstance(spec.group_size, int) else None,
         bits=4 if spec.four_bit_weight else 8,
         offset=chosen.w_offset,
@@ -118,6 +117,11 @@ def needs_w_sum(spec: MatmulSpec, chosen: Operands) -> bool:
     return spec.activation_zero_point or chosen.x_offset != 0
 
 
-def needs_pairs(chosen: Operands) -> bool:
-    """Whether the instruction adds products within X' and within W', which must be subtracted."""
-    return chosen.instruction.apart is not None
+def needs_x_own(chosen: Operands) -> bool:
+    """Whether the instruction adds a sum over the activations alone, which must be subtracted."""
+    return chosen.instruction.form != "bytes"
+
+
+def needs_w_own(chosen: Operands) -> bool:
+    """The same of the weights."""
+    return chosen.instruction.form == "sums"

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 #: Counts changes of the recipes; a record or file of another version is not used.
-SCHEDULE_VERSION = 4
+SCHEDULE_VERSION = 5
 #: The same of the recipes for GPUs.
 CUDA_SCHEDULE_VERSION = 3
 
@@ -222,7 +222,7 @@ def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> fl
     fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
     scales = 0.0 if layout.groups == 1 else layout.depth / (layout.group_size or layout.k)
     # Weights that are widened before are read beside operations that every port is busy with.
-    weight = WEIGHT_SLOTS if instruction.apart is None else 0.0
+    weight = WEIGHT_SLOTS if instruction.form != "sums" else 0.0
     dots, loads = tile.rows * blocks * instruction.slots, fragments + blocks
     return max(dots, loads * instruction.load_slots) + (weight + scales) * blocks
 
@@ -281,7 +281,7 @@ def panels(layout: WeightLayout, instruction: Instruction, blocks: int) -> int:
     """
     count = -(-layout.n_blocks // blocks)
     most = PANEL_COLUMNS // (blocks * layout.lanes)
-    if instruction.apart is not None:
+    if instruction.form == "sums":
         most = min(most, WIDENED_BLOCKS // blocks)
     fits = [p for p in range(1, max(1, most) + 1) if -count % p <= IDLE_PANELS * count]
     return max(fits)
@@ -304,11 +304,11 @@ def registers(
     if instruction.registers is not None:
         return blocks * (fragments + 1) + 1
     accumulators = sums * tile.rows * max(1, layout.lanes * 4 // target.vector_bytes)
-    step = layout.step_bytes * (2 if layout.dtype == "int16" else 1)
-    pieces = 1 if instruction.apart is None else 2
-    weights = max(1, step // target.vector_bytes) * layout.steps_per_byte * pieces
+    widened = 2 if instruction.form == "sums" else 1
+    weights = max(1, layout.step_bytes // target.vector_bytes) * layout.steps_per_byte * widened
+    parts = 1 if instruction.form == "bytes" else 2
     # Vectors of activations stay for several steps, and the compiler loads some of the next early.
     stay = x_steps(layout, instruction) > 1
-    activations = tile.rows + 2 if stay else min(2, instruction.rows * pieces)
+    activations = tile.rows + 2 if stay else min(2, instruction.rows * parts)
     mask = layout.steps_per_byte - 1
     return blocks * (accumulators + weights) + activations + mask + instruction.temporaries

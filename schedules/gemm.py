@@ -91,7 +91,7 @@ def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:
     # What only the packing uses gets memory of its own in the copy: shared by both, it would have
     # to outlive them, and be as large as for all tiles at once.
     scratch = [
-        b for b in root.alloc_buffers if b.name.startswith(("x_sum_", "x_pairs_", "x_range"))
+        b for b in root.alloc_buffers if b.name.startswith(("xq", "x_sum_", "x_own_", "x_range"))
     ]
     own = [tirx.decl_buffer(b.shape, b.dtype, b.name) for b in scratch]
 
@@ -110,15 +110,25 @@ def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:
 
 def copy(loop: tirx.For, buffers: list[tirx.Var], own: list[tirx.Var]) -> tirx.For:
     """The loop with variables of its own, as TVM wants them, and `own` instead of `buffers`."""
-    defined: list[tirx.Var] = []
+    old, new = [*buffers], [*own]
 
     def note(stmt: tirx.Stmt) -> tirx.Stmt:
-        defined.append(stmt.loop_var if isinstance(stmt, tirx.For) else stmt.var)
+        var = stmt.loop_var if isinstance(stmt, tirx.For) else stmt.var
+        old.append(var)
+        new.append(tirx.Var(var.name, str(var.ty)))
         return stmt
 
-    tvm_ffi.structural_map(loop, [(tirx.For, note), (tirx.Bind, note)])
-    old = [*defined, *buffers]
-    new = [*(tirx.Var(var.name, str(var.ty)) for var in defined), *own]
+    def note_matched(block: SBlock) -> SBlock:
+        for region in block.match_buffers:
+            view = region.buffer
+            other = tirx.decl_buffer(
+                view.shape, view.dtype, view.name, offset_factor=view.offset_factor
+            )
+            old.extend((view, view.elem_offset))
+            new.extend((other, other.elem_offset))
+        return block
+
+    tvm_ffi.structural_map(loop, [(tirx.For, note), (tirx.Bind, note), (SBlock, note_matched)])
 
     def renamed(var: tirx.Var) -> tirx.Var:
         return next((b for a, b in zip(old, new, strict=True) if var.same_as(a)), var)

@@ -64,12 +64,7 @@ class Parameters:
 
 
 def fitted(instruction: Instruction, layout: WeightLayout, tile: Tile) -> Instruction:
-    """The instruction in the shape in which it computes `tile`: whole fragments, no k too many.
-
-    What it pairs are the halves of a block of K.
-    """
-    if instruction.apart is not None:
-        return dataclasses.replace(instruction, apart=layout.k_block // 2)
+    """The instruction in the shape in which it computes `tile`: whole fragments, no k too many."""
     if not instruction.shapes:
         return instruction
     fragments = -(-tile.rows // instruction.rows)
@@ -84,8 +79,9 @@ class Program:
     Attributes
     ----------
     packing : its blocks that bring a tile of x into the order in which "acc" reads it: the range,
-        scale and zero point of each row where they are found in the call, "xp" (the integers) and
-        "x_sum" and "x_pairs" (their sums per group, and those of their products).
+        scale and zero point of each row where they are found in the call, "xq" (the integers, where
+        the instruction reads two parts of them), "xp" (what it reads), and "x_sum" and "x_own"
+        (their sums per group, and what the instruction adds for them alone).
     stages : its blocks that lead from a tile of sums to the result "y". Between `packing` and them
         lie "acc" (dot products over a part of K), before it "wu" where weights are unpacked or
         widened and "xv" where activations are read in vectors, and behind it "sums" (copies of
@@ -134,7 +130,7 @@ class Program:
         Where an instruction keeps every port busy, widening beside it takes a tenth of the time
         (docs/performance.md).
         """
-        return self.instruction.apart is not None
+        return self.instruction.form == "sums"
 
     @property
     def summed(self) -> bool:

@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
 from ..targets import Instruction
-from ..targets.instructions import register
+from ..targets.instructions import parted, register
 from .program import Program, Tile
 
 #: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
@@ -54,7 +54,12 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
         schedule.reverse_compute_at(schedule.get_sblock(name), tile, preserve_unit_loops=True)
     if parallel:
         schedule.parallel(tile)
-    *_, kb, r, kk = schedule.get_loops(schedule.get_sblock("xp"))
+    if "xq" in program.packing:
+        part(schedule, program)
+        *_, kb, r, step, d = schedule.get_loops(schedule.get_sblock("xq"))
+        kk = schedule.fuse(step, d)
+    else:
+        *_, kb, r, kk = schedule.get_loops(schedule.get_sblock("xp"))
     schedule.reorder(r, kb)  # row after row, a block of K per copy
     contiguous = program.layout.k_block
     if program.layout.pairs:
@@ -64,11 +69,11 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     if program.x_piece < contiguous:
         _, kk = schedule.split(kk, [None, program.x_piece])
     schedule.vectorize(kk)
-    for sums in ("x_sum", "x_pairs"):
+    for sums in ("x_sum", "x_own"):
         if sums in program.packing:
             sum_in_lanes(schedule, sums)
-    if "x_apart" in program.packing:
-        schedule.compute_inline(schedule.get_sblock("x_apart"))
+    if "x_odd" in program.packing:
+        schedule.compute_inline(schedule.get_sblock("x_odd"))
     if program.x_piece < program.layout.k_block:
         rows, depth = program.instruction.rows, program.x_piece
         schedule.transform_layout(
@@ -77,6 +82,17 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
             lambda o, i, kb, r, kk: (o, i, kb, r // rows, kk // depth, r % rows, kk % depth),
         )
     return tile
+
+
+def part(schedule: Schedule, program: Program) -> None:
+    """Both parts of the activations that the instruction reads, row after row."""
+    *_, kb, r, half, kk = schedule.get_loops(schedule.get_sblock("xp"))
+    schedule.reorder(r, kb)
+    if program.instruction.form == "sums":
+        schedule.tensorize(half, parted.register(program.layout.k_block // program.layout.depth))
+        return
+    schedule.unroll(half)
+    schedule.vectorize(kk)
 
 
 def sum_in_lanes(schedule: Schedule, sums: str) -> None:
@@ -161,9 +177,9 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops, ta
     is the loop over panels.
     """
     if program.widened_before:
-        unpack(schedule, task, unrolled=False)
+        widen(schedule, program, task)
     elif program.layout.unpacked:
-        unpack(schedule, loops.step, unrolled=True)
+        unpack(schedule, loops.step)
     write_as_instruction(
         schedule, program.instruction, program.tile, loops.kb, loops.over, loops.fragment, loops.d
     )
@@ -172,15 +188,22 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops, ta
         unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
 
 
-def unpack(schedule: Schedule, loop: LoopRV, *, unrolled: bool) -> None:
-    """The weights that `loop` reads become what the instruction reads, before anything else."""
+def unpack(schedule: Schedule, step: LoopRV) -> None:
+    """The weights of a step become what the instruction reads."""
     block = schedule.get_sblock("wu")
-    schedule.compute_at(block, loop, preserve_unit_loops=True)
-    nb, step, lane, d = schedule.get_loops(block)[-4:]
-    if unrolled:
-        schedule.unroll(nb)
-        schedule.unroll(step)
+    schedule.compute_at(block, step, preserve_unit_loops=True)
+    nb, half, lane, d = schedule.get_loops(block)[-4:]
+    schedule.unroll(nb)
+    schedule.unroll(half)
     schedule.vectorize(schedule.fuse(lane, d))
+
+
+def widen(schedule: Schedule, program: Program, task: LoopRV) -> None:
+    """A task's weights become even and odd int16 before anything else."""
+    block = schedule.get_sblock("wu")
+    schedule.compute_at(block, task, preserve_unit_loops=True)
+    half, _ = schedule.get_loops(block)[-2:]
+    schedule.tensorize(half, parted.register(program.layout.lanes))
 
 
 def write_as_instruction(

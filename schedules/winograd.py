@@ -2,11 +2,10 @@
 
 For chips without dot products of bytes, see `targets.instructions.winograd`.
 
-    parallel over tiles of x: pack          and for each row the sum of products within it
+    parallel over tiles of x: pack          even and odd k apart; and the sum of products within it
     parallel over (mo, panel):
       wu = the panel of w, widened          once for all tiles: beside additions and products, which
-                                            use every port, it would take a tenth of the time. What
-                                            is paired lies together, one stream to read
+                                            use every port, it would take a tenth of the time
       for mi, beside, kb, ks:               as `gemm`, reading wu
         for r, block: acc += (xp + wu') * (xp' + wu)
         y = epilogue(acc)                   subtracts the sums of products within x and within w

@@ -83,8 +83,8 @@ class WeightLayout:
 
     @property
     def unpacked(self) -> bool:
-        """Whether weights are unpacked or widened before the instruction reads them."""
-        return self.bits < 8 or self.stored_dtype != self.dtype
+        """Whether weights are unpacked before the instruction reads them."""
+        return self.bits < 8
 
     @property
     def step_bytes(self) -> int:
@@ -139,16 +139,12 @@ class WeightLayout:
         return np.ascontiguousarray(data.transpose(0, 2, 1, 3))
 
     def pair_sums(self, packed: np.ndarray) -> np.ndarray:
-        """Sums per column and group of the products of both halves of every block of K.
+        """Sums per column and group of the products of every even k with the next.
 
         As `pack_columns`, of what `pack` gave.
         """
-        halves = packed.reshape(
-            self.n_blocks, self.groups, self.k_blocks // self.groups, 2, -1, self.lanes, self.depth
-        )
-        return np.einsum(
-            "ngbsld,ngbsld->ngl", halves[:, :, :, 0], halves[:, :, :, 1], dtype="int32"
-        )
+        steps = packed.reshape(self.n_blocks, self.groups, -1, self.lanes, self.depth)
+        return np.einsum("ngsld,ngsld->ngl", steps[..., ::2], steps[..., 1::2], dtype="int32")
 
     def pack_columns(self, values: np.ndarray) -> np.ndarray:
         """Numbers per column and group, (n, groups), as (n_blocks, groups, lanes)."""
@@ -166,14 +162,13 @@ def weight_layout(
     k: int,
     instruction: Instruction,
     *,
-    weight: str = "int8",
     group_size: int | None = None,
     bits: int = 8,
     offset: int = 0,
     pairs: bool = False,
     k_block: int | None = None,
 ) -> WeightLayout:
-    """The layout for an (n, k) weight, of the dtype `weight` where it has 8 bits.
+    """The layout for an (n, k) weight.
 
     Its blocks of K are the first of `k_blocks` unless `k_block` is given, which must be one of
     them.
@@ -181,7 +176,6 @@ def weight_layout(
     if group_size is not None and group_size >= k:
         group_size = None
     default, *_ = k_blocks(k, instruction, group_size, bits)
-    widened = instruction.w_dtype == "int16"
     return WeightLayout(
         n,
         k,
@@ -191,7 +185,7 @@ def weight_layout(
         group_size,
         bits,
         instruction.w_dtype,
-        "uint8" if bits == 4 else weight if widened else instruction.w_dtype,
+        "uint8" if bits == 4 else instruction.w_dtype,
         offset,
         pairs,
     )

@@ -9,6 +9,10 @@ from typing import Literal, Protocol
 #: function that is called, or through float64.
 MultiplyAdd = Literal["contracted", "called", "float64"]
 
+#: How an instruction reads its operands: as bytes; activations as magnitudes and signs; or both as
+#: even and odd ones, widened to int16. See `Instruction`.
+Form = Literal["bytes", "signs", "sums"]
+
 
 class Chip(Protocol):
     """What the float arithmetic of a kernel depends on."""
@@ -34,21 +38,21 @@ class Instruction:
 
         acc[r, l] += sum over d < depth of x[r, d] * w[l, d],  exact modulo 2**32,
 
-    or what `apart` says.
+    or what `form` says.
 
     Attributes
     ----------
     mnemonic : what a disassembler prints; None where the plain loop is left to the compiler.
-    x_dtype, w_dtype : in which the instruction reads activations and weights; int16 where bytes
-        are widened before, which then may be of either sign.
+    x_dtype, w_dtype : bytes of which signs it multiplies: activations, weights.
     rows : of the fragment. With one, x is the same for every lane (a broadcast). Fewer are
         computed where a tile is not a multiple of it, if `shapes`.
     columns : of a block of the weight's layout, the vectors in which results are written; None is
         `lanes`.
     interleave : consecutive k of one column in that layout, [N / columns][K / interleave][columns]
         [interleave]; None is `depth`.
-    apart : it adds, for d < depth / 2, (x[d] + w[apart + d]) * (x[apart + d] + w[d]) instead, see
-        `instructions.winograd`. In a kernel this is half a block of K, in a row the least.
+    form : "signs" adds |x[d]| * (w[d] ^ s[d]), where s is -1 for a negative x and 0 for others, see
+        `instructions.signs`; "sums", for even d, (x[d] + w[d + 1]) * (x[d + 1] + w[d]), see
+        `instructions.winograd`. What they add beside the dot product is subtracted later.
     x_lanes : dot products that a vector of activations feeds, each with one of its lanes.
     shapes : the instruction works on any shape up to rows x lanes x depth (matrix tiles).
     weight_bits : widths of stored weights for which it is exact.
@@ -70,7 +74,7 @@ class Instruction:
     rows: int = 1
     columns: int | None = None
     interleave: int | None = None
-    apart: int | None = None
+    form: Form = "bytes"
     x_lanes: int = 1
     shapes: bool = False
     weight_bits: tuple[int, ...] = (8, 4)
@@ -100,7 +104,16 @@ class Instruction:
     @property
     def products(self) -> int:
         """Products that one instruction adds to each sum."""
-        return self.depth if self.apart is None else self.depth // 2
+        return self.depth // 2 if self.form == "sums" else self.depth
+
+    @property
+    def read_dtypes(self) -> tuple[str, str]:
+        """In which it reads activations and weights."""
+        return {
+            "bytes": (self.x_dtype, self.w_dtype),
+            "signs": ("uint8", self.w_dtype),
+            "sums": ("int16", "int16"),
+        }[self.form]
 
     def fits(self, bits: int, group_size: int | None) -> bool:
         """Whether it multiplies weights of `bits` in groups of `group_size` exactly as they are."""

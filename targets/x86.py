@@ -34,41 +34,39 @@ def fours(
     )
 
 
-def widened(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
-    """What a chip without dot products of bytes has: pmaddwd, and pmaddubsw for 4-bit weights.
+def by_pmaddubsw(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
+    """What a chip without dot products of bytes has: pmaddubsw, in forms in which it is exact.
 
     For many rows pmaddwd multiplies sums of activations and weights.
     """
     register = {8: "ymm", 16: "zmm"}[lanes]
-    twos = Instruction(
-        name=f"vpmaddwd {register}",
-        mnemonic="vpmaddwd",
-        x_dtype="int16",
-        w_dtype="int16",
-        lanes=lanes,
-        depth=2,
-        weight_bits=(8,),
-        temporaries=1,
-        intrinsic="pmaddwd",
-        llvm_feature=llvm_feature,
-    )
-    sums = dataclasses.replace(
-        twos,
-        name=f"vpaddw vpmaddwd {register}",
-        mnemonic="vpaddw",
-        depth=4,
-        interleave=2,
-        apart=2,
-        temporaries=2,
-        slots=0.75,
-        intrinsic="winograd",
-    )
     pairs = fours(
         dict.fromkeys(reversed(UNSIGNED_BY_SIGNED), "vpmaddubsw"), lanes, "pmaddubsw", llvm_feature
     )
+    signs = Instruction(
+        name=f"vpxor vpmaddubsw {register}",
+        mnemonic="vpmaddubsw",
+        x_dtype="int8",
+        w_dtype="int8",
+        lanes=lanes,
+        depth=4,
+        form="signs",
+        weight_bits=(8,),
+        temporaries=2,
+        intrinsic="signs",
+        llvm_feature=llvm_feature,
+    )
+    sums = dataclasses.replace(
+        signs,
+        name=f"vpaddw vpmaddwd {register}",
+        mnemonic="vpaddw",
+        form="sums",
+        slots=0.9,
+        intrinsic="winograd",
+    )
     return (
         sums,
-        twos,
+        signs,
         *(dataclasses.replace(pair, weight_bits=(4,), temporaries=2) for pair in pairs),
     )
 
@@ -123,7 +121,7 @@ AVX512 = dataclasses.replace(
     description="AVX-512 without VNNI: Intel Skylake servers",
     llvm={"mcpu": "x86-64-v4"},
     features=X86_64_V4,
-    instructions=widened(16, "avx512bw"),
+    instructions=by_pmaddubsw(16, "avx512bw"),
     winograd_rows=(7, 8, 9),
 )
 AVX2 = Target(
@@ -132,7 +130,7 @@ AVX2 = Target(
     architecture="x86_64",
     llvm={"mcpu": "x86-64-v3"},
     features=X86_64_V3,
-    instructions=widened(8, "avx2"),
+    instructions=by_pmaddubsw(8, "avx2"),
     winograd_rows=(4,),
     vector_bytes=32,
     vector_registers=16,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 
 import numpy as np
 import pytest
+from quantmm import targets
 from quantmm.bench import limits, rotation, timing
 from quantmm.bench.roofline import Limits
 from quantmm.compiler import runtime
@@ -22,13 +24,28 @@ def test_peak_kernel_does_the_operations_that_are_counted(target):
     limits.peak_kernel(target, 1)(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
     assert target.instruction.rows == 1
     x, w = x.astype(np.int64), w.astype(np.int64)
-    if target.instruction.apart is None:
-        once = np.einsum("sad,sbld->abl", x, w)
-    else:  # what the dot product is, and what else the sums' products hold
-        pieces = x.reshape(*x.shape[:2], 2, -1)
-        once = np.einsum("sahd,sbhld->abl", pieces, w)
-        once += np.einsum("sad,sad->a", pieces[:, :, 0], pieces[:, :, 1])[:, None, None]
+    if target.instruction.form == "sums":  # the dot product, and what else such products hold
+        w = w.reshape(*w.shape[:3], target.instruction.lanes, -1)
+        once = np.einsum("sahd,sbhld->abl", x, w)
+        once += np.einsum("sad,sad->a", x[:, :, 0], x[:, :, 1])[:, None, None]
         once += np.einsum("sbld,sbld->bl", w[:, :, 0], w[:, :, 1])
+    else:
+        once = np.einsum("sad,sbld->abl", x, w)
+    np.testing.assert_array_equal(y[0], (once * limits.PEAK_REPEATS).astype(np.int32))
+
+
+def test_peak_kernel_of_signs_moves_them_to_the_weights():
+    row = targets.find_cpu("x86-avx2")
+    (signs,) = (each for each in row.instructions if each.form == "signs")
+    row = targets.emulated(dataclasses.replace(row, instructions=(signs,)))
+    rng = np.random.default_rng(0)
+    x, w, y = (runtime.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(row, 1))
+    given = rng.integers(-128, 128, (*x.shape[:2], x.shape[3]))
+    x[:, :, 0], x[:, :, 1] = np.abs(given), np.where(given < 0, 255, 0)
+    w[...] = rng.integers(-128, 128, w.shape)
+    limits.peak_kernel(row, 1)(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+    once = np.einsum("sad,sbld->abl", given, w.astype(np.int64))
+    once += np.minimum(given, 0).sum(axis=(0, 2))[:, None, None]
     np.testing.assert_array_equal(y[0], (once * limits.PEAK_REPEATS).astype(np.int32))
 
 

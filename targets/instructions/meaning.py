@@ -14,8 +14,8 @@ from ..target import Instruction
 
 def meaning(instruction: Instruction) -> tirx.PrimFunc:
     """What `Instruction` says that it adds, in the shape in which the operands lie."""
-    if instruction.apart is not None:
-        return paired(instruction)
+    if instruction.form != "bytes":
+        return signed(instruction) if instruction.form == "signs" else summed(instruction)
     if instruction.block_depth < instruction.depth:
         return interleaved(instruction)
     return one_row(instruction) if instruction.rows == 1 else several_rows(instruction)
@@ -44,27 +44,52 @@ def one_row(instruction: Instruction) -> tirx.PrimFunc:
     return loops
 
 
-def paired(instruction: Instruction) -> tirx.PrimFunc:
-    """X from a piece to the one `apart`; of W both pieces, which lie together."""
-    lanes, inner, apart = instruction.lanes, instruction.block_depth, instruction.apart
-    x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
+def signed(instruction: Instruction) -> tirx.PrimFunc:
+    """Of X magnitudes and signs."""
+    lanes, depth = instruction.lanes, instruction.depth
+    x_dtype, w_dtype = instruction.read_dtypes
 
     @T.prim_func(s_tir=True)
     def loops(
-        X: T.Buffer((apart + inner,), x_dtype, offset_factor=1),
-        W: T.Buffer((2, lanes, inner), w_dtype, offset_factor=1),
+        X: T.Buffer((2, depth), x_dtype, offset_factor=1),
+        W: T.Buffer((lanes, depth), w_dtype, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], X[0 : apart + inner], W[0:2, 0:lanes, 0:inner])
+            T.reads(C[0:lanes], X[0:2, 0:depth], W[0:lanes, 0:depth])
+            T.writes(C[0:lanes])
+            for lane in T.serial(0, lanes):
+                for d in T.serial(0, depth):
+                    with T.sblock("dot"):
+                        vl, vd = T.axis.remap("SR", [lane, d])
+                        C[vl] = C[vl] + T.cast(X[0, vd], "int32") * T.cast(
+                            W[vl, vd] ^ T.cast(X[1, vd], w_dtype), "int32"
+                        )
+
+    return loops
+
+
+def summed(instruction: Instruction) -> tirx.PrimFunc:
+    """Of both sides even and odd k."""
+    lanes, inner = instruction.lanes, instruction.products
+    x_dtype, w_dtype = instruction.read_dtypes
+
+    @T.prim_func(s_tir=True)
+    def loops(
+        X: T.Buffer((2, inner), x_dtype, offset_factor=1),
+        W: T.Buffer((2, lanes * inner), w_dtype, offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], X[0:2, 0:inner], W[0:2, 0 : lanes * inner])
             T.writes(C[0:lanes])
             for lane in T.serial(0, lanes):
                 for d in T.serial(0, inner):
                     with T.sblock("dot"):
                         vl, vd = T.axis.remap("SR", [lane, d])
-                        C[vl] = C[vl] + (T.cast(X[vd], "int32") + T.cast(W[1, vl, vd], "int32")) * (
-                            T.cast(X[apart + vd], "int32") + T.cast(W[0, vl, vd], "int32")
-                        )
+                        C[vl] = C[vl] + (
+                            T.cast(X[0, vd], "int32") + T.cast(W[1, vl * inner + vd], "int32")
+                        ) * (T.cast(X[1, vd], "int32") + T.cast(W[0, vl * inner + vd], "int32"))
 
     return loops
 

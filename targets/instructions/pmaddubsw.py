@@ -7,17 +7,16 @@ where the weight is one of 4 bits, stored as 0 to 15:
     as the signed side:    |x w + x' w'| <= 2 * 255 * 15 =  7650 < 32767
 
 and the two int16 that pmaddwd adds (times one) are within int32. So this pair is exact for 4-bit
-weights, and only for those: `weight_bits` of the instruction says so.
+weights, and only for those: `weight_bits` of the instruction says so. `signs` makes it exact for
+weights of 8 bits.
 """
 
 from __future__ import annotations
 
-from tvm import tirx
 from tvm.ir import Expr
-from tvm.script import tirx as T
 
 from ..target import Instruction
-from . import pmaddwd
+from .pmaddwd import sums_of_two
 from .vector import broadcast, call
 
 NAMES = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}
@@ -28,6 +27,9 @@ def dot(instruction: Instruction, acc: Expr, x: Expr, w: Expr) -> Expr:
     lanes, x_dtype = instruction.lanes, instruction.x_dtype
     broad = broadcast(x, f"{x_dtype}x{4 * lanes}", lanes)
     operands = (broad, w) if x_dtype == "uint8" else (w, broad)
-    twos = call(NAMES[lanes], f"int16x{2 * lanes}", *operands)
-    ones = T.broadcast(tirx.const(1, "int16"), 2 * lanes)
-    return acc + call(pmaddwd.NAMES[lanes], f"int32x{lanes}", twos, ones)
+    return acc + fours(*operands, lanes)
+
+
+def fours(unsigned: Expr, signed: Expr, lanes: int) -> Expr:
+    """Sums of four products, where no two of them leave int16."""
+    return sums_of_two(call(NAMES[lanes], f"int16x{2 * lanes}", unsigned, signed), lanes)

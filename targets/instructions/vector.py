@@ -1,8 +1,8 @@
 """Intrinsics whose fragment is one vector register of sums.
 
 A family's module has a function `dot(instruction, acc, x, w)` that turns the fragment `acc` (a
-vector of int32) and the operands (vectors as they lie in memory; two of each where the instruction
-pairs them) into the new fragment.
+vector of int32) and the operands (vectors as they lie in memory; a pair of them where the
+instruction reads two parts of a side) into the new fragment.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def register(instruction: Instruction) -> str:
     family = importlib.import_module(f".{instruction.intrinsic}", __package__)
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
     name = "_".join(["quantmm", *instruction.name.split(), x_dtype, w_dtype])
-    if instruction.apart is not None:
-        name += f"_{instruction.apart}"
-        replacement = paired
+    if instruction.form != "bytes":
+        replacement = two_parts
     else:
         replacement = one_row if instruction.rows == 1 else several_rows
     TensorIntrin.register(name, meaning(instruction), replacement(instruction, family.dot))
@@ -59,26 +58,32 @@ def one_row(instruction: Instruction, dot) -> tirx.PrimFunc:
     return code
 
 
-def paired(instruction: Instruction, dot) -> tirx.PrimFunc:
-    """X is two broadcasts, the second `apart` behind the first; W two vectors, one by the other."""
-    lanes, inner, apart = instruction.lanes, instruction.block_depth, instruction.apart
-    x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
-    sums, few, vector = f"int32x{lanes}", f"{x_dtype}x{inner}", f"{w_dtype}x{lanes * inner}"
+def two_parts(instruction: Instruction, dot) -> tirx.PrimFunc:
+    """X is two broadcasts from both parts of a block; W one vector or two, one by the other."""
+    lanes, products = instruction.lanes, instruction.products
+    x_dtype, w_dtype = instruction.read_dtypes
+    sums, few, vector = f"int32x{lanes}", f"{x_dtype}x{products}", f"{w_dtype}x{lanes * products}"
+    both = instruction.form == "sums"
+    w_shape = (2, lanes * products) if both else (lanes, products)
 
     @T.prim_func(s_tir=True)
     def code(
-        X: T.Buffer((apart + inner,), x_dtype, offset_factor=1),
-        W: T.Buffer((2, lanes, inner), w_dtype, offset_factor=1),
+        x: T.handle,
+        W: T.Buffer(w_shape, w_dtype, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
+        part = T.int32()
+        X = T.match_buffer(x, (2, products), x_dtype, strides=[part, 1], offset_factor=1)
         with T.sblock("root"):
-            T.reads(C[0:lanes], X[0 : apart + inner], W[0:2, 0:lanes, 0:inner])
+            T.reads(C[0:lanes], X[0:2, 0:products], W[0 : w_shape[0], 0 : w_shape[1]])
             T.writes(C[0:lanes])
             C[T.ramp(T.int32(0), 1, lanes)] = dot(
                 instruction,
                 C.vload([0], dtype=sums),
-                (X.vload([0], dtype=few), X.vload([apart], dtype=few)),
-                (W.vload([0, 0, 0], dtype=vector), W.vload([1, 0, 0], dtype=vector)),
+                (X.vload([0, 0], dtype=few), X.vload([1, 0], dtype=few)),
+                (W.vload([0, 0], dtype=vector), W.vload([1, 0], dtype=vector))
+                if both
+                else W.vload([0, 0], dtype=vector),
             )
 
     return code

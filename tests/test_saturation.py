@@ -1,4 +1,4 @@
-"""Products of sums of activations and weights: exact at the ends of ranges, used for many rows."""
+"""Chips whose products of bytes saturate: exact at the ends of ranges, signs or sums by rows."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def runnable(row):
     return row if qmm.targets.why_not_here(row) is None else qmm.targets.emulated(row)
 
 
-def only_winograd(spec, row):
+def only(strategy, spec, row):
     """A kernel that has no other strategy."""
     layout = layout_for(spec, operands(spec, row))
-    choices = [each for each in choose(spec, row, layout) if each[0].strategy == WINOGRAD]
+    choices = [each for each in choose(spec, row, layout) if each[0].strategy == strategy]
     return kernel_of(spec, row, layout, choices)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(("strategy", "m"), [("gemv", 4), ("gemm", 20), (WINOGRAD, 26)])
 @pytest.mark.parametrize("signs", [("int8", "int8"), ("uint8", "uint8"), ("int8", "uint8")])
 @pytest.mark.parametrize(("k", "group_size"), [(333, None), (4, None), (1, None), (200, 64)])
-def test_the_ends_of_every_range(row, signs, k, group_size):
+def test_the_ends_of_every_range(row, strategy, m, signs, k, group_size):
     activation, weight = signs
     spec = qmm.MatmulSpec(
         n=48, k=k, activation=activation, weight=weight, out="float32", group_size=group_size
     )
-    kernel = only_winograd(spec, runnable(row))
-    m = 3 * max(row.winograd_rows) - 1
-    assert kernel.plan(m).strategy == WINOGRAD
+    kernel = only(strategy, spec, runnable(row))
+    assert kernel.plan(m).strategy == strategy
     x_ends, w_ends = (np.iinfo(dtype) for dtype in signs)
     for x_end, w_end in itertools.product(
         (x_ends.min, x_ends.max, None), (w_ends.min, w_ends.max, None)
@@ -58,7 +58,7 @@ def ends(limits, shape, end, seed):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_few_rows_do_not_pay_for_it(row):
+def test_few_rows_do_not_pay_for_sums(row):
     kernel = qmm.compile(qmm.MatmulSpec(n=256, k=256), row)
     assert all(kernel.plan(m).strategy != WINOGRAD for m in range(1, 10))
     assert kernel.plan(512).strategy == WINOGRAD
