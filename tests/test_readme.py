@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from quantmm.cli.main import cli
 
@@ -29,8 +31,32 @@ def test_there_is_an_example():
     assert len(PYTHON[0].strip().splitlines()) <= 20
 
 
-def test_commands_exist():
-    commands = re.findall(r"^\S*quantmm (\w+)|&& \S*quantmm (\w+)", "\n".join(SHELL), re.MULTILINE)
-    names = {a or b for a, b in commands}
-    assert "demo" in names
-    assert names <= set(cli.commands)
+def commands():
+    """What follows `quantmm` in every line of the shell blocks."""
+    for line in "\n".join(SHELL).splitlines():
+        for command in line.split("&&"):
+            match shlex.split(command, comments=True):
+                case [program, *words] if program.endswith("quantmm"):
+                    yield words
+
+
+def leaves(group):
+    """Its commands, those of groups within it among them."""
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from leaves(command)
+        else:
+            yield command
+
+
+@pytest.mark.parametrize("words", [*commands()], ids=" ".join)
+def test_every_word_of_a_command_is_known(words, monkeypatch):
+    called = []
+    for command in leaves(cli):
+        monkeypatch.setattr(command, "callback", lambda **values: called.append(values))
+    cli.main(words, "quantmm", standalone_mode=False)
+    assert len(called) == 1
+
+
+def test_the_demo_is_shown():
+    assert ["demo"] in [*commands()]

@@ -709,7 +709,7 @@ def test_plot(log, tmp_path, suffix):
 
 
 def test_plot_without_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ToolError, match=r"needs matplotlib; install it with .*quantmm\[tune\]"):
         plot.plot([], tmp_path / "curve.png")
 

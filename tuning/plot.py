@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,18 @@ from .state import Outcome, Tuning
 WIDTH, HEIGHT = 7.0, 3.2
 
 
+def require_matplotlib() -> None:
+    """Find it before anything is measured.
+
+    Raises
+    ------
+    ToolError
+        It is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ToolError("a plot needs matplotlib; install it with pip install 'quantmm[tune]'")
+
+
 def plot(tunings: Sequence[Tuning], path: Path) -> None:
     """Draw a curve for each M of each run into one file; its suffix says the format.
 
@@ -24,13 +37,10 @@ def plot(tunings: Sequence[Tuning], path: Path) -> None:
     TuningError
         The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ToolError(
-            "a plot needs matplotlib; install it with pip install 'quantmm[tune]'"
-        ) from None
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     curves = [(tuning, outcome) for tuning in tunings for outcome in tuning.outcomes]
     figure = Figure(figsize=(WIDTH, HEIGHT * len(curves)), layout="constrained")
     FigureCanvasAgg(figure)
