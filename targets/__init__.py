@@ -7,10 +7,11 @@ import dataclasses
 from ..errors import TargetError
 from . import cuda
 from .arm import ARM_TARGETS
+from .cores import physical_cores
 from .cuda import CUDA_TARGETS, CudaTarget
 from .generic import GENERIC
 from .layout import WeightLayout, weight_layout
-from .machine import cpu_features, cpu_name, physical_cores, why_not_here
+from .machine import cpu_features, cpu_name, why_not_here
 from .target import Chip, Instruction, Target
 from .x86 import X86_TARGETS
 

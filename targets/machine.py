@@ -1,4 +1,4 @@
-"""What is this machine: its architecture, CPU features and cores, and which code runs here."""
+"""What is this machine: its architecture and CPU features, and which code runs here."""
 
 from __future__ import annotations
 
@@ -116,17 +116,6 @@ def cpu_model() -> str:
         f"{word} {numbers[name]}" for name, word in MODEL_NUMBERS.items() if name in numbers
     ]
     return ", ".join([cpu_name(), *described])
-
-
-@functools.cache
-def physical_cores() -> int:
-    """Physical cores that this process may run on (its affinity mask, without SMT siblings)."""
-    import psutil
-
-    logical = psutil.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or logical
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    return max(1, allowed * physical // logical)
 
 
 def why_not(architecture_needed: str | None, features: Collection[str]) -> str | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chips
 import numpy as np
 import problems
 import pytest
@@ -121,13 +122,21 @@ except qmm.QuantmmError as error:
 
 
 @needs_proc
-def test_default_is_one_thread_per_physical_core(kernel_file):
+@pytest.mark.parametrize("siblings", [False, True])
+def test_default_is_one_thread_per_physical_core(kernel_file, tmp_path, siblings):
+    """On a machine where this process's CPUs are a core each, and on one where they share one."""
     import os
 
+    allowed = os.sched_getaffinity(0)
+    chips.describe(tmp_path, {cpu: "all" if siblings else str(cpu) for cpu in allowed})
+    made_up = f"""
+import pathlib
+from quantmm.targets import cores
+cores.CPUS = cores.OWN_GROUPS = pathlib.Path({str(tmp_path)!r})
+"""
     clean = {"TVM_NUM_THREADS": "", "OMP_NUM_THREADS": ""}
-    *_, default = run(THREADS, kernel_file, "1", **clean)
-    assert 1 <= default <= len(os.sched_getaffinity(0))
-    assert default == qmm.targets.physical_cores()
+    *_, default = run(made_up + THREADS, kernel_file, "1", **clean)
+    assert default == (1 if siblings else len(allowed))
 
 
 def test_results_do_not_depend_on_threads():
