@@ -26,6 +26,7 @@ from ..schedules.steps import write_as_instruction
 from ..targets import Target, machine
 from ..targets.instructions.amx import with_tiles
 from .roofline import Limits
+from .rotation import last_level_cache
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ PEAKS = {8: Peak(2, 2, 8), 16: Peak(6, 2, 64), 32: Peak(4, 4, 64)}
 SUMS = {16: Peak(4, 2, 64), 32: Peak(4, 4, 64)}
 PEAK_REPEATS = 1024
 
-#: Vectors that the read kernel sums independently, and the bytes that it reads.
+#: Vectors that the read kernel sums independently, and the bytes that it reads at least. Of a
+#: stream this many times as long as the caches, these cannot keep more than a fourth for the next
+#: round. Indices are int32, which bounds it.
 READ_STREAMS = 8
-READ_BYTES = 256 << 20
+READ_BYTES, BEYOND_CACHES, MOST_READ_BYTES = 256 << 20, 4, 4 << 30
 
 ROUNDS = 15
 
@@ -102,11 +105,16 @@ def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str
 def read_gbps(target: Target, threads: int, huge_pages: bool) -> float:
     """Billions of bytes per second of a streaming read that no cache holds."""
     lanes = target.vector_bytes // 4
-    rows = READ_BYTES // (threads * READ_STREAMS * lanes * 4)
+    rows = read_bytes() // (threads * READ_STREAMS * lanes * 4)
     x = runtime.aligned_empty((threads, rows, READ_STREAMS, lanes), np.int32, huge_pages=huge_pages)
     x[...] = 1
     y = runtime.aligned_empty((threads, READ_STREAMS, lanes), np.int32)
     return x.nbytes / best(read_kernel(target, threads, rows), x, y) / 1e9
+
+
+def read_bytes() -> int:
+    """How long the read kernel's stream is."""
+    return min(max(READ_BYTES, BEYOND_CACHES * last_level_cache()), MOST_READ_BYTES)
 
 
 @functools.cache

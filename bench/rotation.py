@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+from collections.abc import Iterator
+
+from ..targets import cores
 
 #: Up to this M a decoder meets weights that come from memory; they are rotated past the caches.
 COLD_ROWS = 16
-#: Bytes of weights to rotate through, at least this and twice the last-level cache.
+#: Bytes of weights to rotate through, at least this and twice the last-level caches.
 ROTATED_BYTES = 128 << 20
 
 
@@ -18,10 +20,22 @@ def copies_for(weight_bytes: int) -> int:
 
 @functools.cache
 def last_level_cache() -> int:
-    """Bytes of the largest cache that Linux names; 0 where it does not."""
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text.endswith("K"):
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes)
+    """Bytes of the largest caches of the CPUs that this process may use; 0 where Linux names none.
+
+    A chip may have several, each for some of its cores.
+    """
+    largest = (max(caches(cpu), default=(0, "")) for cpu in cores.allowed_cpus())
+    return sum(size for size, _ in set(largest))
+
+
+def caches(cpu: int) -> Iterator[tuple[int, str]]:
+    """Bytes of a CPU's caches, and which CPUs share them."""
+    for folder in (cores.CPUS / f"cpu{cpu}" / "cache").glob("index*"):
+        try:
+            size, shared = (
+                (folder / name).read_text().strip() for name in ("size", "shared_cpu_list")
+            )
+        except OSError:  # no size, as on some of Arm
+            continue
+        if size.endswith("K"):
+            yield int(size[:-1]) << 10, shared

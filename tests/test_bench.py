@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 import time
 
+import chips
 import numpy as np
 import pytest
 from quantmm import targets
 from quantmm.bench import limits, rotation, timing
 from quantmm.bench.roofline import Limits
 from quantmm.compiler import runtime
+from quantmm.targets import cores
 
 
 def test_peak_kernel_does_the_operations_that_are_counted(target):
@@ -57,11 +59,39 @@ def test_read_kernel_reads_everything(target):
     np.testing.assert_array_equal(y, x.sum(axis=1))
 
 
-def test_limits_are_plausible(target):
+def test_limits_are_operations_and_bytes_over_time(target, monkeypatch):
+    """Every kernel is called once, and the times are made up."""
+    seconds, calls, pages = iter((0.5, 2.0, 0.25)), [], []
+
+    def best(kernel, *arrays):
+        kernel(*map(runtime.tvm_ffi.from_dlpack, arrays))
+        calls.append(arrays)
+        return next(seconds)
+
+    def empty(shape, dtype, *, huge_pages=True):
+        pages.append(huge_pages)
+        return made(shape, dtype, huge_pages=huge_pages)
+
+    made = runtime.aligned_empty
+    monkeypatch.setattr(limits, "best", best)
+    monkeypatch.setattr(runtime, "aligned_empty", empty)
+    monkeypatch.setattr(limits, "read_bytes", lambda: 8 << 20)
     limit = limits.measure(target, 1)
-    assert limit.gops > 0.1
-    assert min(limit.gbps_small, limit.gbps_huge) > 0.1
-    assert limit.gbps == max(limit.gbps_small, limit.gbps_huge)
+    (x, w, _), (small, _), (huge, _) = calls
+    steps, depth = len(x), x.shape[-1]
+    # Every row of X meets every column of W in each step, over and over.
+    products = x.size * w.size // (steps * depth) * limits.PEAK_REPEATS
+    assert limit.gops == pytest.approx(2 * products / 0.5 / 1e9)
+    assert small.nbytes == huge.nbytes
+    assert (8 << 20) - small.nbytes < 1 << 20
+    assert limit.gbps_small == pytest.approx(small.nbytes / 2.0 / 1e9)
+    assert limit.gbps_huge == pytest.approx(huge.nbytes / 0.25 / 1e9)
+    assert pages[-4::2] == [False, True]  # of what is read; sums are between
+
+
+def test_the_better_pages_count():
+    assert Limits(1, gops=1, gbps_small=8, gbps_huge=10).gbps == 10
+    assert Limits(1, gops=1, gbps_small=8, gbps_huge=7).gbps == 8
 
 
 def test_floor_is_the_slower_of_operations_and_bytes():
@@ -86,11 +116,45 @@ def test_contenders_take_turns():
     assert changes >= 5
 
 
-def test_rotated_weights_exceed_the_caches():
+MB = 1024  # in the kilobytes that Linux writes
+
+
+@pytest.fixture
+def chip(tmp_path, monkeypatch):
+    """Eight CPUs, 0 to 3 and 4 to 7 with an L3 of 96 MB; the function says which may be used."""
+    halves = {cpu: "0-3" if cpu < 4 else "4-7" for cpu in range(8)}
+    caches = {cpu: {str(cpu): f"{MB}K", half: f"{96 * MB}K"} for cpu, half in halves.items()}
+    chips.describe(tmp_path, {}, caches)
+    monkeypatch.setattr(cores, "CPUS", tmp_path)
+
+    def allow(*cpus):
+        monkeypatch.setattr(cores, "allowed_cpus", lambda: set(cpus))
+        rotation.last_level_cache.cache_clear()
+
+    yield allow
+    rotation.last_level_cache.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cached", "streamed"),
+    [
+        ((0, 1, 4, 7), 192, 768),
+        ((5, 6), 96, 384),
+        ((9,), 0, 256),  # of which nothing is known
+    ],
+)
+def test_what_comes_from_memory_exceeds_all_caches(chip, cpus, cached, streamed):
+    chip(*cpus)
+    assert rotation.last_level_cache() == cached << 20
+    assert limits.read_bytes() == streamed << 20
     for size in (1000, 16 << 20, 1 << 30):
-        copies = rotation.copies_for(size)
-        assert copies >= 2
-        assert copies * size > 2 * rotation.last_level_cache()
+        others = (rotation.copies_for(size) - 1) * size  # that are read before it is one's turn
+        assert others >= max(2 * cached, 128) << 20
+
+
+def test_the_stream_has_indices_of_32_bits(chip, monkeypatch):
+    monkeypatch.setattr(limits, "last_level_cache", lambda: 3 << 30)
+    assert limits.read_bytes() // 4 < 2**31
 
 
 def test_arrays_are_aligned_and_large_ones_lie_on_large_pages():
