@@ -19,6 +19,8 @@ from .contenders import Contender, Job, environment
 
 #: How long a contender may take to get ready, and for a turn.
 READY_SECONDS, TURN_SECONDS = 300.0, 120.0
+#: And to end once it has closed its side.
+EXIT_SECONDS = 5.0
 
 
 class Failed(Exception):  # noqa: N818
@@ -78,10 +80,14 @@ class Process:
 
     def _last_words(self) -> str:
         """Why the process ended."""
-        code = self.process.wait()
+        try:
+            end = f"exit code {self.process.wait(EXIT_SECONDS)}"
+        except subprocess.TimeoutExpired:
+            # A library's threads or its cleaning up may be stuck; `close` ends it.
+            end = f"closed its side and did not end in {EXIT_SECONDS:g} s"
         self.messages.seek(0)
         lines = [line.strip() for line in self.messages if line.strip()]
-        return ": ".join([f"exit code {code}", *lines[-1:]])
+        return ": ".join([end, *lines[-1:]])
 
     def memory(self) -> int:
         """Bytes that the process occupies."""

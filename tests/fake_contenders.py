@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import numpy as np
@@ -35,6 +36,14 @@ def dies_later(job: Job) -> Ready:
     """Ends its process at the first call after the check."""
     ready = right(job)
     return Ready([lambda: os._exit(7)], ready.result)
+
+
+def lingers(job: Job) -> Ready:
+    """Is stuck after it has closed its side."""
+    print("cleaning up", flush=True)
+    os.close(int(sys.argv[1]))
+    time.sleep(1000)
+    raise AssertionError
 
 
 def hangs(job: Job) -> Ready:

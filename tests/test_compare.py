@@ -15,7 +15,7 @@ from quantmm.bench.models import MODELS
 from quantmm.bench.timing import Time, median_range
 from quantmm.errors import BenchError
 
-FAKES = ("right", "wrong", "dies", "dies_later", "hangs")
+FAKES = ("right", "wrong", "dies", "dies_later", "lingers", "hangs")
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(contenders, "CONTENDERS", tuple(table))
     monkeypatch.setattr(contenders, "GROUPS", ("fakes", "gone", "past"))
     monkeypatch.setattr(process, "READY_SECONDS", 15.0)
+    monkeypatch.setattr(process, "EXIT_SECONDS", 1.0)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
@@ -64,6 +65,7 @@ def test_who_fails_costs_only_itself(fakes):
     assert result.absent["absent"] == "not installed (no module 'no_such_module')"
     assert result.absent["dies"] == "exit code 9: no more memory"
     assert result.absent["dies_later"].startswith("exit code 7")
+    assert result.absent["lingers"] == "closed its side and did not end in 1 s: cleaning up"
     assert result.absent["hangs"] == "no answer in 15 s"
     assert "wrong" in result.absent
     assert row.Row.from_dict(json.loads(json.dumps(result.to_dict()))) == result
