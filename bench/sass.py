@@ -23,7 +23,6 @@ INSTRUCTION_BYTES = 16
 
 #: Records of the section .nv.info whose content is a symbol and a number.
 REGISTERS, FRAME_SIZE = 0x2F, 0x11
-SYMBOL_TABLE = 2  # of a section: sh_type
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,11 @@ def read(cubin: bytes) -> dict[str, MachineCode]:
     ToolError
         nvdisasm is not there, or cannot read this.
     """
-    sections = {name: (kind, content, size) for name, kind, content, size in elf_sections(cubin)}
-    symbols = [*symbol_names(sections[".symtab"][1], sections[".strtab"][1])]
+    sections = {name: (content, size) for name, content, size in elf_sections(cubin)}
+    symbols = [*symbol_names(sections[".symtab"][0], sections[".strtab"][0])]
     numbers = {
         (symbols[symbol], attribute): value
-        for attribute, symbol, value in records(sections[".nv.info"][1])
+        for attribute, symbol, value in records(sections[".nv.info"][0])
     }
     return {
         name: MachineCode(
@@ -103,7 +102,7 @@ def read(cubin: bytes) -> dict[str, MachineCode]:
             instructions=instructions,
             registers=numbers[name, REGISTERS],
             stack_bytes=numbers.get((name, FRAME_SIZE), 0),
-            shared_bytes=sections.get(f".nv.shared.{name}", (0, b"", 0))[2],
+            shared_bytes=sections.get(f".nv.shared.{name}", (b"", 0))[1],
         )
         for name, instructions in disassembled(cubin)
     }
@@ -142,8 +141,8 @@ def disassembler() -> str:
     raise ToolError("reading a cubin needs nvdisasm: pip install nvidia-cuda-nvdisasm")
 
 
-def elf_sections(content: bytes) -> Iterator[tuple[str, int, bytes, int]]:
-    """Name, type, content and size of every section of a 64-bit ELF file (elf(5))."""
+def elf_sections(content: bytes) -> Iterator[tuple[str, bytes, int]]:
+    """Name, content and size of every section of a 64-bit ELF file (elf(5))."""
     if content[:5] != b"\x7fELF\x02":
         raise ToolError(f"this is no cubin: it begins with {content[:5]!r}")
     (offset,) = struct.unpack_from("<Q", content, 0x28)
@@ -152,8 +151,8 @@ def elf_sections(content: bytes) -> Iterator[tuple[str, int, bytes, int]]:
         struct.unpack_from("<IIQQQQIIQQ", content, offset + i * entry_size) for i in range(count)
     ]
     names = content[headers[names_index][4] :]
-    for name, kind, _, _, start, size, *_ in headers:
-        yield text_at(names, name), kind, content[start : start + size], size
+    for name, _, _, _, start, size, *_ in headers:
+        yield text_at(names, name), content[start : start + size], size
 
 
 def symbol_names(table: bytes, names: bytes) -> Iterator[str]:

@@ -15,8 +15,9 @@ import ctypes
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
-from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,7 +58,10 @@ class Function(Protocol):
 
 
 class Module(Protocol):
-    """Machine code on a device."""
+    """Machine code on a device, as long as this or one of its functions is there.
+
+    Graphs do not count: they must not be replayed afterwards.
+    """
 
     def function(
         self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
@@ -69,16 +73,6 @@ class Module(Protocol):
         parameters : a letter of `struct` for each: "P" for a pointer, "i" for int32, "f", ...
         shared_bytes : dynamic shared memory of a block.
         """
-
-
-class Event(Protocol):
-    """A point in a stream's work."""
-
-    def record(self, stream: int) -> None:
-        """Put it behind all that the stream has been given so far."""
-
-    def milliseconds_since(self, earlier: Any) -> float:
-        """Wait until it has happened; the time between an earlier event and this one."""
 
 
 class Driver(Protocol):
@@ -94,7 +88,7 @@ class Driver(Protocol):
         """The address of new memory, a multiple of 256, also while a stream is captured."""
 
     def free(self, device: int, address: int) -> None:
-        """Give memory back when all work that was launched before is done."""
+        """Give memory back when all work that was launched before is done; as `allocate`."""
 
     def copy_to(self, device: int, address: int, array: np.ndarray, stream: int) -> None:
         """Copy a contiguous array to the device, in the stream's order.
@@ -105,17 +99,11 @@ class Driver(Protocol):
     def copy_from(self, device: int, array: np.ndarray, address: int, stream: int) -> None:
         """Copy to a contiguous array, in the stream's order, and wait until it is there."""
 
-    def fill(self, device: int, address: int, value: int, size: int, stream: int) -> None:
-        """Set bytes, in the stream's order."""
-
     def synchronize(self, device: int, stream: int) -> None:
         """Wait until all of the stream's work is done."""
 
     def is_capturing(self, device: int, stream: int) -> bool:
         """Whether what the stream is given goes into a graph instead of being done."""
-
-    def event(self, device: int) -> Event:
-        """A new event, for timing."""
 
 
 #: Parameters of the driver's functions (cuda.h); _v2 are those that 64-bit programs get by their
@@ -141,19 +129,12 @@ SIGNATURES: dict[str, list[Any]] = {
     "cuMemFree_v2": [c_uint64],
     "cuMemcpyHtoDAsync_v2": [c_uint64, c_void_p, c_size_t, c_void_p],
     "cuMemcpyDtoHAsync_v2": [c_void_p, c_uint64, c_size_t, c_void_p],
-    "cuMemsetD8Async": [c_uint64, c_ubyte, c_size_t, c_void_p],
     "cuStreamSynchronize": [c_void_p],
     "cuStreamIsCapturing": [c_void_p, POINTER(c_int)],
     "cuThreadExchangeStreamCaptureMode": [POINTER(c_int)],
-    "cuEventCreate": [POINTER(c_void_p), c_uint],
-    "cuEventRecord": [c_void_p, c_void_p],
-    "cuEventSynchronize": [c_void_p],
-    "cuEventElapsedTime": [POINTER(c_float), c_void_p, c_void_p],
-    "cuEventDestroy_v2": [c_void_p],
 }
 
-# CUresult: a device or a file that cannot be used, rather than a failure.
-NO_DEVICE = 100
+# CUresult: a file that cannot be used, rather than a failure.
 UNUSABLE_IMAGE = {
     200: "CUDA_ERROR_INVALID_IMAGE",
     209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
@@ -229,6 +210,20 @@ class Library:
         return f"{name.value.decode()}, {text.value.decode()}"
 
 
+@contextlib.contextmanager
+def relaxed(library: Library) -> Iterator[None]:
+    """Within, this thread may do what no graph can hold, while a stream is captured too.
+
+    Objects die at any time, and a call that is refused would spoil the graph.
+    """
+    mode = c_int(RELAXED)
+    library.call("cuThreadExchangeStreamCaptureMode", mode)
+    try:
+        yield
+    finally:
+        library.call("cuThreadExchangeStreamCaptureMode", mode)
+
+
 class CudaDriver:
     """The GPUs of this machine; `Driver` says what the methods do.
 
@@ -275,6 +270,9 @@ class CudaDriver:
 
     def context(self, device: int) -> int:
         """The device's primary context, retained for as long as the process lives."""
+        # What dies while this thread has the lock is given back in a context that is there.
+        if (there := self._contexts.get(device)) is not None:
+            return there
         with self._lock:
             if device not in self._contexts:
                 context = c_void_p()
@@ -322,18 +320,14 @@ class CudaDriver:
 
     def allocate(self, device: int, size: int) -> int:
         """As `Driver`."""
-        address, mode = c_uint64(), c_int(RELAXED)
-        with self.current(device) as library:
-            library.call("cuThreadExchangeStreamCaptureMode", mode)
-            try:
-                library.call("cuMemAlloc_v2", address, max(1, size), what=f"{size} bytes")
-            finally:
-                library.call("cuThreadExchangeStreamCaptureMode", mode)
+        address = c_uint64()
+        with self.current(device) as library, relaxed(library):
+            library.call("cuMemAlloc_v2", address, max(1, size), what=f"{size} bytes")
         return address.value
 
     def free(self, device: int, address: int) -> None:
         """As `Driver`."""
-        with self.current(device) as library:
+        with self.current(device) as library, relaxed(library):
             library.call("cuMemFree_v2", address)
 
     def copy_to(self, device: int, address: int, array: np.ndarray, stream: int) -> None:
@@ -347,11 +341,6 @@ class CudaDriver:
             library.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
             library.call("cuStreamSynchronize", stream)
 
-    def fill(self, device: int, address: int, value: int, size: int, stream: int) -> None:
-        """As `Driver`."""
-        with self.current(device) as library:
-            library.call("cuMemsetD8Async", address, value, size, stream)
-
     def synchronize(self, device: int, stream: int) -> None:
         """As `Driver`."""
         with self.current(device) as library:
@@ -364,10 +353,6 @@ class CudaDriver:
             library.call("cuStreamIsCapturing", stream, status)
         return status.value != 0
 
-    def event(self, device: int) -> CudaEvent:
-        """As `Driver`."""
-        return CudaEvent(self, device)
-
 
 class CudaModule:
     """As `Module`."""
@@ -375,6 +360,8 @@ class CudaModule:
     def __init__(self, driver: CudaDriver, device: int, handle: c_void_p) -> None:
         self.driver, self.device, self.handle = driver, device, handle
         self._granted: dict[str, int] = {}  # dynamic shared memory of kernels, above the default
+        # At the process's exit the driver frees everything itself, and may be gone already.
+        weakref.finalize(self, unload, driver, device, handle).atexit = False
 
     def function(
         self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
@@ -400,10 +387,12 @@ class CudaModule:
                 self._granted[name] = needed
         return CudaFunction(self, name, function, parameters, block, shared_bytes)
 
-    def unload(self) -> None:
-        """Give its memory back; its kernels must not be launched any more."""
-        with self.driver.current(self.device) as library:
-            library.call("cuModuleUnload", self.handle)
+
+def unload(driver: CudaDriver, device: int, handle: c_void_p) -> None:
+    """Give back the memory of a module of which nobody can launch a kernel any more."""
+    # A device that has failed tells whoever launches next; here nobody would hear it.
+    with contextlib.suppress(CudaError), driver.current(device) as library, relaxed(library):
+        library.call("cuModuleUnload", handle)
 
 
 class CudaFunction:
@@ -465,33 +454,6 @@ class CudaFunction:
             raise self.library.error("cuLaunchKernel", status, what)
 
 
-class CudaEvent:
-    """As `Event`."""
-
-    def __init__(self, driver: CudaDriver, device: int) -> None:
-        self._driver, self._device, self._handle = driver, device, c_void_p()
-        with driver.current(device) as library:
-            library.call("cuEventCreate", self._handle, 0)
-
-    def record(self, stream: int) -> None:
-        """As `Event`."""
-        with self._driver.current(self._device) as library:
-            library.call("cuEventRecord", self._handle, stream)
-
-    def milliseconds_since(self, earlier: CudaEvent) -> float:
-        """As `Event`."""
-        time = c_float()
-        with self._driver.current(self._device) as library:
-            library.call("cuEventSynchronize", self._handle)
-            library.call("cuEventElapsedTime", time, earlier._handle, self._handle)
-        return time.value
-
-    def __del__(self) -> None:
-        # At the end of the process there may be no driver left.
-        with contextlib.suppress(Exception), self._driver.current(self._device) as library:
-            library.cuda.cuEventDestroy_v2(self._handle)
-
-
 @functools.cache
 def driver() -> CudaDriver:
     """The machine's driver, opened at the first call.
@@ -512,8 +474,3 @@ def stream_of(x: Any) -> int:
     if library == "cupy":
         return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
     return 0
-
-
-def dlpack_stream(stream: int) -> int:
-    """A stream as `__dlpack__(stream=...)` wants it: the legacy default stream is 1 there."""
-    return stream or 1

@@ -89,9 +89,6 @@ class EmulatedDriver:
     def copy_from(self, device: int, array: np.ndarray, address: int, stream: int) -> None:
         array.reshape(-1).view(np.uint8)[:] = self._bytes(device, address, array.nbytes)
 
-    def fill(self, device: int, address: int, value: int, size: int, stream: int) -> None:
-        self._bytes(device, address, size)[:] = value
-
     def synchronize(self, device: int, stream: int) -> None:
         self._check(device)
 
@@ -107,10 +104,6 @@ class EmulatedDriver:
             yield self._captured
         finally:
             self._captured = None
-
-    def event(self, device: int) -> EmulatedEvent:
-        self._check(device)
-        return EmulatedEvent(self)
 
     def _check(self, device: int) -> None:
         if device != 0:
@@ -168,16 +161,3 @@ class EmulatedFunction:
             seed=driver.seed,
             memories=[*driver.memories.values()],
         )
-
-
-class EmulatedEvent:
-    """Its time is the number of launches before it."""
-
-    def __init__(self, driver: EmulatedDriver) -> None:
-        self.driver, self.time = driver, 0
-
-    def record(self, stream: int) -> None:
-        self.time = len(self.driver.launches)
-
-    def milliseconds_since(self, earlier: EmulatedEvent) -> float:
-        return float(self.time - earlier.time)

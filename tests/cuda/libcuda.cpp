@@ -122,9 +122,6 @@ int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t size, void* s
   memset(to, 'z', size);
   return answer("cuMemcpyDtoHAsync_v2", " %llx %zu %p", from, size, stream);
 }
-int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t size, void* stream) {
-  return answer("cuMemsetD8Async", " %llx %d %zu %p", to, value, size, stream);
-}
 int cuStreamSynchronize(void* stream) { return answer("cuStreamSynchronize", " %p", stream); }
 int cuStreamIsCapturing(void* stream, int* status) {
   *status = stream == (void*)0x51;
@@ -137,19 +134,5 @@ int cuThreadExchangeStreamCaptureMode(int* mode) {
   *mode = before;
   return answer("cuThreadExchangeStreamCaptureMode", " %d", now);
 }
-int cuEventCreate(void** event, unsigned flags) {
-  static size_t next = 0xE0;
-  *event = (void*)++next;
-  return answer("cuEventCreate", " %u", flags);
-}
-int cuEventRecord(void* event, void* stream) {
-  return answer("cuEventRecord", " %p %p", event, stream);
-}
-int cuEventSynchronize(void* event) { return answer("cuEventSynchronize", " %p", event); }
-int cuEventElapsedTime(float* time, void* start, void* end) {
-  *time = 1.5f;
-  return answer("cuEventElapsedTime", " %p %p", start, end);
-}
-int cuEventDestroy_v2(void* event) { return answer("cuEventDestroy_v2", " %p", event); }
 
 }  // extern "C"
