@@ -135,17 +135,23 @@ def apart(a: Any, b: Any) -> bool:
     return isinstance(a, ndarray) and isinstance(b, ndarray) and not np.may_share_memory(a, b)
 
 
-def refuse_overlap(name: str, written: Any, other_name: str, read: Any) -> None:
-    """Refuse a tensor to be written that shares bytes with one that is read meanwhile."""
-    distance = read.data_ptr() - written.data_ptr()
-    if 0 <= distance < length(written) or 0 <= -distance < length(read):
+def refuse_overlap(name: str, written: range, other_name: str, read: range) -> None:
+    """Refuse to write an array that shares bytes with one that is read meanwhile; see `span`."""
+    if written.start < read.stop and read.start < written.stop:
         raise ArrayError(f"{name} shares memory with {other_name}; expected memory of its own")
 
 
-def length(matrix: Any) -> int:
-    """Bytes from the first element of a tensor to behind its last."""
+def span(address: int, shape: tuple[int, int], stride: int, itemsize: int) -> range:
+    """Addresses from a matrix's first byte to its last; `stride` counts elements."""
+    rows, columns = shape
+    return range(address, address + ((rows - 1) * stride + columns) * itemsize)
+
+
+def span_of(matrix: Any) -> range:
+    """The same of a tensor of the CPU."""
     rows, columns = matrix.shape
-    return ((rows - 1) * matrix.strides[0] + columns) * (matrix.dtype.bits // 8)
+    stride, itemsize = matrix.strides[0], matrix.dtype.bits // 8
+    return span(matrix.data_ptr(), (rows, columns), stride, itemsize)
 
 
 def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:

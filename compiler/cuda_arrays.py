@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ArrayError
 from ..targets.driver import stream_of
-from .arrays import MAX_ELEMENTS, from_dlpack, is_torch, numpy_dtype
+from .arrays import MAX_ELEMENTS, from_dlpack, is_torch, numpy_dtype, span
 from .spec import stored_as
 
 
@@ -39,6 +39,10 @@ class DeviceArray:
     dtype: str
     device: int
     stream: int
+
+    def span(self, dtype: np.dtype) -> range:
+        """The addresses of its bytes; `dtype` is its own, which a call need not look up again."""
+        return span(self.address, self.shape, self.stride, dtype.itemsize)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from . import frontend as cpu_frontend
 from . import nvrtc
 from .arrays import MAX_ELEMENTS
 from .cuda_code import generate
-from .cuda_kernel import PREPARE, CudaFunction, CudaInfo, CudaKernel, Launch, library
+from .cuda_kernel import CudaFunction, CudaInfo, CudaKernel, Launch, library
+from .cuda_linear import PREPARE
 from .cuda_records import CudaRecord, function_for
 from .cuda_tiles import read_rows, store_within
 from .operands import Operands

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: What a grid's second size may be (CUDA C++ Programming Guide, "Technical Specifications").
 MOST_TILES = 65535
-#: The kernel that makes X ready for the others.
-PREPARE = "prepare"
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class CudaInfo:
     capability : compute capability of its machine code.
     multiprocessors : that a grid should fill.
     x_dtype : in which the kernels read activations.
-    prepared : what the kernel `PREPARE` writes.
+    prepared : what the kernel `cuda_linear.PREPARE` writes.
     arguments : names of what a caller brings, in order.
     variants : the other kernels.
     cubin_bytes : of the machine code, behind which the PTX lies.
@@ -194,6 +192,7 @@ class CudaKernel:
         self._library: bytes = library
         self._gpu = gpu
         self._lock = threading.Lock()
+        self._plans: dict[int, CudaPlan] = {}
         self._modules: dict[int, Module] = {}
         self._functions: dict[tuple[int, str], Function] = {}
 
@@ -231,6 +230,13 @@ class CudaKernel:
         ArrayError
             Not an M of this kernel.
         """
+        found = self._plans.get(m)
+        if found is None:
+            found = self._plans[m] = self._planned(m)
+        return found
+
+    def _planned(self, m: int) -> CudaPlan:
+        """As `plan`, which is asked in every call."""
         spec = self.spec
         if spec.m is not None and m != spec.m:
             raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")

@@ -4,20 +4,22 @@ A call is one launch, or two where X must be made ready first (`cuda_frontend.pr
 lie on each device that was called. What a call needs beyond its arguments is kept per stream, and
 grows with M. A call whose arrays all lie on the device copies nothing and waits for nothing, so it
 can be captured into a CUDA graph. The graph uses the memory of the stream that it was captured on,
-so it must not run at the same time as calls on that stream or other graphs of it.
+so it must not run at the same time as calls on that stream or other graphs of it, nor when the
+object is gone.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, CudaError
-from .arrays import numpy_dtype
+from .arrays import numpy_dtype, refuse_overlap
 from .cuda_arrays import (
     DeviceArray,
     check_matrix,
@@ -32,12 +34,47 @@ from .quantize import QTensor
 from .spec import stored_as
 
 if TYPE_CHECKING:
-    from .cuda_kernel import CudaKernel, Launch
+    from .cuda_kernel import CudaKernel, CudaPlan
 
 #: What vector loads and stores of rows need.
 ALIGNMENT = 16
-#: The device that computes on arrays of the host.
-FIRST = 0
+#: The kernel that makes X ready for the others.
+PREPARE = "prepare"
+
+
+class Place(NamedTuple):
+    """Where work is done: a device and one of its streams."""
+
+    device: int
+    stream: int
+
+
+#: Where arrays of the host are computed on.
+FIRST = Place(0, 0)
+
+
+@dataclass
+class Call:
+    """A call under way.
+
+    Attributes
+    ----------
+    on_host : whether the caller's arrays are the host's.
+    x : on the device, as it was given.
+    addresses, numbers : what kernels take, by name.
+    """
+
+    place: Place
+    plan: CudaPlan
+    on_host: bool
+    x: DeviceArray
+    addresses: dict[str, int]
+    numbers: dict[str, int]
+
+    @property
+    def m(self) -> int:
+        """Rows of X."""
+        return self.x.shape[0]
 
 
 class CudaLinear(Bound):
@@ -60,12 +97,12 @@ class CudaLinear(Bound):
         self._gpu = kernel.gpu
         self._lock = threading.Lock()
         self._constants: dict[int, dict[str, int]] = {}
-        #: Memory by device, stream and name: address and bytes.
-        self._workspace: dict[tuple[int, int, str], tuple[int, int]] = {}
+        #: Memory by place and name: address and bytes.
+        self._workspace: dict[tuple[Place, str], tuple[int, int]] = {}
         self._allocated: list[tuple[int, int]] = []
         # At the process's exit the driver frees everything itself, and may be gone already.
         weakref.finalize(self, release, self._gpu, self._allocated).atexit = False
-        self._on(FIRST, 0)
+        self._on(FIRST)
 
     def __call__(
         self,
@@ -90,110 +127,140 @@ class CudaLinear(Bound):
         Raises
         ------
         ArrayError
-            An array of the wrong shape, dtype, rank or device, or a scale that is missing.
+            An array of the wrong shape, dtype, rank or device, an `out` on a device that shares
+            memory with x or residual, or a scale that is missing.
         CudaError
             The driver refuses something; or a graph is being captured, and an array or number is
             on the host, or the weight not yet on the device.
         """
-        spec = self._spec
         if isinstance(x, QTensor):
             x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
-        given = on_device("x", x)
-        device, stream = (given.device, given.stream) if given else (FIRST, 0)
+        scalars = {
+            "x_scale": x_scale,
+            "x_zero_point": x_zero_point,
+            "out_scale": out_scale,
+            "out_zero_point": out_zero_point,
+        }
         with self._lock:
-            if given:
-                check_matrix("x", given, self._x_dtype, self._x_columns)
-                m, source = given.shape[0], given
-                plan = self.kernel.plan(m)
-            else:
-                host = on_host("x", x, self._x_dtype, self._x_columns)
-                m = host.shape[0]
-                plan = self.kernel.plan(m)
-                source = self._upload("x", host, device, stream)
-            shape = m, spec.n
-            result = out
-            if out is None:
-                result = (
-                    new_on_device(x, shape, self._out_dtype)
-                    if given
-                    else np.empty(shape, self._out_dtype)
-                )
-            y = self._target("out", result, shape, device, stream, given)
-            addresses = {**self._on(device, stream), "y": y.address}
-            numbers = {
-                "m": m,
-                "mi": plan.mi,
-                "columns": spec.n,
-                "aligned": int(is_aligned(y, self._out_dtype.itemsize)),
-                "y_stride": y.stride,
-            }
-            if residual is not None and not spec.residual:
-                raise ArrayError("a residual was given; the spec has residual=False")
-            if spec.residual:
-                added = self._residual(residual, shape, device, stream, given)
-                addresses["residual"] = added.address
-                numbers["residual_stride"] = added.stride
-            scalars = {
-                "x_scale": x_scale,
-                "x_zero_point": x_zero_point,
-                "out_scale": out_scale,
-                "out_zero_point": out_zero_point,
-            }
-            for name, value in scalars.items():
-                if value is not None and name not in self._names:
-                    raise ArrayError(f"{name} was given; {why_no(name, spec)}")
-                if name in self._names:
-                    address = self._number(name, value, m, device, stream)
-                    addresses[name] = address
-            launches = self.kernel.info.launches
-            if self._reads(source):
-                addresses["x"], numbers["x_stride"] = source.address, source.stride
-            else:
-                made = self._prepared(m, device, stream)
-                first = {**addresses, **made, "x": source.address}
-                self._launch(
-                    launches["prepare"], first, {"m": m, "x_stride": source.stride}, device, stream
-                )
-                addresses |= made
-                addresses["x"] = made["xq"]
-                numbers["x_stride"] = self.kernel.info.layout.x_columns
-            self._launch(launches[plan.name], addresses, numbers, device, stream, plan.name)
-            if not given:
-                self._download(y, result, device, stream)
+            call = self._begin(x)
+            result, y = self._output(call, x, out)
+            self._add_residual(call, residual, y)
+            self._add_scalars(call, scalars)
+            self._add_x(call)
+            self._launch(call.plan.name, call)
+            if call.on_host:
+                self._download(y, result, call.place)
         return result
 
-    def _launch(
-        self,
-        launch: Launch,
-        addresses: dict[str, int],
-        numbers: dict[str, int],
-        device: int,
-        stream: int,
-        name: str = "prepare",
-    ) -> None:
-        """Launch one kernel."""
-        x, y, z = (numbers[each] if isinstance(each, str) else each for each in launch.grid)
-        values = [
-            numbers[each] if each in numbers else addresses[each] for each in launch.arguments
-        ]
-        self.kernel.function(device, name)((x, y, z), stream, *values)
+    def _begin(self, x: Any) -> Call:
+        """A call with `x` on a device, and the weight beside it."""
+        given = on_device("x", x)
+        if given is not None:
+            check_matrix("x", given, self._x_dtype, self._x_columns)
+            plan = self.kernel.plan(given.shape[0])
+            place, source = Place(given.device, given.stream), given
+        else:
+            host = on_host("x", x, self._x_dtype, self._x_columns)
+            plan = self.kernel.plan(host.shape[0])
+            place, source = FIRST, self._upload("x", host, FIRST)
+        numbers = {"m": source.shape[0], "mi": plan.mi, "columns": self._spec.n}
+        return Call(place, plan, given is None, source, {**self._on(place)}, numbers)
 
-    def _on(self, device: int, stream: int) -> dict[str, int]:
-        """Addresses of the weight and what belongs to it on a device; copied there once."""
-        if device not in self._constants:
-            self._not_captured(device, stream, "the weight must be copied to the device")
-            self.kernel.function(device, "prepare")
-            found = {}
-            for name, array in self._arrays.items():
-                found[name] = self._allocate(device, array.nbytes)
-                self._gpu.copy_to(device, found[name], array, 0)
-            for name, value in self._defaults.items():
-                if value.shape == (1,):
-                    found[f"bound {name}"] = self._allocate(device, value.nbytes)
-                    self._gpu.copy_to(device, found[f"bound {name}"], value, 0)
-            self._gpu.synchronize(device, 0)
-            self._constants[device] = found
-        return self._constants[device]
+    def _output(self, call: Call, x: Any, out: Any) -> tuple[Any, DeviceArray]:
+        """What the caller gets, and where kernels write it."""
+        shape = call.m, self._spec.n
+        if out is not None:
+            result = out
+        elif call.on_host:
+            result = np.empty(shape, self._out_dtype)
+        else:
+            result = new_on_device(x, shape, self._out_dtype)
+        y = self._target(result, shape, call)
+        if out is not None and not call.on_host:
+            refuse_overlap("out", y.span(self._out_dtype), "x", call.x.span(self._x_dtype))
+        call.addresses["y"] = y.address
+        call.numbers["y_stride"] = y.stride
+        call.numbers["aligned"] = int(is_aligned(y, self._out_dtype.itemsize))
+        return result, y
+
+    def _target(self, out: Any, shape: tuple[int, int], call: Call) -> DeviceArray:
+        """Where results for `out` are written."""
+        there = on_device("out", out)
+        same_side("out", there, call)
+        dtype = self._out_dtype
+        if there is not None:
+            if there.dtype != dtype.name or there.shape != shape:
+                raise ArrayError(f"out is {there.dtype}{there.shape}; expected {dtype.name}{shape}")
+            return there
+        fits = isinstance(out, np.ndarray) and out.dtype == dtype and out.flags.writeable
+        if not fits or out.shape != shape:
+            found = getattr(out, "dtype", type(out).__name__)
+            raise ArrayError(
+                f"out is {found}{tuple(getattr(out, 'shape', ()))}; expected a writable NumPy "
+                f"array {dtype.name}{shape} beside an x of the host"
+            )
+        address = self._memory("y", shape[0] * shape[1] * dtype.itemsize, call.place)
+        return DeviceArray(address, shape, shape[1], stored_as(dtype.name), *call.place)
+
+    def _add_residual(self, call: Call, residual: Any, y: DeviceArray) -> None:
+        """The residual, on the device, among the call's arguments."""
+        spec, shape = self._spec, (call.m, self._spec.n)
+        if not spec.residual:
+            if residual is not None:
+                raise ArrayError("a residual was given; the spec has residual=False")
+            return
+        if residual is None:
+            raise ArrayError(f"residual is missing; the spec adds one of {shape}")
+        dtype = numpy_dtype(spec.residual_dtype)
+        there = on_device("residual", residual)
+        same_side("residual", there, call)
+        if there is None:
+            host = on_host("residual", residual, dtype, shape[1])
+            there = self._upload("residual", host, call.place)
+        else:
+            check_matrix("residual", there, dtype, shape[1])
+            refuse_overlap("out", y.span(self._out_dtype), "residual", there.span(dtype))
+        if there.shape[0] != shape[0]:
+            raise ArrayError(f"residual has {there.shape[0]} rows; expected {shape[0]}")
+        call.addresses["residual"] = there.address
+        call.numbers["residual_stride"] = there.stride
+
+    def _add_scalars(self, call: Call, scalars: dict[str, npt.ArrayLike | None]) -> None:
+        """Scales and zero points among the call's arguments."""
+        for name, value in scalars.items():
+            if name in self._names:
+                call.addresses[name] = self._number(name, value, call)
+            elif value is not None:
+                raise ArrayError(f"{name} was given; {why_no(name, self._spec)}")
+
+    def _number(self, name: str, value: npt.ArrayLike | None, call: Call) -> int:
+        """The address of a scale or zero point: of the call's, or of the bound one.
+
+        One that is on the device is not looked at, which would mean to wait for it.
+        """
+        per_row = self._spec.activation_scale == "row" and name.startswith("x_")
+        if value is None and name in self._defaults and not per_row:
+            return call.addresses[f"bound {name}"]
+        if value is None:
+            value = self._defaults.get(name)
+        if value is None:
+            raise ArrayError(f"{name} is missing; give it to bind or to the call")
+        count, dtype = call.m if per_row else 1, np.dtype(SCALARS[name])
+        there = numbers_on_device(name, value, dtype, count, call.place.device)
+        if there is not None:
+            return there
+        return self._copied(name, self._numbers(name, value, call.m), call.place)
+
+    def _add_x(self, call: Call) -> None:
+        """X among the call's arguments: where it lies, or as `PREPARE` makes it ready."""
+        call.addresses["x"], call.numbers["x_stride"] = call.x.address, call.x.stride
+        if self._reads(call.x):
+            return
+        made = self._prepared(call)
+        call.addresses |= made
+        self._launch(PREPARE, call)
+        call.addresses["x"] = made["xq"]
+        call.numbers["x_stride"] = self.kernel.info.layout.x_columns
 
     def _reads(self, x: DeviceArray) -> bool:
         """Whether the multiplication can read x where it lies."""
@@ -206,122 +273,76 @@ class CudaLinear(Bound):
             and is_aligned(x, 1)
         )
 
-    def _prepared(self, m: int, device: int, stream: int) -> dict[str, int]:
-        """Memory for what `prepare` writes."""
+    def _prepared(self, call: Call) -> dict[str, int]:
+        """Memory for what `PREPARE` writes."""
         layout = self.kernel.info.layout
         sizes = {
-            "xq": m * layout.x_columns,
-            "x_scale": 4 * m,
-            "x_zero_point": 4 * m,
-            "x_sum": 4 * m * layout.sum_columns,
+            "xq": call.m * layout.x_columns,
+            "x_scale": 4 * call.m,
+            "x_zero_point": 4 * call.m,
+            "x_sum": 4 * call.m * layout.sum_columns,
         }
         return {
-            name: self._memory(name, sizes[name], device, stream)
-            for name in self.kernel.info.prepared
+            name: self._memory(name, sizes[name], call.place) for name in self.kernel.info.prepared
         }
 
-    def _number(
-        self, name: str, value: npt.ArrayLike | None, m: int, device: int, stream: int
-    ) -> int:
-        """The address of a scale or zero point: of the call's, or of the bound one.
+    def _launch(self, name: str, call: Call) -> None:
+        """Launch one kernel."""
+        launch, numbers, addresses = self.kernel.info.launches[name], call.numbers, call.addresses
+        x, y, z = (numbers[each] if isinstance(each, str) else each for each in launch.grid)
+        values = [
+            numbers[each] if each in numbers else addresses[each] for each in launch.arguments
+        ]
+        self.kernel.function(call.place.device, name)((x, y, z), call.place.stream, *values)
 
-        One that is on the device is not looked at, which would mean to wait for it.
-        """
-        per_row = self._spec.activation_scale == "row" and name.startswith("x_")
-        if value is None and name in self._defaults and not per_row:
-            return self._on(device, stream)[f"bound {name}"]
-        if value is None:
-            value = self._defaults.get(name)
-        if value is None:
-            raise ArrayError(f"{name} is missing; give it to bind or to the call")
-        dtype = np.dtype(SCALARS[name])
-        there = numbers_on_device(name, value, dtype, m if per_row else 1, device)
-        if there is not None:
-            return there
-        numbers = self._numbers(name, value, m)
-        return self._copied(name, numbers, device, stream)
+    def _on(self, place: Place) -> dict[str, int]:
+        """Addresses of the weight and what belongs to it on a device; copied there once."""
+        device = place.device
+        if device not in self._constants:
+            self._not_captured(place, "the weight must be copied to the device")
+            self.kernel.function(device, PREPARE)
+            found = {}
+            for name, array in self._arrays.items():
+                found[name] = self._allocate(device, array.nbytes)
+                self._gpu.copy_to(device, found[name], array, 0)
+            for name, value in self._defaults.items():
+                if value.shape == (1,):
+                    found[f"bound {name}"] = self._allocate(device, value.nbytes)
+                    self._gpu.copy_to(device, found[f"bound {name}"], value, 0)
+            self._gpu.synchronize(device, 0)
+            self._constants[device] = found
+        return self._constants[device]
 
-    def _residual(
-        self,
-        residual: Any,
-        shape: tuple[int, int],
-        device: int,
-        stream: int,
-        x: DeviceArray | None,
-    ) -> DeviceArray:
-        """The residual on the device."""
-        if residual is None:
-            raise ArrayError(f"residual is missing; the spec adds one of {shape}")
-        dtype = numpy_dtype(self._spec.residual_dtype)
-        there = on_device("residual", residual)
-        same_side("residual", there, x)
-        if there is None:
-            host = on_host("residual", residual, dtype, shape[1])
-            there = self._upload("residual", host, device, stream)
-        else:
-            check_matrix("residual", there, dtype, shape[1])
-        if there.shape[0] != shape[0]:
-            raise ArrayError(f"residual has {there.shape[0]} rows; expected {shape[0]}")
-        return there
-
-    def _target(
-        self,
-        name: str,
-        out: Any,
-        shape: tuple[int, int],
-        device: int,
-        stream: int,
-        x: DeviceArray | None,
-    ) -> DeviceArray:
-        """Where results are written."""
-        there = on_device(name, out)
-        same_side(name, there, x)
-        dtype = self._out_dtype
-        if there is not None:
-            if there.dtype != dtype.name or there.shape != shape:
-                raise ArrayError(
-                    f"{name} is {there.dtype}{there.shape}; expected {dtype.name}{shape}"
-                )
-            return there
-        fits = isinstance(out, np.ndarray) and out.dtype == dtype and out.flags.writeable
-        if not fits or out.shape != shape:
-            found = getattr(out, "dtype", type(out).__name__)
-            raise ArrayError(
-                f"{name} is {found}{tuple(getattr(out, 'shape', ()))}; expected a writable NumPy "
-                f"array {dtype.name}{shape} beside an x of the host"
-            )
-        address = self._memory("y", shape[0] * shape[1] * dtype.itemsize, device, stream)
-        return DeviceArray(address, shape, shape[1], stored_as(dtype.name), device, stream)
-
-    def _download(self, y: DeviceArray, out: np.ndarray, device: int, stream: int) -> None:
+    def _download(self, y: DeviceArray, out: np.ndarray, place: Place) -> None:
         """Copy results back to the host."""
         stored = numpy_dtype(stored_as(self._out_dtype.name))
         contiguous = np.empty(y.shape, stored)
-        self._gpu.copy_from(device, contiguous, y.address, stream)
+        self._gpu.copy_from(place.device, contiguous, y.address, place.stream)
         out[...] = contiguous.view(self._out_dtype)
 
-    def _upload(self, name: str, array: np.ndarray, device: int, stream: int) -> DeviceArray:
+    def _upload(self, name: str, array: np.ndarray, place: Place) -> DeviceArray:
         """A copy on the device of a contiguous matrix of the host."""
-        address = self._copied(name, array, device, stream)
+        address = self._copied(name, array, place)
         rows, columns = array.shape
-        return DeviceArray(address, (rows, columns), columns, array.dtype.name, device, stream)
+        return DeviceArray(address, (rows, columns), columns, array.dtype.name, *place)
 
-    def _copied(self, name: str, array: np.ndarray, device: int, stream: int) -> int:
+    def _copied(self, name: str, array: np.ndarray, place: Place) -> int:
         """The address of a copy of `array`."""
-        self._not_captured(device, stream, f"{name} must be copied from the host")
-        address = self._memory(name, array.nbytes, device, stream)
-        self._gpu.copy_to(device, address, array, stream)
+        self._not_captured(place, f"{name} must be copied from the host")
+        address = self._memory(name, array.nbytes, place)
+        self._gpu.copy_to(place.device, address, array, place.stream)
         return address
 
-    def _memory(self, name: str, size: int, device: int, stream: int) -> int:
+    def _memory(self, name: str, size: int, place: Place) -> int:
         """Memory of at least `size` bytes for one stream's calls."""
-        key = device, stream, name
-        address, there = self._workspace.get(key, (0, 0))
+        address, there = self._workspace.get((place, name), (0, 0))
         if size > there:
-            # Into a graph that is being captured goes the address, and not the allocation.
-            # What was there may still be in use; it is freed with everything else.
-            address = self._allocate(device, size)
-            self._workspace[key] = address, size
+            # Into a graph that is being captured goes the address, and not the allocation. So what
+            # was there may still be in use, and is freed with everything else. Doubled, all of it
+            # together is less than what takes its place, however M grows.
+            size = max(size, 2 * there)
+            address = self._allocate(place.device, size)
+            self._workspace[place, name] = address, size
         return address
 
     def _allocate(self, device: int, size: int) -> int:
@@ -330,9 +351,9 @@ class CudaLinear(Bound):
         self._allocated.append((device, address))
         return address
 
-    def _not_captured(self, device: int, stream: int, what: str) -> None:
+    def _not_captured(self, place: Place, what: str) -> None:
         """Refuse what no CUDA graph can hold."""
-        if self._gpu.is_capturing(device, stream):
+        if self._gpu.is_capturing(*place):
             raise CudaError(f"a CUDA graph is being captured, and {what}: call once before")
 
 
@@ -341,10 +362,12 @@ def is_aligned(array: DeviceArray, itemsize: int) -> bool:
     return array.address % ALIGNMENT == 0 and array.stride * itemsize % ALIGNMENT == 0
 
 
-def same_side(name: str, array: DeviceArray | None, x: DeviceArray | None) -> None:
-    """Refuse an array that lies elsewhere than x."""
-    here, there = (f"CUDA device {a.device}" if a else "the host" for a in (array, x))
-    if here != there:
+def same_side(name: str, array: DeviceArray | None, call: Call) -> None:
+    """Refuse an array that lies elsewhere than the call's x."""
+    expected = None if call.on_host else call.place.device
+    found = None if array is None else array.device
+    if found != expected:
+        here, there = ("the host" if d is None else f"CUDA device {d}" for d in (found, expected))
         raise ArrayError(f"{name} is on {here}; expected it on {there}, as x")
 
 

@@ -23,6 +23,7 @@ from .arrays import (
     new_tensor,
     numpy_dtype,
     refuse_overlap,
+    span_of,
 )
 from .quantize import QTensor, check_scale, check_zero_point
 from .runtime import aligned, tvm_ffi
@@ -233,7 +234,7 @@ class Linear(Bound):
         else:
             result, y = out, export_array("out", out, self._out_dtype, shape)
             if not apart(x, out):
-                refuse_overlap("out", y, "x", source)
+                refuse_overlap("out", span_of(y), "x", span_of(source))
         bound = self._bound
         if (
             not self._complete
@@ -286,7 +287,7 @@ class Linear(Bound):
         added = import_array("residual", residual, dtype, spec.n)
         if added.shape[0] != m:
             raise ArrayError(f"residual has {added.shape[0]} rows; expected {m}")
-        refuse_overlap("out", y, "residual", added)
+        refuse_overlap("out", span_of(y), "residual", span_of(added))
         return added
 
 

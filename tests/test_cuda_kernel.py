@@ -232,6 +232,43 @@ def test_memory_is_given_back():
     assert not gpu.memories
 
 
+def test_memory_that_grows_with_m_stays_in_proportion(monkeypatch):
+    kernel, gpu = built(SPEC)
+    monkeypatch.setattr(kernel, "function", lambda device, name: lambda *launch: None)
+    linear = kernel.bind(Problem(SPEC, 1).weight(), x_scale=0.5)
+    of_weight = {*gpu.memories}
+    before = of_weight
+    for m in range(1, 200):
+        linear(np.ones((m, 256), np.int8))
+        assert before <= {*gpu.memories}  # which graphs that were captured may use
+        before = {*gpu.memories}
+    sizes = [gpu.memories[address].size for address in before - of_weight]
+    assert sum(sizes) < 4 * 199 * (256 + 24 * 4)
+
+
+@pytest.mark.parametrize("other", ["x", "residual"])
+def test_out_may_not_share_memory_with_what_is_read(other):
+    spec = dataclasses.replace(SPEC, residual=True)
+    kernel, gpu = built(spec)
+    linear = kernel.bind(Problem(spec, 2).weight(), x_scale=0.5)
+    arrays = {"x": np.ones((2, 256), np.int8), "residual": np.zeros((2, 24), np.float32)}
+    there = {name: OnDevice(gpu, array) for name, array in arrays.items()}
+    out = OnDevice(gpu, np.zeros((2, 24), np.float32))
+    start, size = gpu.allocate(0, 2048) + 1024, arrays[other].nbytes
+    out.start = start
+    for shared in (0, -size + 16, out.shape[0] * out.stride - 16):
+        there[other].start = start + shared
+        with pytest.raises(ArrayError, match=f"out shares memory with {other}; expected memory of"):
+            linear(there["x"], out, residual=there["residual"])
+    assert not gpu.launches
+    for apart in (-size, out.shape[0] * out.stride):
+        there[other].start = start + apart
+        there[other].put(arrays[other])
+        linear(there["x"], out, residual=there["residual"])
+        expected = qmm.reference(spec, x_scale=0.5, w=Problem(spec, 2).weight(), **arrays)
+        assert difference(out.get(), expected) is None
+
+
 def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):
     kernel, gpu = built(SPEC)
     linear = kernel.bind(Problem(SPEC, 2).weight(), x_scale=0.5)
