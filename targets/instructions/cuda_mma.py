@@ -23,6 +23,29 @@ def place(r: Expr, c: Expr) -> tuple[Expr, Expr]:
     return r % 8 * 4 + c // 2, r // 8 * 2 + c % 2
 
 
+def rows(piece: int, dtype: str, halves: int = 1) -> tirx.Buffer:
+    """A piece of 16 rows of X, or two where W has low and high nibbles, in shared memory."""
+    shape, strides = ((16, piece), None) if halves == 1 else ((2, 16, piece), ("half", piece, 1))
+    return in_shared(shape, dtype, strides)
+
+
+def columns(blocks: int, piece: int, dtype: str) -> tirx.Buffer:
+    """A step of blocks of 8 columns of W in shared memory."""
+    return in_shared((blocks, 1, 8, piece), dtype, ("apart", "step", piece, 1))
+
+
+def in_shared(
+    shape: tuple[int, ...], dtype: str, strides: tuple[int | str, ...] | None
+) -> tirx.Buffer:
+    """A piece of shared memory, for loads of 16 bytes."""
+    return T.Buffer(shape, dtype, offset_factor=1, align=16, scope="shared.dyn", strides=strides)
+
+
+def sums(*blocks: int) -> tirx.Buffer:
+    """Sums in a warp's registers, for blocks of 8 columns or for one."""
+    return T.Buffer((*blocks, 32, 4), "int32", offset_factor=1, scope="warp")
+
+
 @functools.cache
 def register(instruction: Instruction, bits: int, piece: int, blocks: int) -> tuple[str, str]:
     """Make zeroing and product known to TVM; returns the names to tensorize with.
@@ -43,7 +66,7 @@ def zero() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
     """All sums of a fragment become zero."""
 
     @T.prim_func(s_tir=True)
-    def meaning(C: T.Buffer((32, 4), "int32", offset_factor=1, scope="warp")) -> None:
+    def meaning(C: sums()) -> None:
         with T.sblock("root"):
             T.reads()
             T.writes(C[0:32, 0:4])
@@ -51,12 +74,13 @@ def zero() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
                 for c in range(8):
                     with T.sblock("zero"):
                         vr, vc = T.axis.remap("SS", [r, c])
+                        lane, i = T.meta_var(place(vr, vc))
                         T.reads()
-                        T.writes(C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
-                        C[vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = 0
+                        T.writes(C[lane, i])
+                        C[lane, i] = 0
 
     @T.prim_func(s_tir=True)
-    def code(C: T.Buffer((32, 4), "int32", offset_factor=1, scope="warp")) -> None:
+    def code(C: sums()) -> None:
         with T.sblock("root"):
             T.reads()
             T.writes(C[0:32, 0:4])
@@ -74,16 +98,9 @@ def bytes_product(
 
     @T.prim_func(s_tir=True)
     def meaning(
-        X: T.Buffer((16, piece), x_dtype, offset_factor=1, align=16, scope="shared.dyn"),
-        W: T.Buffer(
-            (blocks, 1, 8, piece),
-            w_dtype,
-            offset_factor=1,
-            align=16,
-            scope="shared.dyn",
-            strides=("apart", "step", piece, 1),
-        ),
-        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
+        X: rows(piece, x_dtype),
+        W: columns(blocks, piece, w_dtype),
+        C: sums(blocks),
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:blocks, 0:32, 0:4], X[0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
@@ -91,28 +108,18 @@ def bytes_product(
             for n, r, c, q in T.grid(blocks, 16, 8, piece):
                 with T.sblock("dot"):
                     vn, vr, vc, vq = T.axis.remap("SSSR", [n, r, c, q])
-                    T.reads(
-                        C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2],
-                        X[vr, vq],
-                        W[vn, 0, vc, vq],
+                    lane, i = T.meta_var(place(vr, vc))
+                    T.reads(C[vn, lane, i], X[vr, vq], W[vn, 0, vc, vq])
+                    T.writes(C[vn, lane, i])
+                    C[vn, lane, i] = C[vn, lane, i] + T.cast(X[vr, vq], "int32") * T.cast(
+                        W[vn, 0, vc, vq], "int32"
                     )
-                    T.writes(C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
-                    C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = C[
-                        vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2
-                    ] + T.cast(X[vr, vq], "int32") * T.cast(W[vn, 0, vc, vq], "int32")
 
     @T.prim_func(s_tir=True)
     def code(
-        X: T.Buffer((16, piece), x_dtype, offset_factor=1, align=16, scope="shared.dyn"),
-        W: T.Buffer(
-            (blocks, 1, 8, piece),
-            w_dtype,
-            offset_factor=1,
-            align=16,
-            scope="shared.dyn",
-            strides=("apart", "step", piece, 1),
-        ),
-        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
+        X: rows(piece, x_dtype),
+        W: columns(blocks, piece, w_dtype),
+        C: sums(blocks),
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:blocks, 0:32, 0:4], X[0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
@@ -140,23 +147,9 @@ def nibbles_product(
 
     @T.prim_func(s_tir=True)
     def meaning(
-        X: T.Buffer(
-            (2, 16, piece),
-            x_dtype,
-            offset_factor=1,
-            align=16,
-            scope="shared.dyn",
-            strides=("half", piece, 1),
-        ),
-        W: T.Buffer(
-            (blocks, 1, 8, piece),
-            "uint8",
-            offset_factor=1,
-            align=16,
-            scope="shared.dyn",
-            strides=("apart", "step", piece, 1),
-        ),
-        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
+        X: rows(piece, x_dtype, 2),
+        W: columns(blocks, piece, "uint8"),
+        C: sums(blocks),
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:blocks, 0:32, 0:4], X[0:2, 0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
@@ -164,15 +157,10 @@ def nibbles_product(
             for n, r, c, h, q in T.grid(blocks, 16, 8, 2, piece):
                 with T.sblock("dot"):
                     vn, vr, vc, vh, vq = T.axis.remap("SSSRR", [n, r, c, h, q])
-                    T.reads(
-                        C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2],
-                        X[vh, vr, vq],
-                        W[vn, 0, vc, vq],
-                    )
-                    T.writes(C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2])
-                    C[vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2] = C[
-                        vn, vr % 8 * 4 + vc // 2, vr // 8 * 2 + vc % 2
-                    ] + T.cast(X[vh, vr, vq], "int32") * T.cast(
+                    lane, i = T.meta_var(place(vr, vc))
+                    T.reads(C[vn, lane, i], X[vh, vr, vq], W[vn, 0, vc, vq])
+                    T.writes(C[vn, lane, i])
+                    C[vn, lane, i] = C[vn, lane, i] + T.cast(X[vh, vr, vq], "int32") * T.cast(
                         T.cast(
                             T.shift_left(
                                 T.shift_right(W[vn, 0, vc, vq], T.cast(vh * 4, "uint8")), T.uint8(4)
@@ -184,23 +172,9 @@ def nibbles_product(
 
     @T.prim_func(s_tir=True)
     def code(
-        X: T.Buffer(
-            (2, 16, piece),
-            x_dtype,
-            offset_factor=1,
-            align=16,
-            scope="shared.dyn",
-            strides=("half", piece, 1),
-        ),
-        W: T.Buffer(
-            (blocks, 1, 8, piece),
-            "uint8",
-            offset_factor=1,
-            align=16,
-            scope="shared.dyn",
-            strides=("apart", "step", piece, 1),
-        ),
-        C: T.Buffer((blocks, 32, 4), "int32", offset_factor=1, scope="warp"),
+        X: rows(piece, x_dtype, 2),
+        W: columns(blocks, piece, "uint8"),
+        C: sums(blocks),
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:blocks, 0:32, 0:4], X[0:2, 0:16, 0:piece], W[0:blocks, 0:1, 0:8, 0:piece])
