@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ..errors import CudaSourceError, QuantmmError, ToolError
-from ..targets.cuda_prelude import PRELUDE
+from ..targets.cuda_prelude import INTEGERS, PRELUDE
 
 Form = Literal["cubin", "ptx"]
 
@@ -27,18 +27,9 @@ OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--p
 
 #: NVRTC has no standard library. TVM's sources include these and use the integers' names.
 HEADERS = {
-    "cuda/std/cstdint": """\
-namespace cuda { namespace std {
-typedef signed char int8_t;
-typedef short int16_t;
-typedef int int32_t;
-typedef long long int64_t;
-typedef unsigned char uint8_t;
-typedef unsigned short uint16_t;
-typedef unsigned int uint32_t;
-typedef unsigned long long uint64_t;
-} }
-""",
+    "cuda/std/cstdint": "namespace cuda { namespace std {\n"
+    + "".join(f"using ::{name};\n" for name in INTEGERS)
+    + "} }\n",
     "cuda/std/type_traits": """\
 namespace cuda { namespace std {
 template <class, class> struct is_same;

@@ -125,24 +125,31 @@ BYTES = f"""\
 }}
 """
 
-#: NVRTC has no header that defines these.
-NAMES = """\
+#: Names of types: of <cstdint>, a header that NVRTC lacks; and those that only TVM's code uses.
+INTEGERS = {
+    "int8_t": "signed char",
+    "int16_t": "short",
+    "int32_t": "int",
+    "int64_t": "long long",
+    "uint8_t": "unsigned char",
+    "uint16_t": "unsigned short",
+    "uint32_t": "unsigned int",
+    "uint64_t": "unsigned long long",
+}
+SHORT_NAMES = {"uchar": "unsigned char", "ushort": "unsigned short", "uint": "unsigned int"}
+
+
+def typedefs(names: dict[str, str]) -> str:
+    """Names for types."""
+    return "".join(f"typedef {meaning} {name};\n" for name, meaning in names.items())
+
+
+NAMES = f"""\
 #ifdef __CUDACC_RTC__
-typedef signed char int8_t;
-typedef short int16_t;
-typedef int int32_t;
-typedef long long int64_t;
-typedef unsigned char uint8_t;
-typedef unsigned short uint16_t;
-typedef unsigned int uint32_t;
-typedef unsigned long long uint64_t;
-#else
+{typedefs(INTEGERS)}#else
 #include <cstdint>
 #endif
-typedef unsigned char uchar;
-typedef unsigned short ushort;
-typedef unsigned int uint;
-"""
+{typedefs(SHORT_NAMES)}"""
 
 PRELUDE = "".join(
     (

@@ -7,11 +7,6 @@ replaced by their meaning.
 from __future__ import annotations
 
 STEPS = r"""
-// Names of types in TVM's code.
-#define uchar unsigned char
-#define ushort unsigned short
-#define uint unsigned int
-
 // The names under which TVM's code generator calls asynchronous copies.
 static __device__ __forceinline__ void ptx_cp_async_legacy_cg_16_1_1(
     void* to, int to_offset, const void* from, int from_offset) {
