@@ -29,8 +29,14 @@ GROUPED_SPLITK_ROWS = 32
 DP4A_TILES: tuple[CudaTile, ...] = (CudaTile(32, 8, (4, 2, 1)),)
 #: Blocks of columns of a thread block of splitk: so few that every multiprocessor has one.
 SPLITK_BLOCKS = 4
+#: Results at most that a thread of splitk adds up from all warps. Two warps of 64 rows would have
+#: 32, beside 64 sums of a lane's own: up to 246 registers, with only 64 threads in a block.
+MOST_RESULTS = 16
 #: K that a round of the pipeline brings to shared memory, and at most for a group that is longer.
 ROUND_DEPTH, LONGEST_ROUND = 128, 256
+#: Groups of a round at most. Their products are written out one by one: eight of 16 k make the loop
+#: of mma twice as long, 941 instructions instead of 488, and spill; TVM has no vector for dp4a's.
+MOST_GROUPS = 4
 #: Stages of a pipeline at most, and how many hide the latency of memory by themselves. Tiles of so
 #: many sums have no more: two of their rounds are 48 or 64 KB and more, and to find a round among
 #: three costs a loop of 64 products 7 to 14 instructions less than among four.
@@ -139,8 +145,8 @@ def splitk(target: CudaTarget, layout: CudaLayout, rows: int) -> CudaTile | None
     for warps in (8, 4, 2):
         steps = warps if layout.groups == 1 else warps * layout.group_steps
         tile = CudaTile(rows, SPLITK_BLOCKS, (1, 1, warps), steps)
-        own_rows = rows * SPLITK_BLOCKS * COLUMNS // (32 * warps)
-        if parts % warps or parts // warps < 2 or own_rows > 16:
+        results = rows * SPLITK_BLOCKS * COLUMNS // (32 * warps)
+        if parts % warps or parts // warps < 2 or results > MOST_RESULTS:
             continue
         stages = min(stages_that_fit(target, layout, tile), parts // warps)
         if stages >= 2:
@@ -155,7 +161,7 @@ def blocked(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> CudaTile:
     """
     size = layout.group_steps * layout.depth
     if layout.groups > 1 and size <= LONGEST_ROUND:
-        groups = max(1, min(ROUND_DEPTH // size, layout.groups // 2, 4))
+        groups = max(1, min(ROUND_DEPTH // size, layout.groups // 2, MOST_GROUPS))
         whole = dataclasses.replace(tile, steps=groups * layout.group_steps)
         stages = min(stages_that_fit(target, layout, whole), layout.groups // groups)
         if stages >= 2:
