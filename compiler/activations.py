@@ -11,8 +11,8 @@
 Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xq
 that stand for no k hold 0, so that they add nothing to a product or a sum.
 
-NaN and infinity sort above every finite number, so a row that holds one gets a scale that is not
-finite, which its float results then are not either; other rows never see it.
+NaN and infinity sort above every finite number, so the range of a row that holds one is not finite.
+The scale of such a row is NaN, and so are its float results; other rows never see it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from .spec import INTEGER_RANGE, MatmulSpec
 
 #: Sums of activations are formed in vectors of this many int32.
 SUM_LANES = 16
+
+#: The bits of float32 numbers.
+INFINITY, NAN = 0x7F800000, 0x7FC00000
 
 PerRow = Callable[[Expr, Expr, Expr], Expr]
 
@@ -309,9 +312,14 @@ def own_range(
 
     def scale_stage(width: PerRow, steps: int) -> te.Tensor:
         def scale(o: Expr, i: Expr, r: Expr) -> Expr:
-            value = width(o, i, r) / tirx.const(steps, "float32")
+            wide = width(o, i, r)
+            value = wide / tirx.const(steps, "float32")
             one = tirx.const(1, "float32")
-            return tirx.Select(value == tirx.const(0, "float32"), one, value)
+            scale = tirx.Select(value == tirx.const(0, "float32"), one, value)
+            # An infinite scale would not do: relu makes numbers of infinities that have the wrong
+            # sign, and those depend on integers that mean nothing.
+            infinite = (functions.bits(wide) & 0x7FFFFFFF) >= INFINITY
+            return tirx.Select(infinite, functions.from_bits(tirx.const(NAN, "int32")), scale)
 
         stages["x_scale"] = te.compute(rows.shape, scale, "x_scale")
         return stages["x_scale"]

@@ -102,6 +102,22 @@ def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
     assert ran == {launch.name for launch in kernel.info.launches.values()}
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_row_with_infinity_gives_nan(zeros):
+    spec = qmm.MatmulSpec(
+        n=8, k=64, input="float32", dynamic=True, activation_fn="relu", activation_zero_point=zeros
+    )
+    problem = Problem(spec, 3)
+    x, w = problem.activation(), problem.weight()
+    kernel, _ = built(spec)
+    expected = kernel.bind(w)(x)
+    for bad in (np.inf, -np.inf, np.nan):
+        x[1, 5] = bad
+        y = kernel.bind(w)(x)
+        np.testing.assert_array_equal(y[[0, 2]], expected[[0, 2]])
+        assert np.isnan(y[1]).all()
+
+
 #: Formats whose padding differs: of K alone, and of every group.
 EDGE_FORMATS = {
     "w8": {"out": "int8", "bias": True},

@@ -49,23 +49,58 @@ def test_rows_of_one_value(value):
 
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("out", ["float32", "int8"])
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-def test_a_row_with_nan_or_infinity_disturbs_no_other(bad, out, zeros):
+@pytest.mark.parametrize("function", [None, "relu", "gelu", "gelu_tanh", "silu"])
+def test_a_row_with_nan_or_infinity_disturbs_no_other(function, out, zeros):
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(
-        n=40, k=70, input="float32", dynamic=True, activation_zero_point=zeros, out=out
+        n=40,
+        k=70,
+        input="float32",
+        dynamic=True,
+        activation_zero_point=zeros,
+        out=out,
+        activation_fn=function,
+        m=11,
     )
     linear = qmm.compile(spec).bind(
         problems.weight(rng, spec), **problems.bind_arguments(rng, spec)
     )
     x = rng.standard_normal((11, 70)).astype(np.float32)
     expected = linear(x)
-    x[4, 33] = bad
-    y = linear(x)
     others = np.arange(11) != 4
-    np.testing.assert_array_equal(y[others], expected[others])
-    if out == "float32":
-        assert not np.isfinite(y[4]).any()
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        x[4, 33] = bad
+        y = linear(x)
+        np.testing.assert_array_equal(y[others], expected[others])
+        if out == "float32":
+            assert np.isnan(y[4]).all()
+
+
+@pytest.mark.parametrize("given_as", ["float16", "bfloat16"])
+def test_a_row_with_infinity_in_16_bits_gives_nan(given_as):
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(
+        n=8, k=16, input=given_as, dynamic=True, activation_fn="relu", out=given_as, m=2
+    )
+    x = problems.activation(rng, spec, 2)
+    x[0, 3] = np.inf
+    y = qmm.compile(spec).bind(problems.weight(rng, spec))(x).astype(np.float32)
+    assert np.isnan(y[0]).all()
+    assert np.isfinite(y[1]).all()
+
+
+def test_a_row_whose_range_is_no_float32_gives_nan():
+    # Both ends are finite: symmetric scales hold them, and asymmetric ones do not.
+    x = np.zeros((2, 16), np.float32)
+    x[0, :2] = -3e38, 3e38
+    for zeros in (False, True):
+        spec = qmm.MatmulSpec(
+            n=8, k=16, input="float32", dynamic=True, activation_zero_point=zeros, m=2
+        )
+        w = qmm.quantize(np.full((8, 16), 1e-3))
+        y = qmm.compile(spec).bind(w)(x)
+        assert np.isnan(y[0]).all() == zeros
+        assert (y[1] == 0).all()
 
 
 def test_three_layers_chain_in_int8():
