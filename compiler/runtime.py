@@ -139,6 +139,7 @@ def use_threads(count: int) -> None:
         set_max_concurrency(1)
     elif _pool.workers == 0:
         _pool.workers = max(count, default_threads())
+        _pool.process = os.getpid()
         set_max_concurrency(_pool.workers)
         limit_pool(count)
     elif count > _pool.workers:

@@ -199,6 +199,34 @@ def test_a_forked_child_computes_on_one_thread_and_says_so(kernel_file):
     assert "forked" in message
 
 
+FORK_BEFORE_THE_POOL = (
+    CALL
+    + """
+import warnings
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = len(os.listdir("/proc/self/task"))
+        same = [bool(np.array_equal(linear(x, num_threads=n), y)) for n in (2, 1, 2)]
+        started = len(os.listdir("/proc/self/task")) - before
+    os.write(write, json.dumps([same, started, [str(w.message) for w in caught]]).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.read(read, 10000).decode())
+"""
+)
+
+
+@needs_proc
+def test_a_child_that_was_forked_before_there_was_a_pool_has_its_own(kernel_file):
+    same, started, messages = run(FORK_BEFORE_THE_POOL, kernel_file, TVM_NUM_THREADS="1")
+    assert same == [True] * 3
+    assert started == 1
+    assert messages == []
+
+
 def test_large_arrays_lie_on_huge_pages_where_the_system_gives_them():
     array = aligned_empty((8 << 20,), np.uint8)
     array[...] = 1
