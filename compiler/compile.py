@@ -16,7 +16,7 @@ from . import cache as kernel_cache
 from . import cuda_records, records
 from .cuda_kernel import CudaKernel
 from .kernel import Kernel
-from .runtime import default_threads, without_torch
+from .runtime import check_threads, default_threads, without_torch
 from .spec import MatmulSpec
 
 
@@ -92,8 +92,12 @@ def compile(
         A spec that is not compiled yet.
     RecordError
         There is no such `log`.
+    ArrayError
+        A `num_threads` with which no call can run.
     """
     row = targets.find(target)
+    if num_threads is not None:
+        check_threads(num_threads)  # before the work
     on_cpu: records.Record | None = None
     on_gpu: cuda_records.CudaRecord | None = None
     if log is not False and isinstance(row, Target):

@@ -130,6 +130,8 @@ class Kernel:
     """
 
     def __init__(self, info: KernelInfo, module: Any, num_threads: int | None = None) -> None:
+        if num_threads is not None:
+            runtime.check_threads(num_threads)
         self.info = info
         self.spec = info.spec
         self.num_threads = runtime.default_threads() if num_threads is None else num_threads

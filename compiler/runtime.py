@@ -110,6 +110,20 @@ class _Pool(threading.local):
 _pool = _Pool()
 
 
+def check_threads(count: int) -> None:
+    """Refuse a number of threads with which no call can run.
+
+    Raises
+    ------
+    ArrayError
+        `count` is less than 1, or more than any pool may have.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ArrayError(f"num_threads={count!r}; expected a whole number of at least 1")
+    if count > MAX_THREADS:
+        raise ArrayError(f"num_threads={count}; expected at most {MAX_THREADS}")
+
+
 def use_threads(count: int) -> None:
     """Let the calling thread's next kernel call run on `count` threads.
 
@@ -122,10 +136,7 @@ def use_threads(count: int) -> None:
     """
     if count == _pool.used:
         return
-    if not isinstance(count, int) or count < 1:
-        raise ArrayError(f"num_threads={count!r}; expected a whole number of at least 1")
-    if count > MAX_THREADS:
-        raise ArrayError(f"num_threads={count}; expected at most {MAX_THREADS}")
+    check_threads(count)
     set_max_concurrency = library()[SET_MAX_CONCURRENCY]
     if _pool.process != os.getpid() and _pool.workers and count > 1:
         warnings.warn(

@@ -160,6 +160,16 @@ def test_refused_threads(threads):
         linear(x, num_threads=threads)
 
 
+@pytest.mark.parametrize("threads", [0, -1, "2", 1.5, True, 10**6])
+def test_refused_threads_are_refused_before_the_work(kernel_file, threads, monkeypatch):
+    message = f"num_threads={threads!r}; expected"
+    with pytest.raises(ArrayError, match=message):
+        qmm.load(kernel_file, num_threads=threads)
+    monkeypatch.setattr("quantmm.compiler.build.build", None)
+    with pytest.raises(ArrayError, match=message):
+        qmm.compile(qmm.MatmulSpec(n=4, k=4), num_threads=threads)
+
+
 def test_several_python_threads_call_at_once():
     from concurrent.futures import ThreadPoolExecutor
 
