@@ -40,10 +40,12 @@ def write_whole(
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as problem:
+    except BaseException as problem:  # Ctrl-C too leaves nothing behind
         with contextlib.suppress(OSError):
             os.unlink(part)
-        raise error(f"cannot write {path}: {problem.strerror}") from None
+        if isinstance(problem, OSError):
+            raise error(f"cannot write {path}: {problem.strerror}") from None
+        raise
 
 
 @contextlib.contextmanager

@@ -227,13 +227,22 @@ def check_runtime(path: str, info: KernelInfo | CudaInfo) -> None:
 
 
 def load_library(library: bytes) -> Any:
-    """A shared library in memory as a module with the kernel's functions."""
-    with tempfile.NamedTemporaryFile(suffix=".so", delete=False) as file:
-        file.write(library)
+    """A shared library in memory as a module with the kernel's functions.
+
+    Raises
+    ------
+    KernelFileError
+        Temporary files cannot be written, or not executed.
+    """
     try:
-        return tvm_ffi.load_module(file.name, keep_module_alive=True)
-    finally:
-        os.unlink(file.name)
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            file.write(library)
+            file.flush()
+            return tvm_ffi.load_module(file.name, keep_module_alive=True)
+    except (OSError, RuntimeError) as error:
+        raise KernelFileError(
+            f"cannot load a kernel through a temporary file, see TMPDIR: {error}"
+        ) from None
 
 
 def shared_library(kernel: Kernel | CudaKernel) -> bytes:

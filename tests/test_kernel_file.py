@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
+import tempfile
 
 import numpy as np
 import problems
@@ -129,6 +131,37 @@ def test_cannot_be_written(saved, tmp_path, monkeypatch):
         kernel.save(path)
     assert path.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_nothing(saved, tmp_path, monkeypatch):
+    kernel = qmm.load(saved)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kernel.save(tmp_path / "kernel.qmm")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_cannot_be_loaded_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KernelFileError, match=r"see TMPDIR: .*Failed to load dynamic shared"):
+        kernel_file.load_library(b"no library")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_folder_for_temporary_files(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(KernelFileError, match=r"see TMPDIR: .*File too large"):
+            qmm.load(saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
