@@ -38,10 +38,11 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
     """
     if not isinstance(x, np.ndarray):
         return import_dlpack(name, x, dtype, columns)
-    if x.ndim != 2 or x.shape[1] != columns or x.dtype != dtype:
+    native = x.dtype == dtype
+    if x.ndim != 2 or x.shape[1] != columns or not (native or x.dtype.newbyteorder("=") == dtype):
         raise ArrayError(f"{name} is {x.dtype.name}{x.shape}; expected {dtype.name}(M, {columns})")
-    fits = x.flags.writeable and rows_fit(x, columns, dtype.itemsize)
-    return tensor(x if fits else np.array(x, order="C"))
+    fits = native and x.flags.writeable and rows_fit(x, columns, dtype.itemsize)
+    return tensor(x if fits else np.array(x, dtype, order="C"))
 
 
 def rows_fit(array: np.ndarray, columns: int, size: int) -> bool:

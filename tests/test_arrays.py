@@ -37,6 +37,22 @@ def test_read_only_and_big_endian_inputs(case):
     problems.assert_agrees(linear(x, x_scale=swapped), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_big_endian_floats(dtype):
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=8, k=16, input=dtype, dynamic=True, residual=True, m=3, out=dtype)
+    linear = qmm.compile(spec).bind(problems.weight(rng, spec))
+    x = problems.activation(rng, spec, 3)
+    call = problems.call_arguments(rng, spec, 3)
+    swapped = np.dtype(dtype).newbyteorder(">")
+    expected = linear(x, **call)
+    y = linear(x.astype(swapped), residual=call["residual"].astype(swapped))
+    np.testing.assert_array_equal(y, expected)
+    assert y.dtype.isnative
+    with pytest.raises(ArrayError, match="x is float64"):
+        linear(x.astype(">f8"), **call)
+
+
 def test_a_row_as_a_column():
     # NumPy calls both contiguous, whatever the stride of the only column or row is.
     spec = qmm.MatmulSpec(n=1, k=1)
