@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ..errors import ArrayError, CudaError
 from .arrays import numpy_dtype, refuse_overlap
+from .checks import SCALARS, why_no
 from .cuda_arrays import (
     DeviceArray,
     check_matrix,
@@ -29,7 +30,7 @@ from .cuda_arrays import (
     on_host,
     read_back,
 )
-from .linear import SCALARS, Bound, why_no
+from .linear import Bound
 from .quantize import QTensor
 from .spec import stored_as
 

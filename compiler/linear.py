@@ -25,21 +25,14 @@ from .arrays import (
     refuse_overlap,
     span_of,
 )
-from .quantize import QTensor, check_scale, check_zero_point
+from .checks import check_bias, check_weight, missing, numbers, opened
+from .quantize import QTensor
 from .runtime import aligned, tvm_ffi
 from .spec import MatmulSpec
 
 if TYPE_CHECKING:
     from .cuda_kernel import CudaKernel
     from .kernel import Kernel
-
-#: Numbers that come with a call or are bound beforehand, and the type in which a kernel takes them.
-SCALARS: dict[str, type[np.generic]] = {
-    "x_scale": np.float32,
-    "x_zero_point": np.int32,
-    "out_scale": np.float32,
-    "out_zero_point": np.int32,
-}
 
 
 class Bound:
@@ -60,10 +53,9 @@ class Bound:
         constants = packed_weight(spec, layout, kernel.info.x_offset, w)
         if "w_own" in self._names and isinstance(layout, WeightLayout):
             constants["w_own"] = layout.pair_sums(constants["w"])
-        if spec.bias:
-            constants["bias"] = layout.pack_columns(check_bias(bias, spec.n))
-        elif bias is not None:
-            raise ArrayError("a bias was given; the spec has bias=False")
+        added = check_bias(spec, bias)
+        if added is not None:
+            constants["bias"] = layout.pack_columns(added[:, None])
         self._arrays = {name: aligned(constants[name]) for name in self._names if name in constants}
         self._defaults = {
             name: self._numbers(name, value, None)
@@ -85,48 +77,11 @@ class Bound:
 
     def _open(self, x: QTensor, x_scale: Any, x_zero_point: Any) -> tuple[np.ndarray, Any, Any]:
         """The integers, scale and zero point of a quantized activation."""
-        spec = self._spec
-        if spec.input is not None:
-            raise ArrayError(
-                f"x is a QTensor; this kernel quantizes {spec.input} activations itself"
-            )
-        if x.dtype != spec.activation or x.shape[1] != spec.k:
-            raise ArrayError(
-                f"x is {x.dtype}{x.shape}; expected {spec.activation} of (M, {spec.k})"
-            )
-        if x_scale is not None or x_zero_point is not None:
-            raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
-        if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
-            raise ArrayError("x has zero points; the spec has activation_zero_point=False")
-        scale = x.scale if "x_scale" in self._names else None
-        zero = x.zero_point
-        if zero is None and spec.activation_zero_point:
-            zero = np.zeros(x.scale.shape, np.int32)
-        return x.data, scale, zero if spec.activation_zero_point else None
+        return opened(self._spec, x, x_scale, x_zero_point)
 
     def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:
         """A scale or zero point in the shape that the kernel takes: (1,), or (m,) for rows."""
-        spec = self._spec
-        if name not in self._names:
-            raise ArrayError(f"{name} was given; {why_no(name, spec)}")
-        dtype = SCALARS[name]
-        array = np.asarray(value)
-        rows = spec.activation_scale == "row" and m is not None and name.startswith("x_")
-        if array.size != 1 and not (rows and array.shape == (m,)):
-            expected = f"a scalar or ({m},)" if rows else "a scalar"
-            raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")
-        if dtype is np.int32 and array.dtype.kind not in "iu":
-            raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
-        if array.dtype.kind not in "fiu":
-            raise ArrayError(f"{name} is {array.dtype.name}; expected numbers")
-        values = np.empty((m,) if rows and m is not None else (1,), dtype)
-        values[...] = array.reshape(-1)
-        if dtype is np.float32:
-            check_scale(values, values.shape)
-        else:
-            holds = spec.activation if name == "x_zero_point" else spec.out
-            check_zero_point(values, values.shape, holds)
-        return aligned(values)
+        return aligned(numbers(name, value, self._spec, m))
 
 
 class Linear(Bound):
@@ -213,7 +168,10 @@ class Linear(Bound):
         Returns
         -------
         `out`, or the new array. Where a dynamic spec meets a row of X with NaN or infinity, float
-        results of that row are NaN or infinite and integer ones arbitrary; other rows are right.
+        results of that row are NaN and integer ones arbitrary; other rows are right. So it is with
+        zero points where a row's range, from its least to its greatest number with zero among
+        them, is wider than float32 holds. A static spec clips what is beyond the integers, and
+        makes the least of them from NaN: finding it would take a pass over X.
 
         Raises
         ------
@@ -274,7 +232,7 @@ class Linear(Bound):
             if value is None:
                 value = self._defaults.get(name)
             if value is None:
-                raise ArrayError(f"{name} is missing; give it to bind or to the call")
+                raise missing(name)
             arguments[i] = tvm_ffi.from_dlpack(self._numbers(name, value, m))
         return arguments
 
@@ -289,17 +247,6 @@ class Linear(Bound):
             raise ArrayError(f"residual has {added.shape[0]} rows; expected {m}")
         refuse_overlap("out", span_of(y), "residual", span_of(added))
         return added
-
-
-def why_no(name: str, spec: MatmulSpec) -> str:
-    """Why a spec takes no argument `name`."""
-    if name.startswith("out_"):
-        return f"only int8 and uint8 outputs have one, the spec has out={spec.out!r}"
-    if spec.dynamic:
-        return "a dynamic spec finds it from X"
-    if name == "x_zero_point":
-        return "the spec has activation_zero_point=False"
-    return "out='int32' is the sum without scales"
 
 
 def packed_weight(
@@ -324,26 +271,3 @@ def packed_weight(
         "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
         "w_scale": layout.pack_columns(np.broadcast_to(scale, (spec.n, groups))),
     }
-
-
-def check_bias(bias: npt.ArrayLike | None, n: int) -> np.ndarray:
-    """The bias as float32 (n, 1)."""
-    values = np.asarray(bias if bias is not None else ())
-    if values.shape != (n,) or values.dtype.kind not in "fiu":
-        raise ArrayError(f"bias is {values.dtype.name}{values.shape}; expected float32({n},)")
-    return values.astype(np.float32)[:, None]
-
-
-def check_weight(spec: MatmulSpec, w: object) -> None:
-    """Refuse a weight that is not quantized as `spec` says."""
-    if not isinstance(w, QTensor):
-        raise ArrayError(f"w is {type(w).__name__}; expected a QTensor, see quantize")
-    given = w.dtype, w.shape, w.group_size
-    expected = spec.weight, (spec.n, spec.k), spec.group_size
-    if given != expected:
-        raise ArrayError(
-            f"w is {given[0]}{given[1]} with group_size={given[2]}; "
-            f"expected {expected[0]}{expected[1]} with group_size={expected[2]}"
-        )
-    if w.zero_point is not None and w.zero_point.any() and not spec.weight_zero_point:
-        raise ArrayError("w has zero points; the spec has weight_zero_point=False")

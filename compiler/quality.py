@@ -13,6 +13,7 @@ from ..errors import ArrayError, SpecError
 from .quantize import QTensor, dequantize, quantize
 from .ranges import pieces
 from .spec import MatmulSpec
+from .values import as_matrix
 
 #: Elements of W that are held in float64 at a time.
 BLOCK = 1 << 22
@@ -56,7 +57,7 @@ def error_report(
 
     Parameters
     ----------
-    W : (N, K), finite floats.
+    W : (N, K), finite numbers that float32 holds, in whatever `quantize` takes.
     specs : the formats; n and k are those of W.
     x : (M, K), finite activations; 64 rows of the standard normal distribution when left out. Each
         row has its own scale when the spec is dynamic or has activation_scale="row".
@@ -74,7 +75,7 @@ def error_report(
     ArrayError
         W or x is not a finite matrix, or their K differ.
     """
-    weight = matrix("W", W)
+    weight = as_matrix("W", W)
     n, k = weight.shape
     specs = list(specs)
     for spec in specs:
@@ -84,7 +85,7 @@ def error_report(
             raise SpecError(f"a spec has n={spec.n}, k={spec.k}; W has n={n}, k={k}")
     if x is None:
         x = np.random.default_rng(0).standard_normal((ROWS, k), np.float32)
-    given = matrix("x", x)
+    given = as_matrix("x", x)
     if given.shape[1] != k:
         raise ArrayError(f"x has K={given.shape[1]}; W has K={k}")
     original = Original(weight, given, product(given, weight))
@@ -150,21 +151,6 @@ def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     exact = x.astype(np.float64)
     parts = [exact @ weight[rows].astype(np.float64).T for rows in pieces(n, BLOCK // k)]
     return np.concatenate(parts, axis=1)
-
-
-def matrix(name: str, value: npt.ArrayLike) -> np.ndarray:
-    """`value` as a finite matrix of float32, or of float64 where it is no float32."""
-    array = np.asarray(value)
-    if array.ndim != 2 or array.size == 0:
-        raise ArrayError(f"{name} has shape {array.shape}; expected a matrix that is not empty")
-    if array.dtype != np.float32:
-        try:
-            array = array.astype(np.float64)
-        except (TypeError, ValueError):
-            raise ArrayError(f"{name} holds {array.dtype.name}; expected numbers") from None
-    if not np.isfinite(array).all():
-        raise ArrayError(f"{name} holds NaN or infinity; expected finite numbers")
-    return array
 
 
 def weight_label(spec: MatmulSpec) -> str:

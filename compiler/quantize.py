@@ -8,13 +8,23 @@ Inference", CVPR 2018, section 2.1; this module shares no code with the compiler
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, SpecError
 from .ranges import BLOCK, group_range, least_error, percentile_range, pieces
-from .spec import INTEGER_RANGE, check_group_size
+from .spec import INTEGER_RANGE, as_group_size, as_size
+from .values import (
+    FLOAT32_MAX,
+    as_array,
+    as_matrix,
+    refuse_scales,
+    refuse_zero_points,
+    scales,
+    zero_points,
+)
 
 METHODS = ("absmax", "percentile", "mse")
 PERCENTILE = 99.9
@@ -42,9 +52,14 @@ class QTensor:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
-        if self.dtype not in INTEGER_RANGE:
-            raise SpecError(f"dtype={self.dtype!r}; expected one of {', '.join(INTEGER_RANGE)}")
-        check_group_size(self.group_size)
+        check_format(self.dtype)
+        object.__setattr__(self, "group_size", as_group_size(self.group_size))
+        object.__setattr__(self, "shape", as_shape(self.shape))
+        for name in ("data", "scale", "zero_point"):
+            array = getattr(self, name)
+            there = array is not None or name != "zero_point"
+            if there and not isinstance(array, (np.ndarray, np.generic)):
+                raise ArrayError(f"{name} is {type(array).__name__}; expected a NumPy array")
         rows, k = self.shape
         packed = self.dtype.endswith("int4")
         expected = (rows, -(-k // 2) if packed else k), "uint8" if packed else self.dtype
@@ -53,10 +68,12 @@ class QTensor:
                 f"{self.dtype} data of shape {self.shape} is stored as {expected[1]}{expected[0]}, "
                 f"not {self.data.dtype.name}{self.data.shape}"
             )
-        scales = scale_shape(self.shape, self.group_size)
-        check_scale(self.scale, scales)
+        shape = scale_shape(self.shape, self.group_size)
+        check_stored("scale", self.scale, shape, np.float32)
+        refuse_scales("scale", self.scale)
         if self.zero_point is not None:
-            check_zero_point(self.zero_point, scales, self.dtype)
+            check_stored("zero_point", self.zero_point, shape, np.int32)
+            refuse_zero_points("zero_point", self.zero_point, self.dtype)
 
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""
@@ -82,7 +99,8 @@ def spread(
     """`scale` (or zero points) repeated so that it broadcasts against a matrix of `shape`."""
     values = np.asarray(scale)
     if isinstance(group_size, int):
-        return np.repeat(values, group_size, axis=1)[:, : shape[1]]
+        # A group may be far longer than K.
+        return np.repeat(values, min(group_size, shape[1]), axis=1)[:, : shape[1]]
     return values[:, None] if values.ndim == 1 else values
 
 
@@ -108,7 +126,8 @@ def quantize(
 
     Parameters
     ----------
-    x : (rows, K), finite floats. A vector is taken as one row.
+    x : (rows, K), finite numbers that float32 holds: NumPy, torch (of any device, wanting a
+        gradient or not), anything with DLPack, or lists. A vector is taken as one row.
     dtype : "int8", "uint8", "int4" or "uint4".
     group_size : None for one scale per row, "tensor" for one in all, or k per scale.
     scale, zero_point : given ones, broadcast to the shape that `QTensor` names. Without them
@@ -130,24 +149,20 @@ def quantize(
         An unknown dtype, method or group_size, a percentile out of range or without its method, or
         a method beside a given scale.
     ArrayError
-        x is not a finite matrix, a scale is not positive and finite, a zero point is outside dtype.
+        x is not a finite matrix, a scale is not positive and finite, a zero point is outside
+        dtype, or the range of an asymmetric format, from its least to its greatest number, is
+        wider than float32 holds.
     """
-    if dtype not in INTEGER_RANGE:
-        raise SpecError(f"dtype={dtype!r}; expected one of {', '.join(INTEGER_RANGE)}")
+    check_format(dtype)
     if method not in METHODS:
         raise SpecError(f"method={method!r}; expected one of {', '.join(METHODS)}")
     if scale is not None and method != "absmax":
         raise SpecError(f"method={method!r} finds the scale, but a scale was given; give only one")
     share = check_percentile(percentile, method)
-    check_group_size(group_size)
-    values = np.atleast_2d(np.asarray(x))
-    if values.ndim != 2 or values.size == 0:
-        raise ArrayError(f"expected a matrix with at least one element, not shape {values.shape}")
-    values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ArrayError("x holds NaN or infinity; only finite numbers can be quantized")
+    group_size = as_group_size(group_size)
+    values = as_matrix("x", np.atleast_2d(as_array("x", x))).astype(np.float32, copy=False)
     shape = values.shape[0], values.shape[1]
-    scales = scale_shape(shape, group_size)
+    per_scale = scale_shape(shape, group_size)
     if symmetric is None:
         symmetric = zero_point is None and dtype.startswith("int")
     if symmetric and zero_point is not None:
@@ -159,21 +174,17 @@ def quantize(
         low, high = group_range(values, group_size)
     least, greatest = INTEGER_RANGE[dtype]
     if scale is not None:
-        s = broadcast("scale", scale, scales, np.float32)
-    elif symmetric:
-        s = np.maximum(-low, high) / np.float32(greatest)
+        s = broadcast("scale", scales("scale", scale), per_scale)
     else:
-        s = (high - low) / np.float32(greatest - least)
-    if scale is None:
+        s = np.maximum(-low, high) if symmetric else width(low, high)
+        s = s / np.float32(greatest if symmetric else greatest - least)
         s = np.where(s > 0, s, np.float32(1)).astype(np.float32)
-    check_scale(s, scales)
 
     z: np.ndarray | None = None
     if zero_point is not None:
-        z = broadcast("zero_point", zero_point, scales, np.int32)
-        check_zero_point(z, scales, dtype)
+        z = broadcast("zero_point", zero_points("zero_point", zero_point, dtype), per_scale)
     elif not symmetric:
-        z = np.clip(np.rint(np.float32(least) - low / s), least, greatest).astype(np.int32)
+        z = np.asarray(np.clip(np.rint(np.float32(least) - low / s), least, greatest), np.int32)
 
     if method == "mse":
         s = least_error(values, s, z, dtype, group_size)
@@ -192,8 +203,23 @@ def quantize(
     return QTensor(data, s, z, dtype, group_size, shape)
 
 
+def width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """How wide the ranges are that asymmetric formats divide into steps."""
+    with np.errstate(over="ignore"):
+        wide = np.asarray(high - low)
+    beyond = np.isinf(wide)
+    if beyond.any():
+        least, greatest = (np.asarray(end)[beyond].flat[0] for end in (low, high))
+        raise ArrayError(
+            f"x spans {least:.8g} to {greatest:.8g} under one scale; expected a range that float32 "
+            f"holds, at most {FLOAT32_MAX:.8g}, or symmetric=True"
+        )
+    return wide
+
+
 def dequantize(q: QTensor) -> np.ndarray:
     """float32 (rows, K): scale * (q - zero_point), the product rounded once."""
+    q = check_qtensor("q", q)
     integers = q.unpacked()
     values = np.empty(q.shape, np.float32)
     for rows in pieces(q.shape[0], BLOCK // max(1, q.shape[1])):
@@ -217,21 +243,32 @@ def pack_int4(values: npt.ArrayLike, fill: npt.ArrayLike = 0) -> np.ndarray:
     -------
     uint8 (..., ceil(K / 2)); negative numbers in two's complement.
     """
-    v = np.asarray(values)
-    if v.dtype.kind not in "iu" or v.ndim == 0:
-        raise ArrayError(f"expected an array of integers, not {v.dtype.name}{v.shape}")
-    if v.size and not ((v.min() >= -8 and v.max() <= 7) or (v.min() >= 0 and v.max() <= 15)):
-        raise ArrayError(f"4-bit values span {v.min()} to {v.max()}; expected [-8, 7] or [0, 15]")
+    v = nibbles_of("values", values)
+    if v.ndim == 0:
+        raise ArrayError("values is one number; expected an array of integers")
+    pad = nibbles_of("fill", fill)
     if v.shape[-1] % 2:
-        pad = np.broadcast_to(np.asarray(fill), v.shape[:-1])[..., None]
-        v = np.concatenate([v, pad.astype(v.dtype)], axis=-1)
+        if pad.ndim and pad.shape != v.shape[:-1]:
+            raise ArrayError(f"fill has shape {pad.shape}; expected {v.shape[:-1]} or a scalar")
+        pad = np.broadcast_to(pad, v.shape[:-1])[..., None]
+        v = np.concatenate([v.astype(np.int8), pad.astype(np.int8)], axis=-1)
     nibbles = v.astype(np.uint8) & 0xF
     return np.ascontiguousarray(nibbles[..., 0::2] | nibbles[..., 1::2] << 4)
 
 
+def nibbles_of(name: str, values: npt.ArrayLike) -> np.ndarray:
+    """`values` as integers of 4 bits, with a sign or without."""
+    v = as_array(name, values)
+    if v.dtype.kind not in "iu":
+        raise ArrayError(f"{name} is {v.dtype.name}{v.shape}; expected an array of integers")
+    if v.size and not ((v.min() >= -8 and v.max() <= 7) or (v.min() >= 0 and v.max() <= 15)):
+        raise ArrayError(f"{name} span {v.min()} to {v.max()}; 4 bits hold -8 to 7 or 0 to 15")
+    return v
+
+
 def unpack_int4(packed: npt.ArrayLike, k: int, *, signed: bool = True) -> np.ndarray:
     """The inverse of `pack_int4`: (..., k) of int8 in [-8, 7], or of uint8 in [0, 15]."""
-    p = np.asarray(packed)
+    p = as_array("packed", packed)
     if p.dtype != np.uint8 or p.ndim == 0 or p.shape[-1] != -(-k // 2):
         raise ArrayError(
             f"{k} 4-bit values are stored in {-(-k // 2)} bytes of uint8, "
@@ -243,16 +280,32 @@ def unpack_int4(packed: npt.ArrayLike, k: int, *, signed: bool = True) -> np.nda
     return ((nibbles ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
-def broadcast(
-    name: str, value: npt.ArrayLike, shape: tuple[int, ...], dtype: type[np.generic]
-) -> np.ndarray:
-    """`value` as an array of `shape`, a scalar being repeated."""
-    array = np.asarray(value)
+def broadcast(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`array` in `shape`, a scalar being repeated."""
     if array.shape != shape and array.size != 1:
         raise ArrayError(f"{name} has shape {array.shape}; expected {shape} or a scalar")
-    if dtype is np.int32 and array.dtype.kind not in "iu":
-        raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
-    return np.broadcast_to(array.reshape(() if array.size == 1 else shape), shape).astype(dtype)
+    return np.broadcast_to(array.reshape(() if array.size == 1 else shape), shape).copy()
+
+
+def check_format(dtype: object) -> None:
+    """Refuse what is not the name of an integer format."""
+    if not isinstance(dtype, str) or dtype not in INTEGER_RANGE:
+        raise SpecError(f"dtype={dtype!r}; expected one of {', '.join(INTEGER_RANGE)}")
+
+
+def check_qtensor(name: str, q: object) -> QTensor:
+    """Refuse what is not a `QTensor`."""
+    if not isinstance(q, QTensor):
+        raise ArrayError(f"{name} is {type(q).__name__}; expected a QTensor, see quantize")
+    return q
+
+
+def as_shape(shape: Any) -> tuple[int, int]:
+    """The shape of a matrix, which may be empty."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise ArrayError(f"shape={shape!r}; expected (rows, K)")
+    rows, k = (as_size("shape", size, least=0) for size in shape)
+    return rows, k
 
 
 def check_percentile(percentile: float | None, method: str) -> float:
@@ -269,22 +322,10 @@ def check_percentile(percentile: float | None, method: str) -> float:
     return float(percentile)
 
 
-def check_scale(scale: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse scales of the wrong shape, and those that are not positive, finite float32."""
-    if scale.shape != shape or scale.dtype != np.float32:
-        raise ArrayError(f"scale is {scale.dtype.name}{scale.shape}; expected float32{shape}")
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        bad = scale[~(np.isfinite(scale) & (scale > 0))].flat[0]
-        raise ArrayError(f"scale {bad}; expected positive finite numbers")
-
-
-def check_zero_point(zero_point: np.ndarray, shape: tuple[int, ...], dtype: str) -> None:
-    """Refuse zero points of the wrong shape, and those that `dtype` cannot hold."""
-    if zero_point.shape != shape or zero_point.dtype != np.int32:
-        raise ArrayError(
-            f"zero_point is {zero_point.dtype.name}{zero_point.shape}; expected int32{shape}"
-        )
-    least, greatest = INTEGER_RANGE[dtype]
-    if zero_point.size and not (least <= zero_point.min() and zero_point.max() <= greatest):
-        outside = zero_point[(zero_point < least) | (zero_point > greatest)].flat[0]
-        raise ArrayError(f"zero_point {outside}; {dtype} holds {least} to {greatest}")
+def check_stored(
+    name: str, array: np.ndarray, shape: tuple[int, ...], dtype: type[np.generic]
+) -> None:
+    """Refuse scales or zero points of another shape or type."""
+    if array.shape != shape or array.dtype != dtype:
+        expected = np.dtype(dtype).name
+        raise ArrayError(f"{name} is {array.dtype.name}{array.shape}; expected {expected}{shape}")

@@ -29,7 +29,7 @@ def group_range(x: np.ndarray, group_size: int | str | None) -> tuple[np.ndarray
         low, high = x.min(axis=1), x.max(axis=1)
     else:
         assert isinstance(group_size, int)
-        starts = np.arange(0, x.shape[1], group_size)
+        starts = np.arange(0, x.shape[1], min(group_size, x.shape[1]))
         low = np.minimum.reduceat(x, starts, axis=1)
         high = np.maximum.reduceat(x, starts, axis=1)
     zero = np.float32(0)

@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError
-from .quantize import QTensor, check_scale, check_zero_point, quantize, spread, unpack_int4
+from .checks import check_bias, check_weight, missing, numbers, opened, takes
+from .quantize import QTensor, quantize, spread, unpack_int4
 from .spec import INTEGER_RANGE, MatmulSpec
+from .values import as_array, to_float32
 
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
 
@@ -35,10 +37,13 @@ def reference(
     residual: npt.ArrayLike | None = None,
     x_scale: npt.ArrayLike | None = None,
     x_zero_point: npt.ArrayLike | None = None,
-    out_scale: float | None = None,
-    out_zero_point: int = 0,
+    out_scale: npt.ArrayLike | None = None,
+    out_zero_point: npt.ArrayLike | None = None,
 ) -> np.ndarray:
     """Y = X Wᵀ as `spec` defines it, (M, n) in `spec.out`.
+
+    What a kernel refuses is refused here too. Floats that are quantized must also be finite, where
+    a kernel, which does not look for it, has results that mean nothing; see `Linear.__call__`.
 
     Parameters
     ----------
@@ -46,16 +51,18 @@ def reference(
         packed, as uint8 of (M, ceil(k / 2))), or a `QTensor` that brings its scale and zero point.
     w : the quantized weight, (n, k).
     bias : float32 (n,), when `spec.bias`.   residual : (M, n), when `spec.residual`.
-    x_scale, x_zero_point : scalar or (M,); not for dynamic specs.
-    out_scale, out_zero_point : for int8 and uint8 outputs.
+    x_scale, x_zero_point : scalar, or (M,) when `spec.activation_scale` is "row"; not for dynamic
+        specs.
+    out_scale, out_zero_point : for int8 and uint8 outputs; an out_zero_point left out is 0.
 
     Raises
     ------
     ArrayError
         What is given does not fit `spec`.
     """
-    if w.shape != (spec.n, spec.k) or w.dtype != spec.weight:
-        raise ArrayError(f"w is {w.dtype}{w.shape}; the spec has {spec.weight}{(spec.n, spec.k)}")
+    check_weight(spec, w)
+    added_bias = check_bias(spec, bias)
+    end = output_numbers(spec, out_scale, out_zero_point)
     qx, sx, zx = activations(spec, x, x_scale, x_zero_point)
     m = qx.shape[0]
     xs = qx.astype(np.float64) - zx
@@ -64,33 +71,28 @@ def reference(
         ws = ws - spread(w.zero_point, w.shape, w.group_size)
 
     # Sums below 2**31 of integers are exact in float64, in any order.
-    if not isinstance(spec.group_size, int):
+    if spec.groups == 1:
         acc = xs @ ws.T
         if spec.out == "int32":
             return acc.astype(np.int32)
-        y = acc.astype(np.float32) * np.broadcast_to(w.scale, (spec.n,))
+        y = acc.astype(np.float32) * np.broadcast_to(w.scale.reshape(-1), (spec.n,))
     else:
         y = np.zeros((m, spec.n), np.float32)
         for g in range(spec.groups):
-            k = slice(g * spec.group_size, (g + 1) * spec.group_size)
+            k = slice(g * spec.k_of_group, (g + 1) * spec.k_of_group)
             acc = xs[:, k] @ ws[:, k].T
             y = fma(acc.astype(np.float32), w.scale[:, g], y)
-    added = np.zeros((), np.float32)
-    if spec.residual:
-        given = np.asarray(() if residual is None else residual)
-        if given.shape != (m, spec.n):
-            raise ArrayError(f"residual has shape {given.shape}; expected {(m, spec.n)}")
-        added = given.astype(np.float32)
-    if spec.bias:
-        y = fma(y, sx, row_vector("bias", bias, spec.n))
-    elif spec.residual and spec.activation_fn is None:
-        return store(spec.out, fma(y, sx, added), out_scale, out_zero_point)
+    added = check_residual(spec, residual, m)
+    if added_bias is not None:
+        y = fma(y, sx, added_bias)
+    elif added is not None and spec.activation_fn is None:
+        return store(spec.out, fma(y, sx, added), *end)
     else:
         y = y * sx
     y = apply(spec.activation_fn, y)
-    if spec.residual:
+    if added is not None:
         y = y + added
-    return store(spec.out, y, out_scale, out_zero_point)
+    return store(spec.out, y, *end)
 
 
 def activations(
@@ -100,33 +102,68 @@ def activations(
     x_zero_point: npt.ArrayLike | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Integers (M, K), scales (M or 1, 1) float32 and zero points (M or 1, 1)."""
-    if spec.input is not None and not isinstance(x, QTensor):
-        x = quantize(
-            np.asarray(x),
+    given: Any = x
+    if isinstance(x, QTensor):
+        given, x_scale, x_zero_point = opened(spec, x, x_scale, x_zero_point)
+    q = as_array("x", given)
+    if q.ndim != 2:
+        raise ArrayError(f"x has shape {q.shape}; expected a matrix of (M, {spec.k})")
+    scale = optional("x_scale", x_scale, spec, len(q))
+    zero = optional("x_zero_point", x_zero_point, spec, len(q))
+    if spec.input is not None:
+        found = quantize(
+            q,
             spec.activation,
             group_size=None if spec.activation_scale == "row" else "tensor",
-            scale=None if spec.dynamic else x_scale,
-            zero_point=None if spec.dynamic else x_zero_point,
+            scale=scale,
+            zero_point=zero,
             symmetric=not spec.activation_zero_point,
         )
-    if isinstance(x, QTensor):
-        if x.dtype != spec.activation:
-            raise ArrayError(f"x is {x.dtype}; the spec has {spec.activation} activations")
-        q, x_scale, x_zero_point = x.unpacked(), x.scale, x.zero_point
-    else:
-        q = np.asarray(x)
-        if spec.packed_activation and q.dtype == np.uint8:
-            q = unpack_int4(q, spec.k)
+        q, scale, zero = found.unpacked(), found.scale, found.zero_point
+    elif spec.packed_activation and q.dtype == np.uint8:
+        q = unpack_int4(q, spec.k)
     least, greatest = INTEGER_RANGE[spec.activation]
-    if q.ndim != 2 or q.shape[1] != spec.k or q.dtype.kind not in "iu":
+    if q.shape[1] != spec.k or q.dtype.kind not in "iu":
         raise ArrayError(f"x is {q.dtype.name}{q.shape}; expected integers of (M, {spec.k})")
     if q.size and not (least <= q.min() and q.max() <= greatest):
         raise ArrayError(f"x spans {q.min()} to {q.max()}; {spec.activation} does not")
-    scale = np.float32(1) if x_scale is None else np.asarray(x_scale).astype(np.float32)
-    zero = np.zeros((), np.int32) if x_zero_point is None else np.asarray(x_zero_point, np.int32)
-    check_scale(np.asarray(scale), np.shape(scale))
-    check_zero_point(zero, zero.shape, spec.activation)
-    return q, np.reshape(scale, (-1, 1)), zero.reshape(-1, 1)
+    return q, column(scale, np.float32(1)), column(zero, np.int32(0))
+
+
+def optional(name: str, value: npt.ArrayLike | None, spec: MatmulSpec, m: int) -> np.ndarray | None:
+    """A number that the spec takes, (1,) or (m,); None where it takes none."""
+    if value is None and takes(name, spec):
+        raise missing(name)
+    return None if value is None else numbers(name, value, spec, m)
+
+
+def column(values: np.ndarray | None, default: np.generic) -> np.ndarray:
+    """Numbers per row of X, or one for all, as they stand beside a matrix."""
+    return np.reshape(default if values is None else values, (-1, 1))
+
+
+def output_numbers(
+    spec: MatmulSpec, out_scale: npt.ArrayLike | None, out_zero_point: npt.ArrayLike | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Scale and zero point of integer outputs."""
+    if out_zero_point is None and spec.requantized:
+        out_zero_point = 0
+    scale = optional("out_scale", out_scale, spec, 1)
+    return scale, optional("out_zero_point", out_zero_point, spec, 1)
+
+
+def check_residual(spec: MatmulSpec, residual: npt.ArrayLike | None, m: int) -> np.ndarray | None:
+    """The residual as float32 (m, n); None where the spec has none."""
+    if not spec.residual:
+        if residual is not None:
+            raise ArrayError("a residual was given; the spec has residual=False")
+        return None
+    if residual is None:
+        raise ArrayError(f"residual is missing; the spec adds one of ({m}, {spec.n})")
+    given = as_array("residual", residual)
+    if given.shape != (m, spec.n):
+        raise ArrayError(f"residual has shape {given.shape}; expected {(m, spec.n)}")
+    return to_float32("residual", given)
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -154,22 +191,13 @@ def sigmoid_times(v: np.ndarray, u: np.ndarray) -> np.ndarray:
         return (v / (1 + np.exp(-u))).astype(np.float32)
 
 
-def store(out: str, y: np.ndarray, scale: float | None, zero_point: int) -> np.ndarray:
+def store(
+    out: str, y: np.ndarray, scale: np.ndarray | None, zero_point: np.ndarray | None
+) -> np.ndarray:
     """Y (float32) in the output format."""
-    if out in INTEGER_RANGE:
-        if scale is None or not (np.isfinite(scale) and scale > 0):
-            raise ArrayError(f"out_scale={scale}; {out} outputs need a positive finite scale")
+    if scale is not None and zero_point is not None:
         least, greatest = INTEGER_RANGE[out]
-        check_zero_point(np.asarray(zero_point, np.int32), (), out)
-        q = np.rint(y / np.float32(scale)) + zero_point
+        q = np.rint(y / scale) + zero_point
         return np.clip(q, least, greatest).astype(out)
     with np.errstate(over="ignore"):  # what float16 cannot hold is infinite
         return y.astype(ml_dtypes.bfloat16 if out == "bfloat16" else out)
-
-
-def row_vector(name: str, value: npt.ArrayLike | None, n: int) -> np.ndarray:
-    """`value` as float32 of (n,)."""
-    vector = np.asarray(() if value is None else value)
-    if vector.shape != (n,):
-        raise ArrayError(f"{name} has shape {vector.shape}; expected ({n},)")
-    return vector.astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class MatmulSpec:
 
     Attributes
     ----------
-    n, k : rows and columns of W.
+    n, k : rows and columns of W; like the other whole numbers of any integer type.
     weight : "int8", "int4", "uint4" or "uint8".
     activation : "int8", "uint8" or "int4"; the integers that are multiplied.
     group_size : None for one weight scale per row of W, "tensor" for one in all, or the number of
@@ -76,18 +77,18 @@ class MatmulSpec:
     m: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n", "k"):
-            check_positive(name, getattr(self, name))
-        if self.m is not None:
-            check_positive("m", self.m)
+        for name in ("n", "k", "m"):
+            value = getattr(self, name)
+            if name != "m" or value is not None:
+                object.__setattr__(self, name, as_size(name, value))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if not isinstance(value, str | None) or value not in allowed:
                 raise SpecError(f"{name}={value!r}; expected one of {', '.join(map(str, allowed))}")
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(f"{name}={getattr(self, name)!r}; expected True or False")
-        check_group_size(self.group_size)
+        object.__setattr__(self, "group_size", as_group_size(self.group_size))
         self._check_combination()
         self._check_exact()
 
@@ -194,20 +195,46 @@ def stored_as(dtype: str) -> str:
     return {"int4": "uint8", "float16": "uint16", "bfloat16": "uint16"}.get(dtype, dtype)
 
 
-def check_positive(name: str, value: object) -> None:
-    """Refuse what is not a Python int of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(f"{name}={value!r}; expected a whole number of at least 1")
+def as_size(name: str, value: Any, *, least: int = 1) -> int:
+    """`value`, a whole number of any type but bool, as an int.
+
+    Raises
+    ------
+    SpecError
+        It is something else, or less than `least`.
+    """
+    whole = as_whole(value)
+    if whole is None or whole < least:
+        raise SpecError(f"{name}={value!r}; expected a whole number of at least {least}")
+    return whole
 
 
-def check_group_size(group_size: object) -> None:
-    """Refuse what is neither None, "tensor" nor a positive multiple of 8."""
-    if group_size is None or group_size == "tensor":
-        return
-    if not isinstance(group_size, int) or isinstance(group_size, bool):
+def as_whole(value: Any) -> int | None:
+    """`value` as an int; None where it is no whole number."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_group_size(group_size: Any) -> int | str | None:
+    """`group_size` as an int where it is a number.
+
+    Raises
+    ------
+    SpecError
+        It is neither None, "tensor" nor a positive multiple of 8.
+    """
+    if group_size is None or (isinstance(group_size, str) and group_size == "tensor"):
+        return group_size
+    size = as_whole(group_size)
+    if size is None:
         raise SpecError(f"group_size={group_size!r}; expected None, 'tensor' or a multiple of 8")
-    if group_size < 8 or group_size % 8:
+    if size < 8 or size % 8:
         raise SpecError(f"group_size={group_size}; expected a positive multiple of 8")
+    return size
 
 
 def magnitude(dtype: str, has_zero_point: bool) -> int:

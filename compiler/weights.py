@@ -23,8 +23,10 @@ from safetensors.numpy import save as to_bytes
 
 from ..errors import ArrayError, QuantmmError, SpecError, WeightFileError
 from ..files import write_whole
+from .checks import check_weight
 from .quantize import QTensor
 from .spec import MatmulSpec
+from .values import to_float32
 
 SAFETENSORS = ".safetensors"
 NUMPY = (".npy", ".npz")
@@ -53,7 +55,7 @@ def read_matrix(path: str | os.PathLike[str], name: str | None = None) -> np.nda
     WeightFileError
         The file cannot be read, is none of these or damaged, or has no array of that name.
     ArrayError
-        The array is no matrix, is empty, or holds no floats.
+        The array is no matrix, is empty, or holds no floats, or finite ones beyond float32.
     """
     return find_matrix(path, name)[1]
 
@@ -67,9 +69,9 @@ def find_matrix(path: str | os.PathLike[str], name: str | None) -> tuple[str, np
         chosen, array = safetensors_array(path, name)
     else:
         raise WeightFileError(f"cannot read {path}: expected a file in .npy, .npz or .safetensors")
-    check_matrix(f"{path}: {chosen}", array.shape, array.dtype.name)
-    with np.errstate(over="ignore"):  # float64 beyond float32 is infinity
-        return chosen, np.ascontiguousarray(array, np.float32)
+    what = f"{path}: {chosen}"
+    check_matrix(what, array.shape, array.dtype.name)
+    return chosen, np.ascontiguousarray(to_float32(what, array), np.float32)
 
 
 def numpy_array(path: str | os.PathLike[str], name: str | None) -> tuple[str, np.ndarray]:
@@ -141,6 +143,10 @@ def save_weights(
         There is nothing to write, something else than a `QTensor`, or one that its spec does not
         describe.
     """
+    if not isinstance(weights, Mapping):
+        raise ArrayError(
+            f"weights is {type(weights).__name__}; expected name: (QTensor, MatmulSpec or None)"
+        )
     file = Path(path)
     if file.suffix.lower() != SAFETENSORS:
         raise WeightFileError(f"cannot write {path}: expected a name that ends in {SAFETENSORS}")
@@ -244,12 +250,7 @@ def check_pair(pair: tuple[QTensor, MatmulSpec | None]) -> tuple[QTensor, Matmul
         return q, None
     if not isinstance(spec, MatmulSpec):
         raise ArrayError(f"the spec is {spec!r}; expected a MatmulSpec or None")
-    given = f"{q.dtype}{q.shape} with group_size={q.group_size!r}"
-    expected = f"{spec.weight}{(spec.n, spec.k)} with group_size={spec.group_size!r}"
-    if given != expected:
-        raise ArrayError(f"the weight is {given}; its spec has {expected}")
-    if q.zero_point is not None and q.zero_point.any() and not spec.weight_zero_point:
-        raise ArrayError("the weight has zero points; its spec has weight_zero_point=False")
+    check_weight(spec, q)
     return q, spec
 
 
@@ -264,5 +265,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except OSError as error:
         raise WeightFileError(f"cannot read {path}: {error.strerror or error}") from None
+    except MemoryError as error:
+        raise WeightFileError(f"cannot read {path}: {error or 'out of memory'}") from None
     except Exception as error:  # a damaged file raises anything, out of four parsers
         raise WeightFileError(f"{path} is damaged or holds Python objects: {error}") from None

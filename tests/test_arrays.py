@@ -198,7 +198,9 @@ def test_refused_scales_and_weights(case):
         (-1.0, "scale -1.0"),
         (np.nan, "scale nan"),
         (np.ones(M), r"x_scale has shape \(5,\); expected a scalar"),
-        ("1", "expected numbers"),
+        ("1", "x_scale holds str32; expected real numbers"),
+        (True, "x_scale is bool; expected numbers"),
+        (1e300, r"x_scale holds 1e\+300, which is beyond float32"),
     ]:
         with pytest.raises(ArrayError, match=message):
             linear(x, x_scale=scale)
@@ -213,7 +215,7 @@ def test_refused_scales_and_weights(case):
     with pytest.raises(ArrayError, match="w has zero points"):
         kernel.bind(qmm.quantize(np.ones((N, K)), "int8", zero_point=1))
     biased = qmm.compile(qmm.MatmulSpec(n=N, k=K, bias=True, m=M))
-    with pytest.raises(ArrayError, match=r"bias is float64\(0,\); expected float32\(19,\)"):
+    with pytest.raises(ArrayError, match=r"bias is missing; the spec adds one of \(19,\)"):
         biased.bind(w)
     with pytest.raises(ArrayError, match="bias is float64"):
         biased.bind(w, np.ones(N + 1))

@@ -89,6 +89,20 @@ def test_a_row_with_infinity_in_16_bits_gives_nan(given_as):
     assert np.isfinite(y[1]).all()
 
 
+@pytest.mark.parametrize("zero", [None, 5])
+def test_a_static_scale_clips_infinity_and_makes_the_least_integer_of_nan(zero):
+    spec = qmm.MatmulSpec(
+        n=1, k=5, input="float32", activation_zero_point=zero is not None, out="int32", m=1
+    )
+    x = np.float32([[np.nan, np.inf, -np.inf, 1e30, 3]])
+    for k, expected in enumerate([-128, 127, -128, 127, 3 + (zero or 0)]):
+        w = qmm.QTensor(
+            np.eye(5, dtype=np.int8)[[k]], np.ones(1, np.float32), None, "int8", None, (1, 5)
+        )
+        y = qmm.compile(spec).bind(w)(x, x_scale=1.0, x_zero_point=zero)
+        assert y.tolist() == [[expected - (zero or 0)]]
+
+
 def test_a_row_whose_range_is_no_float32_gives_nan():
     # Both ends are finite: symmetric scales hold them, and asymmetric ones do not.
     x = np.zeros((2, 16), np.float32)
@@ -261,5 +275,5 @@ def test_refused_arguments():
     with pytest.raises(ArrayError, match="x_scale was given; out='int32' is the sum without"):
         int32(quantized, x_scale=1.0)
     grouped = qmm.MatmulSpec(n=8, k=16, group_size=8, m=2)
-    with pytest.raises(ArrayError, match="with group_size=None; expected int8"):
+    with pytest.raises(ArrayError, match="with group_size=None; the spec has int8"):
         qmm.compile(grouped).bind(qmm.quantize(np.ones((8, 16))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -126,7 +125,13 @@ def test_is_what_the_reference_and_dequantize_show(problem, method):
     noise = ((qmm.dequantize(q).astype(np.float64) - w) ** 2).sum()
     if noise > 1e-12:
         assert row.snr_db == pytest.approx(10 * math.log10((w**2).sum() / noise))
-    y = qmm.reference(dataclasses.replace(spec, input="float32"), x, q)
+    qx = qmm.quantize(
+        x,
+        spec.activation,
+        group_size=None if spec.activation_scale == "row" else "tensor",
+        symmetric=not spec.activation_zero_point,
+    )
+    y = qmm.reference(spec, qx, q)
     exact = x @ w.T
     error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
     assert row.output_error == pytest.approx(error, rel=1e-3, abs=1e-5)
@@ -194,7 +199,10 @@ W = np.ones((2, 3))
         ({"W": np.ones(3)}, ArrayError, r"W has shape \(3,\); expected a matrix"),
         ({"W": np.ones((0, 3))}, ArrayError, r"W has shape \(0, 3\); expected a matrix"),
         ({"W": [[math.inf]]}, ArrayError, "W holds NaN or infinity"),
-        ({"W": [["a"]]}, ArrayError, "W holds str32; expected numbers"),
+        ({"W": [["a"]]}, ArrayError, "W holds str32; expected real numbers"),
+        ({"W": [[1e40] * 3]}, ArrayError, r"W holds 1e\+40, which is beyond float32; expected"),
+        ({"W": [[1, 2], [3]]}, ArrayError, "W is list; expected an array of numbers"),
+        ({"x": [[1e40] * 3]}, ArrayError, r"x holds 1e\+40, which is beyond float32; expected"),
         ({"x": np.ones((4, 2))}, ArrayError, "x has K=2; W has K=3"),
         ({"x": [[1, 2, math.nan]]}, ArrayError, "x holds NaN or infinity"),
         ({"x": np.ones((1, 2, 3))}, ArrayError, r"x has shape \(1, 2, 3\); expected a matrix"),

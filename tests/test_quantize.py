@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import quantmm as qmm
@@ -182,8 +183,31 @@ def test_percentile_between_numbers_whose_difference_is_no_float32():
     q = qmm.quantize(x, "int8", method="percentile", percentile=99, symmetric=True)
     np.testing.assert_allclose(q.scale, 3e38 / 127, rtol=1e-6)
     # 99 % of the way from one to the other: 2.94e38 on both sides, which is too wide a range.
-    with pytest.raises(ArrayError, match="scale inf"), np.errstate(over="ignore"):
+    with pytest.raises(ArrayError, match=r"x spans -2.9.*e\+38 to 2.9.*e\+38 under"):
         qmm.quantize(x, "uint8", method="percentile", percentile=99)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("group_size", [None, "tensor", 8])
+def test_a_range_that_is_no_float32_is_refused(group_size):
+    x = np.zeros((2, 16), np.float32)
+    x[1, :2] = -3e38, 3e38
+    message = r"x spans -3e\+38 to 3e\+38 under one scale; expected a range .* at most 3\.4028"
+    with pytest.raises(ArrayError, match=message):
+        qmm.quantize(x, "int8", group_size=group_size, symmetric=False)
+    assert qmm.quantize(x, "int8", group_size=group_size).unpacked()[1, :2].tolist() == [-127, 127]
+    x[1, 0] = 0
+    q = qmm.quantize(x, "int8", group_size=group_size, symmetric=False)
+    assert q.unpacked()[1, 1] == 127
+
+
+def test_a_group_may_be_far_longer_than_k():
+    x = np.random.default_rng(0).standard_normal((4, 100))
+    long = qmm.quantize(x, "uint4", group_size=2**60)
+    rows = qmm.quantize(x, "uint4")
+    np.testing.assert_array_equal(long.data, rows.data)
+    np.testing.assert_array_equal(long.scale[:, 0], rows.scale)
+    np.testing.assert_array_equal(qmm.dequantize(long), qmm.dequantize(rows))
 
 
 def test_mse_by_hand():
@@ -307,8 +331,12 @@ def test_odd_k_is_padded_with_the_zero_point():
     [
         ({"x": [[1.0, math.nan]]}, ArrayError, "NaN or infinity"),
         ({"x": [[math.inf]]}, ArrayError, "NaN or infinity"),
-        ({"x": np.zeros((0, 3))}, ArrayError, "at least one element"),
-        ({"x": np.zeros((2, 2, 2))}, ArrayError, r"not shape \(2, 2, 2\)"),
+        (
+            {"x": np.zeros((0, 3))},
+            ArrayError,
+            r"x has shape \(0, 3\); expected a matrix that is not empty",
+        ),
+        ({"x": np.zeros((2, 2, 2))}, ArrayError, r"x has shape \(2, 2, 2\); expected a matrix"),
         ({"x": [[1.0]], "dtype": "int7"}, SpecError, "dtype='int7'"),
         ({"x": [[1.0]], "method": "magic"}, SpecError, "method='magic'"),
         ({"x": [[1.0]], "group_size": 12}, SpecError, "multiple of 8"),
@@ -320,6 +348,23 @@ def test_odd_k_is_padded_with_the_zero_point():
         ({"x": [[1.0]], "scale": [1.0, 2.0]}, ArrayError, r"shape \(2,\); expected \(1,\)"),
         ({"x": [[1.0]], "zero_point": 128}, ArrayError, "zero_point 128; int8 holds -128 to 127"),
         ({"x": [[1.0]], "zero_point": 0.5}, ArrayError, "expected integers"),
+        ({"zero_point": 2**32 + 5}, ArrayError, "zero_point 4294967301; int8 holds -128 to 127"),
+        ({"zero_point": np.uint64(2**40)}, ArrayError, "zero_point 1099511627776; int8 holds"),
+        ({"zero_point": 3.0}, ArrayError, "zero_point is float64; expected integers"),
+        ({"zero_point": True}, ArrayError, "zero_point is bool; expected integers"),
+        ({"x": [["a"]]}, ArrayError, "x holds str32; expected real numbers"),
+        ({"x": [[1.0, 2.0], [3.0]]}, ArrayError, "x is list; expected an array of numbers: "),
+        ({"x": [[1 + 2j]]}, ArrayError, "x holds complex128; expected real numbers"),
+        ({"x": [[None]]}, ArrayError, "x holds object; expected real numbers"),
+        ({"x": None}, ArrayError, "x holds object; expected real numbers"),
+        ({"x": [[1e300]]}, ArrayError, r"x holds 1e\+300, which is beyond float32"),
+        ({"x": [[-(10**39)]]}, ArrayError, "x holds object"),
+        ({"scale": 1e39}, ArrayError, r"scale holds 1e\+39, which is beyond float32"),
+        ({"scale": "1"}, ArrayError, "scale holds str32; expected real numbers"),
+        ({"dtype": ["int8"]}, SpecError, r"dtype=\['int8'\]; expected one of int8"),
+        ({"dtype": None}, SpecError, "dtype=None; expected one of int8"),
+        ({"group_size": True}, SpecError, "group_size=True; expected None, 'tensor' or a multiple"),
+        ({"group_size": np.ones(2)}, SpecError, r"group_size=array.*; expected None"),
         ({"x": [[1.0]], "zero_point": 1, "symmetric": True}, SpecError, "symmetric=True"),
         ({"method": "mse", "scale": 1.0}, SpecError, "method='mse' finds the scale, but a scale"),
         ({"method": "percentile", "scale": 1.0}, SpecError, "method='percentile' finds the scale"),
@@ -337,10 +382,17 @@ def test_errors(arguments, error, message):
 
 
 def test_packing_errors():
-    with pytest.raises(ArrayError, match="span -9 to 0"):
-        qmm.pack_int4([[-9, 0]])
-    with pytest.raises(ArrayError, match="expected an array of integers"):
-        qmm.pack_int4([[0.5]])
+    for values, fill, message in [
+        ([[-9, 0]], 0, "values span -9 to 0; 4 bits hold -8 to 7 or 0 to 15"),
+        ([[0.5]], 0, r"values is float64\(1, 1\); expected an array of integers"),
+        ("a", 0, "values holds str32; expected real numbers"),
+        (3, 0, "values is one number; expected an array of integers"),
+        ([[1]], [1, 2, 3], r"fill has shape \(3,\); expected \(1,\) or a scalar"),
+        ([[1]], 100, "fill span 100 to 100; 4 bits hold"),
+        ([[1]], math.nan, r"fill is float64\(\); expected an array of integers"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            qmm.pack_int4(values, fill)
     with pytest.raises(ArrayError, match="5 4-bit values are stored in 3 bytes"):
         qmm.unpack_int4(np.zeros((1, 2), np.uint8), 5)
 
@@ -360,3 +412,49 @@ def test_qtensor_errors():
         qmm.QTensor(data, np.ones(3, np.float32), None, "int8", None, (2, 3))
     with pytest.raises(ArrayError, match="zero_point is int64"):
         qmm.QTensor(data, scale, np.zeros(2, np.int64), "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match="zero_point 128; int8 holds -128 to 127"):
+        qmm.QTensor(data, scale, np.full(2, 128, np.int32), "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match="data is list; expected a NumPy array"):
+        qmm.QTensor(data.tolist(), scale, None, "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match="scale is list; expected a NumPy array"):
+        qmm.QTensor(data, [1.0, 1.0], None, "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match="zero_point is list; expected a NumPy array"):
+        qmm.QTensor(data, scale, [0, 0], "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match="shape=6; expected"):
+        qmm.QTensor(data, scale, None, "int8", None, 6)
+    with pytest.raises(SpecError, match="shape=-2; expected a whole number of at least 0"):
+        qmm.QTensor(data, scale, None, "int8", None, (-2, 3))
+    with pytest.raises(ArrayError, match="q is ndarray; expected a QTensor, see quantize"):
+        qmm.dequantize(data)
+
+
+def test_sizes_of_any_integer_type():
+    q = qmm.quantize(np.ones((2, 16)), "int8", group_size=np.int64(8))
+    assert type(q.group_size) is int
+    again = qmm.QTensor(q.data, q.scale, None, "int8", np.int16(8), (np.int64(2), np.int64(16)))
+    assert [type(size) for size in (again.group_size, *again.shape)] == [int] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int32"])
+def test_torch_tensors(dtype):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    values = np.random.default_rng(0).integers(-9, 9, (3, 16)) * 0.375
+    tensor = torch.tensor(values).to(getattr(torch, dtype))
+    whole = tensor.double().numpy()
+    given = [tensor, tensor.T.contiguous().T]
+    if tensor.is_floating_point():
+        given += [tensor.clone().requires_grad_(), torch.nn.Parameter(tensor)]
+    for each in given:
+        for weight in ("int8", "uint4"):
+            q, expected = qmm.quantize(each, weight), qmm.quantize(whole, weight)
+            np.testing.assert_array_equal(q.data, expected.data)
+            np.testing.assert_array_equal(q.scale, expected.scale)
+        spec = qmm.MatmulSpec(n=3, k=16)
+        assert qmm.error_report(each, [spec], each) == qmm.error_report(whole, [spec], whole)
+
+
+def test_bfloat16_is_quantized_as_what_it_is():
+    values = np.array([[1.0, -2.5, 3.140625]], ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(
+        qmm.quantize(values).scale, qmm.quantize(values.astype(np.float32)).scale
+    )

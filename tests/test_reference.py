@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from fractions import Fraction
 
 import ml_dtypes
@@ -11,6 +12,10 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
+from quantmm.compiler.checks import SCALARS, takes
+from quantmm.compiler.frontend import arguments
+from quantmm.compiler.operands import Operands
+from quantmm.compiler.problem import random_spec
 from quantmm.errors import ArrayError, QuantmmError
 
 
@@ -93,12 +98,12 @@ def test_residual_is_added_after_the_activation_function():
 
 def test_outputs():
     spec, x, w = small(out="int8")
-    y = qmm.reference(spec, x, w, out_scale=2.0, out_zero_point=3)
+    y = qmm.reference(spec, x, w, x_scale=1.0, out_scale=2.0, out_zero_point=3)
     # -3 / 2 and 127 / 2 lie between two integers: half to even.
     assert y.tolist() == [[-2 + 3, 4], [3, 64 + 3]]
     assert y.dtype == np.int8
     spec, x, w = small(out="uint8")
-    assert qmm.reference(spec, x, w, out_scale=0.4).tolist() == [[0, 5], [0, 255]]
+    assert qmm.reference(spec, x, w, x_scale=1.0, out_scale=0.4).tolist() == [[0, 5], [0, 255]]
     for out, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
         spec, x, w = small(out=out)
         y = qmm.reference(spec, x, w, x_scale=1 / 3)
@@ -122,12 +127,20 @@ def test_float_activations_are_quantized_first():
         ({"x": np.zeros((2, 3), np.int8)}, r"x is int8\(2, 3\); expected integers of \(M, 2\)"),
         ({"x": np.zeros((2, 2), np.float32)}, "x is float32"),
         ({"x": np.full((1, 2), 300)}, "x spans 300 to 300"),
-        ({"bias": [1.0]}, r"bias has shape \(1,\); expected \(2,\)"),
+        ({"bias": [1.0]}, r"bias is float64\(1,\); expected float32\(2,\)"),
         ({"residual": np.zeros((1, 2))}, r"residual has shape \(1, 2\)"),
         ({"x_scale": 0.0}, "scale 0.0"),
         ({"x_zero_point": 200}, "zero_point 200"),
-        ({"out_scale": None}, "out_scale=None"),
-        ({"out_scale": math.nan}, "out_scale=nan"),
+        ({"x_scale": [1.0, 1.0]}, r"x_scale has shape \(2,\); expected a scalar"),
+        ({"x_scale": None}, "x_scale is missing; give it to bind or to the call"),
+        ({"x_zero_point": None}, "x_zero_point is missing; give it to bind or to the call"),
+        ({"x_zero_point": 2**32 + 3}, "x_zero_point 4294967299; int8 holds -128 to 127"),
+        ({"x_zero_point": 3.5}, "x_zero_point is float64; expected integers"),
+        ({"bias": None}, r"bias is missing; the spec adds one of \(2,\)"),
+        ({"residual": None}, r"residual is missing; the spec adds one of \(2, 2\)"),
+        ({"out_scale": None}, "out_scale is missing; give it to bind or to the call"),
+        ({"out_scale": math.nan}, "out_scale nan; expected positive finite numbers"),
+        ({"out_zero_point": 2**32}, "out_zero_point 4294967296; int8 holds -128 to 127"),
         ({"out_zero_point": 128}, "zero_point 128"),
     ],
 )
@@ -151,5 +164,70 @@ def test_errors(change, message):
 
 def test_weight_must_fit_the_spec():
     _, x, w = small()
-    with pytest.raises(ArrayError, match=r"w is int8\(2, 2\); the spec has int4\(2, 2\)"):
+    with pytest.raises(ArrayError, match=r"w is int8\(2, 2\) .*; the spec has int4\(2, 2\)"):
         qmm.reference(qmm.MatmulSpec(n=2, k=2, weight="int4"), x, w)
+
+
+def both(spec, x, w, bias=None, **call):
+    """Call the reference and a kernel."""
+    yield lambda: qmm.reference(spec, x, w, bias=bias, **call)
+    yield lambda: qmm.compile(spec).bind(w, bias)(x, **call)
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "message"),
+    [
+        ({"group_size": 8}, {}, r"w is int8\(2, 16\) with group_size=None; the spec has .*=8"),
+        ({}, {"w": {"symmetric": False}}, "w has zero points; the spec has weight_zero_point=Fal"),
+        ({}, {"bias": [0.0, 0.0]}, "a bias was given; the spec has bias=False"),
+        ({"bias": True}, {}, r"bias is missing; the spec adds one of \(2,\)"),
+        ({}, {"residual": np.ones((1, 2))}, "a residual was given; the spec has residual=False"),
+        ({}, {"x_scale": None}, "x_scale is missing; give it to bind or to the call"),
+        ({}, {"x_zero_point": 3}, "x_zero_point was given; the spec has activation_zero_point=F"),
+        ({}, {"out_scale": 1.0}, "out_scale was given; only int8 and uint8 outputs have one"),
+        ({"out": "int32"}, {}, "x_scale was given; out='int32' is the sum without scales"),
+        ({"input": "float32", "dynamic": True}, {}, "x_scale was given; a dynamic spec finds it"),
+        ({}, {"x": {"symmetric": True}}, "x is a QTensor, which has a scale of its own"),
+        ({}, {"x": {"zero_point": 1}, "x_scale": None}, "x has zero points; the spec has act"),
+        ({"input": "float32"}, {"x": {}}, "x is a QTensor; the spec quantizes float32 activations"),
+        ({}, {"x": {"dtype": "uint8"}}, r"x is uint8\(1, 16\); expected int8 of \(M, 16\)"),
+    ],
+)
+def test_refuses_what_a_kernel_refuses(fields, given, message):
+    floats = np.linspace(-1, 3, 32, dtype=np.float32).reshape(2, 16)
+    spec = qmm.MatmulSpec(n=2, k=16, m=1, **fields)
+    w = qmm.quantize(floats, "int8", **given.pop("w", {}))
+    x = floats[:1] if spec.input else np.ones((1, 16), np.int8)
+    if "x" in given:
+        x = qmm.quantize(floats[:1], group_size="tensor", **given.pop("x"))
+    for call in both(spec, x, w, **{"x_scale": 1.0, **given}):
+        with pytest.raises(ArrayError, match=message):
+            call()
+
+
+@given(st.integers(0, 2**32))
+def test_takes_the_numbers_that_a_kernel_takes(seed):
+    draw = random.Random(seed)
+    spec = random_spec(lambda choices: draw.choice(list(choices)), 8, 64)
+    operands = Operands(qmm.targets.find("generic").instruction, 0, 0)
+    assert {name for name in SCALARS if takes(name, spec)} == {
+        name for name in arguments(spec, operands) if name in SCALARS
+    }
+
+
+def test_int32_of_one_group_is_the_bare_sum():
+    w = qmm.quantize(np.linspace(-1, 3, 32).reshape(2, 16), "int8", group_size=16)
+    spec = qmm.MatmulSpec(n=2, k=16, group_size=16, out="int32")
+    x = np.arange(16, dtype=np.int8)[None]
+    expected = x.astype(np.int32) @ w.data.T.astype(np.int32)
+    np.testing.assert_array_equal(qmm.reference(spec, x, w), expected)
+
+
+def test_a_bias_in_bfloat16_is_widened():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    spec, x, w = small(bias=True)
+    bias = torch.tensor([0.5, -3.140625], dtype=torch.bfloat16, requires_grad=True)
+    expected = qmm.reference(spec, x, w, bias=[0.5, -3.140625], x_scale=1.0)
+    for each in (bias, np.array([0.5, -3.140625], ml_dtypes.bfloat16)):
+        for call in both(spec, x, w, each, x_scale=1.0):
+            np.testing.assert_array_equal(call(), expected)

@@ -16,6 +16,12 @@ FIELDS = [
     ("m", 0, "m=0"),
     ("weight", "int3", "weight='int3'; expected one of int8"),
     ("activation", "float32", "activation='float32'"),
+    ("n", True, "n=True"),
+    ("n", np.True_, "n=.*True"),
+    ("m", "2", "m='2'; expected a whole number of at least 1"),
+    ("weight", ["int8"], r"weight=\['int8'\]; expected one of int8"),
+    ("weight", np.array(["int8", "int4"]), "weight=array.*; expected one of int8"),
+    ("group_size", np.array([8, 8]), "group_size=array.*; expected None"),
     ("group_size", 12, "multiple of 8"),
     ("group_size", "channel", "group_size='channel'"),
     ("activation_scale", "group", "activation_scale='group'"),
@@ -31,6 +37,13 @@ FIELDS = [
 def test_refused_values(name, value, message):
     with pytest.raises(SpecError, match=message):
         qmm.MatmulSpec(**{"n": 4, "k": 4, name: value})
+
+
+def test_whole_numbers_of_any_type():
+    spec = qmm.MatmulSpec(n=np.int64(8), k=np.uint8(16), m=np.int32(2), group_size=np.int16(8))
+    assert spec == qmm.MatmulSpec(n=8, k=16, m=2, group_size=8)
+    assert {type(value) for value in (spec.n, spec.k, spec.m, spec.group_size)} == {int}
+    assert qmm.MatmulSpec.from_json(spec.to_json()) == spec
 
 
 @pytest.mark.parametrize("fields", [{"bias": True}, {"residual": True}, {"activation_fn": "relu"}])

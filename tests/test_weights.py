@@ -13,6 +13,7 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
+from quantmm.compiler import weights as weight_files
 from quantmm.compiler.weights import KEY
 from quantmm.errors import ArrayError, QuantmmError, WeightFileError
 from safetensors import safe_open
@@ -66,10 +67,29 @@ def test_bfloat16_is_widened_exactly(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_float64_beyond_float32_is_refused_later(tmp_path):
-    np.save(tmp_path / "w.npy", np.array([[1e300]]))
-    with pytest.raises(ArrayError, match="NaN or infinity"):
-        qmm.quantize(qmm.read_matrix(tmp_path / "w.npy"))
+def test_float64_beyond_float32_is_refused(tmp_path):
+    path = tmp_path / "w.npy"
+    np.save(path, np.array([[1.0, -1e300]]))
+    message = r"w\.npy: w holds -1e\+300, which is beyond float32; expected numbers up to 3\.40"
+    with pytest.raises(ArrayError, match=message):
+        qmm.read_matrix(path)
+    given = np.array([[np.inf, -np.inf, np.nan, 3.4e38]])
+    np.save(path, given)
+    np.testing.assert_array_equal(qmm.read_matrix(path), given.astype(np.float32))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"w.{suffix}"
+    write(path, W if suffix == "npy" else {"w": W})
+
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 8.00 PiB")
+
+    monkeypatch.setattr(np, "load", full)
+    monkeypatch.setattr(weight_files, "safe_open", full)
+    with pytest.raises(WeightFileError, match=rf"cannot read .*w\.{suffix}: Unable to allocate 8"):
+        qmm.read_matrix(path)
 
 
 def write(path, content):
@@ -331,11 +351,11 @@ ENTRY = {
         ({"zero_point": 1}, "w: zero_point=1 in its metadata; expected bool"),
         ({"spec": None}, "w: a spec is a JSON object, not NoneType"),
         ({"spec": {"n": 4}}, "w: a spec needs 'k'"),
-        ({"spec": {"n": 4, "k": 21}}, r"w: the weight is uint4\(4, 21\) with .*its spec has int8"),
-        ({"spec": {**ENTRY["spec"], "n": 5}}, r"its spec has uint4\(5, 21\) with group_size=None"),
+        ({"spec": {"n": 4, "k": 21}}, r"w: w is uint4\(4, 21\) with .*the spec has int8"),
+        ({"spec": {**ENTRY["spec"], "n": 5}}, r"the spec has uint4\(5, 21\) with group_size=None"),
         (
             {"spec": {"n": 4, "k": 21, "weight": "uint4"}},
-            "w: the weight has zero points; its spec has weight_zero_point=False",
+            "w: w has zero points; the spec has weight_zero_point=False",
         ),
     ],
 )
@@ -387,6 +407,7 @@ def test_a_file_of_others(tmp_path, metadata):
     ("weights", "message"),
     [
         ({}, "weights is empty"),
+        ([qmm.quantize(W)], r"weights is list; expected name: \(QTensor, MatmulSpec or None\)"),
         ({"": (qmm.quantize(W), None)}, "weights has the name ''"),
         ({"\ud800": (qmm.quantize(W), None)}, r"weights has the name '.*ud800"),
         ({3: (qmm.quantize(W), None)}, "weights has the name 3"),
@@ -395,11 +416,11 @@ def test_a_file_of_others(tmp_path, metadata):
         ({"a": (qmm.quantize(W), "int8")}, "a: the spec is 'int8'; expected a MatmulSpec or None"),
         (
             {"a": (qmm.quantize(W), qmm.MatmulSpec(4, 21, group_size=8))},
-            r"a: the weight is int8\(4, 21\) with group_size=None; its spec has .*group_size=8",
+            r"a: w is int8\(4, 21\) with group_size=None; the spec has .*group_size=8",
         ),
         (
             {"a": (qmm.quantize(W, "uint8"), qmm.MatmulSpec(4, 21, weight="uint8"))},
-            "a: the weight has zero points; its spec has weight_zero_point=False",
+            "a: w has zero points; the spec has weight_zero_point=False",
         ),
     ],
 )

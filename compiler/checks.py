@@ -1,0 +1,116 @@
+"""What is given with a spec: a kernel and the reference refuse the same, with the same words.
+
+Only what is refused is shared. The reference computes by itself, so that it can judge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArrayError
+from .quantize import QTensor, check_qtensor
+from .spec import MatmulSpec
+from .values import as_array, scales, to_float32, zero_points
+
+#: Numbers that come with a call or are bound beforehand, and the type in which a kernel takes them.
+SCALARS: dict[str, type[np.generic]] = {
+    "x_scale": np.float32,
+    "x_zero_point": np.int32,
+    "out_scale": np.float32,
+    "out_zero_point": np.int32,
+}
+
+
+def takes(name: str, spec: MatmulSpec) -> bool:
+    """Whether a spec has a use for the number `name` of `SCALARS`."""
+    if name.startswith("out_"):
+        return spec.requantized
+    if spec.dynamic:
+        return False
+    if name == "x_zero_point":
+        return spec.activation_zero_point
+    return spec.out != "int32" or spec.input is not None
+
+
+def why_no(name: str, spec: MatmulSpec) -> str:
+    """Why a spec takes no number `name`."""
+    if name.startswith("out_"):
+        return f"only int8 and uint8 outputs have one, the spec has out={spec.out!r}"
+    if spec.dynamic:
+        return "a dynamic spec finds it from X"
+    if name == "x_zero_point":
+        return "the spec has activation_zero_point=False"
+    return "out='int32' is the sum without scales"
+
+
+def numbers(name: str, value: npt.ArrayLike, spec: MatmulSpec, m: int | None) -> np.ndarray:
+    """A scale or zero point of `SCALARS`: (1,), or (m,) where there is one per row of X."""
+    if not takes(name, spec):
+        raise ArrayError(f"{name} was given; {why_no(name, spec)}")
+    array = as_array(name, value)
+    rows = spec.activation_scale == "row" and m is not None and name.startswith("x_")
+    if array.size != 1 and not (rows and array.shape == (m,)):
+        expected = f"a scalar or ({m},)" if rows else "a scalar"
+        raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")
+    if SCALARS[name] is np.float32:
+        array = scales(name, array)
+    else:
+        array = zero_points(name, array, spec.activation if name == "x_zero_point" else spec.out)
+    found = np.empty((m,) if rows and m is not None else (1,), array.dtype)
+    found[...] = array.reshape(-1)
+    return found
+
+
+def missing(name: str) -> ArrayError:
+    """The error for a number that neither `bind` nor the call was given."""
+    return ArrayError(f"{name} is missing; give it to bind or to the call")
+
+
+def opened(
+    spec: MatmulSpec, x: QTensor, x_scale: Any, x_zero_point: Any
+) -> tuple[np.ndarray, Any, Any]:
+    """The integers as they are stored, scale and zero point of a quantized activation."""
+    if spec.input is not None:
+        raise ArrayError(f"x is a QTensor; the spec quantizes {spec.input} activations itself")
+    if x.dtype != spec.activation or x.shape[1] != spec.k:
+        raise ArrayError(f"x is {x.dtype}{x.shape}; expected {spec.activation} of (M, {spec.k})")
+    if x_scale is not None or x_zero_point is not None:
+        raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
+    if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
+        raise ArrayError("x has zero points; the spec has activation_zero_point=False")
+    scale = x.scale if takes("x_scale", spec) else None
+    zero = x.zero_point
+    if zero is None and spec.activation_zero_point:
+        zero = np.zeros(x.scale.shape, np.int32)
+    return x.data, scale, zero if spec.activation_zero_point else None
+
+
+def check_weight(spec: MatmulSpec, w: object) -> None:
+    """Refuse a weight that is not quantized as `spec` says."""
+    w = check_qtensor("w", w)
+    given = w.dtype, w.shape, w.group_size
+    expected = spec.weight, (spec.n, spec.k), spec.group_size
+    if given != expected:
+        raise ArrayError(
+            f"w is {given[0]}{given[1]} with group_size={given[2]!r}; "
+            f"the spec has {expected[0]}{expected[1]} with group_size={expected[2]!r}"
+        )
+    if w.zero_point is not None and w.zero_point.any() and not spec.weight_zero_point:
+        raise ArrayError("w has zero points; the spec has weight_zero_point=False")
+
+
+def check_bias(spec: MatmulSpec, bias: npt.ArrayLike | None) -> np.ndarray | None:
+    """The bias as float32 (n,); None where the spec has none."""
+    if not spec.bias:
+        if bias is not None:
+            raise ArrayError("a bias was given; the spec has bias=False")
+        return None
+    if bias is None:
+        raise ArrayError(f"bias is missing; the spec adds one of ({spec.n},)")
+    values = as_array("bias", bias)
+    if values.shape != (spec.n,):
+        raise ArrayError(f"bias is {values.dtype.name}{values.shape}; expected float32({spec.n},)")
+    return to_float32("bias", values)
