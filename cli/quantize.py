@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from typing import Any
 
 import click
+import numpy as np
 from rich.table import Table
 
 from ..compiler.quality import ErrorRow, error_report, quantize_weight
 from ..compiler.quantize import METHODS, PERCENTILE
-from ..compiler.spec import CHOICES
+from ..compiler.spec import CHOICES, MatmulSpec
 from ..compiler.weights import find_matrix, save_weights
 from .options import HELP, GroupSize, format_options, make_spec
 from .tables import show
@@ -78,6 +80,8 @@ def quantize_command(
     chosen = list(itertools.product(weights or ("int8", "int4"), group_sizes or (None,)))
     if output is not None and (not weights or len(chosen) != 1):
         raise click.UsageError("--output writes one weight; choose one --weight and --group-size")
+    if output is not None and same_file(file, output):
+        raise click.UsageError(f"--output {output} is FILE, which it would replace; name another")
     name, matrix = find_matrix(file, tensor)
     n, k = matrix.shape
     zero = formats.pop("weight_zero_point")
@@ -96,8 +100,38 @@ def quantize_command(
     rows = error_report(matrix, specs, method=method, percentile=percentile)
     click.echo(f"{name} of {file}: N={n}, K={k}, {method}")
     show(error_table(rows))
+    for note in clipped(matrix, specs):
+        click.echo(note)
     if output is not None:
         click.echo(f"{output}: {name}, {spec.to_json()}")
+
+
+def same_file(a: str, b: str) -> bool:
+    """Whether two paths lead to one file that is there."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
+
+
+def clipped(matrix: np.ndarray, specs: list[MatmulSpec]) -> list[str]:
+    """A line for each format without a zero point that makes negative numbers zero."""
+    weights = [
+        spec.weight
+        for spec in specs
+        if spec.weight.startswith("u") and not spec.weight_zero_point and matrix.min() < 0
+    ]
+    notes = [
+        f"{weight} without --weight-zero-point: negative weights are clipped to 0"
+        for weight in dict.fromkeys(weights)
+    ]
+    spec = specs[0]
+    if spec.activation.startswith("u") and not spec.activation_zero_point:
+        notes.append(
+            f"{spec.activation} without --activation-zero-point: negative activations are clipped "
+            "to 0"
+        )
+    return notes
 
 
 def error_table(rows: list[ErrorRow]) -> Table:

@@ -129,6 +129,57 @@ def test_writes_the_weight_with_its_spec(quantmm, tmp_path):
     np.testing.assert_array_equal(q.zero_point, again.zero_point)
 
 
+def test_does_not_replace_what_it_reads(quantmm, tmp_path, monkeypatch):
+    source = tmp_path / "model.safetensors"
+    save_file({"f": W, "other": -W}, source)
+    before = source.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    for output in (source, "model.safetensors", "link.safetensors"):
+        status, out, err = quantmm(
+            "quantize", source, "--tensor", "f", "--weight", "int8", "-o", output
+        )
+        assert (status, out) == (2, "")
+        assert err == f"quantmm: --output {output} is FILE, which it would replace; name another\n"
+        assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        ([], []),
+        (["--weight", "uint4", "--weight-zero-point"], []),
+        (
+            ["--weight", "uint4", "--weight", "uint8", "--weight", "int4", "--group-size", "8"],
+            [
+                f"{name} without --weight-zero-point: negative weights"
+                for name in ("uint4", "uint8")
+            ],
+        ),
+        (["--activation", "uint8"], ["uint8 without --activation-zero-point: negative activation"]),
+        (["--activation", "uint8", "--activation-zero-point"], []),
+    ],
+)
+def test_tells_what_is_clipped(quantmm, file, words, notes):
+    status, out, _ = quantmm("quantize", file, *words)
+    assert status == 0
+    lines = [line for line in out.splitlines() if "clipped to 0" in line]
+    assert len(lines) == len(notes)
+    assert all(line.startswith(note) for line, note in zip(lines, notes, strict=True))
+
+
+def test_has_nothing_to_tell_of_weights_that_are_not_negative(quantmm, tmp_path):
+    np.save(tmp_path / "w.npy", abs(W))
+    assert "clipped" not in quantmm("quantize", tmp_path / "w.npy", "--weight", "uint4")[1]
+
+
+@pytest.mark.parametrize("size", [80_000_000_000, 8 * 10**30])
+def test_a_group_far_longer_than_k(quantmm, file, size):
+    status, out, _ = quantmm("quantize", file, "--weight", "int4", "--group-size", size)
+    assert status == 0
+    assert table(out)[1][0] == f"int4 g={size}"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
