@@ -25,7 +25,7 @@ from .arrays import (
     refuse_overlap,
     span_of,
 )
-from .checks import check_bias, check_weight, missing, numbers, opened
+from .checks import check_bias, check_weight, missing, numbers, opened, why_no
 from .quantize import QTensor
 from .runtime import aligned, tvm_ffi
 from .spec import MatmulSpec

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import quantmm as qmm
 
 pytest.importorskip("sklearn", reason="examples/digits.py takes its images from scikit-learn")
 
@@ -52,6 +57,33 @@ def test_bytes_shrink(rows):
         assert rows[variant].nbytes < 0.35 * rows["float32"].nbytes
     for variant in FOUR_BITS:
         assert rows[variant].nbytes < 0.8 * least
+
+
+def readme_table():
+    """Accuracy and bytes of each row of the README's table, and the target that it names."""
+    text = (EXAMPLE.parent.parent / "README.md").read_text(encoding="utf-8")
+    _, _, text = text.partition("`examples/digits.py`")
+    target = re.search(r"The bytes are those of\s+(\S+);", text)[1]
+    rows = re.findall(r"^\| .+ \| ([\d.]+) % \| ([\d,]+) \|$", text, re.MULTILINE)
+    return [(accuracy, int(size.replace(",", ""))) for accuracy, size in rows], target
+
+
+def test_the_readme_has_these_accuracies(rows):
+    table, _ = readme_table()
+    assert [accuracy for accuracy, _ in table] == [f"{row.accuracy:.2f}" for row in rows.values()]
+
+
+def test_the_readme_has_the_bytes_of_the_target_that_it_names(example, rows, monkeypatch):
+    table, target = readme_table()
+    compile = qmm.compile
+    one_row = lambda spec: compile(dataclasses.replace(spec, m=1), target)  # noqa: E731
+    monkeypatch.setattr(qmm, "compile", one_row)
+    sizes = itertools.pairwise(example.SIZES)
+    layers = [example.Layer(np.eye(n, k, dtype=np.float32), np.zeros(n)) for k, n in sizes]
+    networks = [example.compile_dynamic(layers, formats) for formats in example.DYNAMIC.values()]
+    networks.append(example.compile_chained(layers, [1.0] * len(layers)))
+    expected = [sum(linear.nbytes for linear in network) for network in networks]
+    assert [size for _, size in table] == [rows["float32"].nbytes, *expected]
 
 
 def test_prints_the_table(example, rows, monkeypatch, capsys):
