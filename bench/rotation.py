@@ -11,11 +11,15 @@ from ..targets import cores
 COLD_ROWS = 16
 #: Bytes of weights to rotate through, at least this and twice the last-level caches.
 ROTATED_BYTES = 128 << 20
+#: Copies at the most: those of a smaller weight than a few KB would take minutes to make, and what
+#: a call costs beside them does not come from memory.
+MOST_COPIES = 1 << 14
 
 
 def copies_for(weight_bytes: int) -> int:
     """How many weights to rotate through so that none is still in a cache."""
-    return -(-max(ROTATED_BYTES, 2 * last_level_cache()) // weight_bytes) + 1
+    enough = -(-max(ROTATED_BYTES, 2 * last_level_cache()) // weight_bytes) + 1
+    return min(enough, MOST_COPIES)
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def test_limits_are_operations_and_bytes_over_time(target, monkeypatch):
     monkeypatch.setattr(limits, "read_bytes", lambda: 8 << 20)
     limit = limits.measure(target, 1)
     (x, w, _), (small, _), (huge, _) = calls
-    steps, depth = len(x), x.shape[-1]
+    steps, depth = len(x), target.instruction.depth
     # Every row of X meets every column of W in each step, over and over.
     products = x.size * w.size // (steps * depth) * limits.PEAK_REPEATS
     assert limit.gops == pytest.approx(2 * products / 0.5 / 1e9)
@@ -147,7 +147,8 @@ def test_what_comes_from_memory_exceeds_all_caches(chip, cpus, cached, streamed)
     chip(*cpus)
     assert rotation.last_level_cache() == cached << 20
     assert limits.read_bytes() == streamed << 20
-    for size in (1000, 16 << 20, 1 << 30):
+    assert rotation.copies_for(64) == rotation.MOST_COPIES
+    for size in (100_000, 16 << 20, 1 << 30):
         others = (rotation.copies_for(size) - 1) * size  # that are read before it is one's turn
         assert others >= max(2 * cached, 128) << 20
 
