@@ -6,6 +6,7 @@ A kernel from the cache comes without `import tvm`, which alone takes half a sec
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from typing import Literal, overload
 
@@ -18,6 +19,9 @@ from .cuda_kernel import CudaKernel
 from .kernel import Kernel
 from .runtime import check_threads, default_threads, without_torch
 from .spec import MatmulSpec
+
+#: TVM registers instructions, and its parser and LLVM keep options, for the whole process.
+_building = threading.Lock()
 
 
 @overload
@@ -66,6 +70,8 @@ def compile(
 ) -> Kernel | CudaKernel:
     """A callable for `spec` on `target`, for every M.
 
+    Threads may call this at once; they build one after the other.
+
     Parameters
     ----------
     spec : what to compute.
@@ -109,14 +115,15 @@ def compile(
     if cache and (found := kernel_cache.find(spec, row, num_threads, record)):
         return found
     kernel: Kernel | CudaKernel
-    if isinstance(row, CudaTarget):
-        with without_torch():
-            from . import cuda_build
-        kernel = cuda_build.build(spec, row, on_gpu)
-    else:
-        with without_torch():
-            from .build import build
-        kernel = build(spec, row, num_threads=num_threads, record=on_cpu)
+    with _building:
+        if isinstance(row, CudaTarget):
+            with without_torch():
+                from . import cuda_build
+            kernel = cuda_build.build(spec, row, on_gpu)
+        else:
+            with without_torch():
+                from .build import build
+            kernel = build(spec, row, num_threads=num_threads, record=on_cpu)
     if cache:
         try:
             kernel_cache.keep(kernel, row, record)

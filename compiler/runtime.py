@@ -49,17 +49,34 @@ ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
 
 
+class _NoTorch:
+    """A finder by which the thread that made it finds no torch, whatever other threads import."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Refuse torch, and leave everything else to the finders that follow.
+
+        Its parts too: another thread may be importing torch, and where that is half done Python
+        would import a part of it here as well.
+        """
+        if name.partition(".")[0] == "torch" and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError("torch is not imported here", name=name)
+
+
 @contextlib.contextmanager
 def without_torch() -> Iterator[None]:
-    """Imports within do not see torch: tvm and tvm_ffi would load it, which takes a second."""
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    """Imports within do not load torch, as tvm and tvm_ffi would, which takes a second.
+
+    Where torch is imported already it stays visible.
+    """
+    finder = _NoTorch()
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        del sys.modules["torch"]
+        sys.meta_path.remove(finder)
 
 
 with without_torch():
