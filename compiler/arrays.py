@@ -6,8 +6,9 @@ uint16, packed 4-bit integers as uint8 (`spec.stored_as`).
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,18 @@ VIEWED = {np.dtype(t): np.dtype(np.uint16) for t in (np.float16, ml_dtypes.bfloa
 
 #: Kernels compute offsets in int32.
 MAX_ELEMENTS = 2**31 - 1
+
+
+@functools.cache
+def name_of(dtype: np.dtype) -> str:
+    """`dtype.name`, which takes NumPy microseconds."""
+    return dtype.name
+
+
+@functools.cache
+def torch_name(dtype: Any) -> str:
+    """NumPy's name for a torch dtype."""
+    return str(dtype).removeprefix("torch.")
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -37,7 +50,8 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
         No array, or one of another shape, dtype or device.
     """
     if not isinstance(x, np.ndarray):
-        return import_dlpack(name, x, dtype, columns)
+        read = import_torch if is_torch(x) else import_dlpack
+        return read(name, x, dtype, columns)
     native = x.dtype == dtype
     if x.ndim != 2 or x.shape[1] != columns or not (native or x.dtype.newbyteorder("=") == dtype):
         raise ArrayError(f"{name} is {x.dtype.name}{x.shape}; expected {dtype.name}(M, {columns})")
@@ -51,8 +65,12 @@ def rows_fit(array: np.ndarray, columns: int, size: int) -> bool:
     if columns > 1 and array.flags.c_contiguous:
         return True
     row, column = array.strides
-    most = MAX_ELEMENTS * size // max(1, array.shape[0])
-    return column == size and columns * size <= row <= most and not row % size
+    return column == size and not row % size and steps_fit(array.shape[0], columns, row // size)
+
+
+def steps_fit(rows: int, columns: int, row: int) -> bool:
+    """Whether rows that are `row` elements apart neither overlap nor leave int32."""
+    return columns <= row <= MAX_ELEMENTS // max(1, rows)
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -61,22 +79,67 @@ def tensor(array: np.ndarray) -> Any:
     return tvm_ffi.from_dlpack(array if stored is None else array.view(stored))
 
 
+def import_torch(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
+    """As `import_array`, for torch, which tells of its tensors quicker than DLPack."""
+    check_torch(name, x, "reads")
+    shape, found = x.shape, torch_name(x.dtype)
+    if len(shape) != 2 or shape[1] != columns or found != name_of(dtype):
+        raise ArrayError(f"{name} is {found}{(*shape,)}; expected {dtype.name}(M, {columns})")
+    if x.is_neg():
+        x = x.resolve_neg()
+    if not torch_rows_fit(x, columns):
+        x = x.clone(memory_format=sys.modules["torch"].contiguous_format)
+    return torch_tensor(name, x, dtype)
+
+
+def check_torch(name: str, x: Any, verb: str) -> None:
+    """Refuse what DLPack hands over as something else, or with a page of C++ for a message."""
+    torch = sys.modules["torch"]
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "nested" if x.is_nested else torch_name(x.layout)
+        raise ArrayError(f"{name} is a {kind} tensor; expected a dense one")
+    if not x.is_cpu:
+        raise ArrayError(f"{name} is on {x.device}; this kernel {verb} arrays of the CPU")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ArrayError(
+            f"{name} requires a gradient, which kernels do not compute; pass {name}.detach(), or "
+            "call within torch.no_grad()"
+        )
+
+
+def torch_rows_fit(x: Any, columns: int) -> bool:
+    """`rows_fit` of a torch tensor."""
+    if columns > 1 and x.is_contiguous():
+        return True
+    row, column = x.stride()
+    return column == 1 and steps_fit(x.shape[0], columns, row)
+
+
+def torch_tensor(name: str, x: Any, dtype: np.dtype) -> Any:
+    """A torch tensor of a format that kernels take, as a tensor over the same memory."""
+    stored = VIEWED.get(dtype)
+    if stored is not None:
+        x = x.view(getattr(sys.modules["torch"], name_of(stored)))
+    given = from_dlpack(name, x)
+    if not given.data_ptr() and x.numel():
+        raise ArrayError(f"{name} is a {type(x).__name__} without memory; expected numbers")
+    return given
+
+
 def import_dlpack(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
     """As `import_array`, for arrays of other libraries."""
     given = from_dlpack(name, x)
-    device = str(given.device)
-    if not device.startswith("cpu"):
-        raise ArrayError(f"{name} is on {device}; this kernel reads arrays of the CPU")
+    check_on_cpu(name, given, "reads")
     shape, found = tuple(given.shape), str(given.dtype)
-    if len(shape) != 2 or shape[1] != columns or found != dtype.name:
+    if len(shape) != 2 or shape[1] != columns or found != name_of(dtype):
         raise ArrayError(f"{name} is {found}{shape}; expected {dtype.name}(M, {columns})")
     row, column = given.strides
-    fits = column == 1 and columns <= row <= MAX_ELEMENTS // max(1, shape[0])
-    stored = stored_as(dtype.name)
+    fits = column == 1 and steps_fit(shape[0], columns, row)
+    stored = stored_as(found)
     if fits and stored == found:
         return given
     same_bits = viewed(name, x, stored)
-    return tvm_ffi.from_dlpack(same_bits if fits else copied(name, same_bits))
+    return tvm_ffi.from_dlpack(same_bits if fits else np.array(same_bits, order="C"))
 
 
 def from_dlpack(name: str, x: Any) -> Any:
@@ -88,13 +151,20 @@ def from_dlpack(name: str, x: Any) -> Any:
     try:
         return tvm_ffi.from_dlpack(x)
     except Exception as error:
-        raise ArrayError(f"{name} cannot be read through DLPack: {error}") from error
+        # torch adds its C++ stack.
+        reason = str(error).partition("\n")[0]
+        raise ArrayError(f"{name} cannot be read through DLPack: {reason}") from error
 
 
-def viewed(name: str, x: Any, stored: str) -> Any:
+def check_on_cpu(name: str, given: Any, verb: str) -> None:
+    """Refuse a tensor on another device."""
+    device = str(given.device)
+    if not device.startswith("cpu"):
+        raise ArrayError(f"{name} is on {device}; this kernel {verb} arrays of the CPU")
+
+
+def viewed(name: str, x: Any, stored: str) -> np.ndarray:
     """The array of another library with its elements taken for `stored` of the same size."""
-    if is_torch(x):
-        return x.view(getattr(sys.modules["torch"], stored))
     try:
         return np.from_dlpack(x).view(stored)
     except Exception as error:
@@ -104,30 +174,38 @@ def viewed(name: str, x: Any, stored: str) -> Any:
         ) from error
 
 
-def copied(name: str, x: Any) -> np.ndarray:
-    """A contiguous NumPy copy."""
-    return np.array(np.from_dlpack(x), order="C")
-
-
 def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -> Any:
     """The caller's array as a tensor that a kernel may write; what does not fit is an error."""
-    array, fits = out, False
-    if isinstance(out, np.ndarray):
-        fits = out.dtype == dtype
-    else:
+    array, found = out, None
+    if not isinstance(out, np.ndarray):
+        if is_torch(out):
+            return export_torch(name, out, dtype, shape)
         given = from_dlpack(name, out)
-        if not str(given.device).startswith("cpu"):
-            raise ArrayError(f"{name} is on {given.device}; this kernel writes arrays of the CPU")
-        fits = str(given.dtype) == dtype.name
-        array = np.from_dlpack(viewed(name, out, stored_as(str(given.dtype))))
+        check_on_cpu(name, given, "writes")
+        found = str(given.dtype)
+        array = viewed(name, out, stored_as(found))
+    fits = array.dtype == dtype if found is None else found == name_of(dtype)
     if not fits or array.shape != shape:
-        found = array.dtype.name if array is out else str(given.dtype)
+        found = found or array.dtype.name
         raise ArrayError(f"{name} is {found}{array.shape}; expected {dtype.name}{shape}")
-    if not array.flags.writeable or not rows_fit(array, shape[1], dtype.itemsize):
-        raise ArrayError(
-            f"{name} has strides {array.strides}; expected a writable array with contiguous rows"
-        )
+    if not array.flags.writeable:
+        raise ArrayError(f"{name} is read-only; expected a writable array")
+    if not rows_fit(array, shape[1], dtype.itemsize):
+        raise ArrayError(f"{name} has strides {array.strides}; expected contiguous rows")
     return tensor(array)
+
+
+def export_torch(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -> Any:
+    """As `export_array`, for torch."""
+    check_torch(name, out, "writes")
+    found = torch_name(out.dtype)
+    if found != name_of(dtype) or out.shape != shape:
+        raise ArrayError(f"{name} is {found}{(*out.shape,)}; expected {dtype.name}{shape}")
+    if out.is_neg():
+        raise ArrayError(f"{name} is a view of negated numbers; expected a tensor of its own")
+    if not torch_rows_fit(out, shape[1]):
+        raise ArrayError(f"{name} has strides {out.stride()} in elements; expected contiguous rows")
+    return torch_tensor(name, out, dtype)
 
 
 def apart(a: Any, b: Any) -> bool:
@@ -136,41 +214,71 @@ def apart(a: Any, b: Any) -> bool:
     return isinstance(a, ndarray) and isinstance(b, ndarray) and not np.may_share_memory(a, b)
 
 
-def refuse_overlap(name: str, written: range, other_name: str, read: range) -> None:
-    """Refuse to write an array that shares bytes with one that is read meanwhile; see `span`."""
-    if written.start < read.stop and read.start < written.stop:
-        raise ArrayError(f"{name} shares memory with {other_name}; expected memory of its own")
+class Span(NamedTuple):
+    """Where a matrix lies, in bytes.
+
+    Attributes
+    ----------
+    start, stop : of all of it.
+    width : of a row.
+    step : from one row to the next; 0 where there are no gaps, which makes all of it one long row.
+    """
+
+    start: int
+    stop: int
+    width: int
+    step: int
 
 
-def span(address: int, shape: tuple[int, int], stride: int, itemsize: int) -> range:
-    """Addresses from a matrix's first byte to its last; `stride` counts elements."""
+def refuse_overlap(name: str, written: Span, other_name: str, read: Span) -> None:
+    """Refuse to write an array that shares bytes with one that is read meanwhile.
+
+    Rows that take turns, such as two ranges of columns of one array, share none. Only where rows
+    lie at different distances the question is left open, and the array refused.
+    """
+    if written.start >= read.stop or read.start >= written.stop:
+        return
+    verb, period = "shares", written.step or read.step
+    if written.step and read.step and written.step != read.step:
+        verb = "may share"
+    elif period:
+        # Both start over at every `period`; there one begins so far behind the other.
+        behind = (read.start - written.start) % period
+        if written.width <= behind and behind + read.width <= period:
+            return
+    raise ArrayError(f"{name} {verb} memory with {other_name}; expected memory of its own")
+
+
+def span(address: int, shape: tuple[int, int], stride: int, itemsize: int) -> Span:
+    """Where a matrix at `address` lies; `stride` counts elements."""
     rows, columns = shape
-    return range(address, address + ((rows - 1) * stride + columns) * itemsize)
+    if rows <= 1 or stride == columns:
+        width = rows * columns * itemsize
+        return Span(address, address + width, width, 0)
+    width, step = columns * itemsize, stride * itemsize
+    return Span(address, address + (rows - 1) * step + width, width, step)
 
 
-def span_of(matrix: Any) -> range:
+def span_of(matrix: Any, itemsize: int) -> Span:
     """The same of a tensor of the CPU."""
     rows, columns = matrix.shape
-    stride, itemsize = matrix.strides[0], matrix.dtype.bits // 8
-    return span(matrix.data_ptr(), (rows, columns), stride, itemsize)
+    return span(matrix.data_ptr(), (rows, columns), matrix.strides[0], itemsize)
 
 
 def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:
     """An empty array of the library that `like` comes from, torch or NumPy."""
-    if is_torch(like):
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype.name))
-    return np.empty(shape, dtype)
+    if isinstance(like, np.ndarray) or not is_torch(like):
+        return np.empty(shape, dtype)
+    torch = sys.modules["torch"]
+    return torch.empty(shape, dtype=getattr(torch, name_of(dtype)))
 
 
-def new_tensor(array: Any) -> Any:
-    """The tensor over an array that `new_array` made."""
-    if isinstance(array, np.ndarray):
-        return tensor(array)
-    stored = stored_as(str(array.dtype).removeprefix("torch."))
-    return tvm_ffi.from_dlpack(array.view(getattr(sys.modules["torch"], stored)))
+def new_tensor(array: Any, dtype: np.dtype) -> Any:
+    """The tensor over an array of `dtype` that `new_array` made."""
+    return tensor(array) if isinstance(array, np.ndarray) else torch_tensor("out", array, dtype)
 
 
 def is_torch(x: Any) -> bool:
     """Whether `x` is a torch tensor, without importing torch."""
-    return type(x).__module__.partition(".")[0] == "torch"
+    # While another thread imports torch, there may be no tensors yet.
+    return isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ()))

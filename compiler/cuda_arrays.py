@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ArrayError
 from ..targets.driver import stream_of
-from .arrays import MAX_ELEMENTS, from_dlpack, is_torch, numpy_dtype, span
+from .arrays import MAX_ELEMENTS, Span, from_dlpack, is_torch, numpy_dtype, span
 from .spec import stored_as
 
 
@@ -40,8 +40,8 @@ class DeviceArray:
     device: int
     stream: int
 
-    def span(self, dtype: np.dtype) -> range:
-        """The addresses of its bytes; `dtype` is its own, which a call need not look up again."""
+    def span(self, dtype: np.dtype) -> Span:
+        """Where it lies; `dtype` is its own, which a call need not look up again."""
         return span(self.address, self.shape, self.stride, dtype.itemsize)
 
 

@@ -214,9 +214,9 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any, *, huge_pages: bool = True
     else:
         alignment = ALIGNMENT
         memory = bytearray(size + alignment)
-    raw = np.frombuffer(memory, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + size].view(dtype).reshape(shape)
+    # A fifth of the time of `ndarray.ctypes.data`, which counts where a call brings its scale.
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return np.ndarray(shape, dtype, memory, -address % alignment)
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

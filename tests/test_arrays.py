@@ -166,6 +166,110 @@ def test_refused_inputs(case):
         linear(q, x_scale=1.0)
 
 
+def test_torch_half_precision():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((M, K)).astype(np.float32))
+    w = qmm.quantize(rng.standard_normal((N, K)))
+    for name in ("float16", "bfloat16"):
+        spec = qmm.MatmulSpec(
+            n=N, k=K, input=name, dynamic=True, activation_scale="row", out=name, m=M
+        )
+        linear = qmm.compile(spec).bind(w)
+        given = x.to(getattr(torch, name))
+        y = linear(given)
+        out = torch.full((M, N + 3), 7.0, dtype=given.dtype)
+        assert linear(given.T.contiguous().T, out[:, :N]).data_ptr() == out.data_ptr()
+        assert y.dtype == given.dtype
+        assert torch.equal(out[:, :N], y)
+        assert (out[:, N:] == 7).all()
+        assert torch.allclose(y.float(), x @ torch.from_numpy(qmm.dequantize(w)).T, 0.1, 0.2)
+
+
+@pytest.fixture(scope="module")
+def of_floats():
+    """A kernel for float32 activations."""
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, input="float32", dynamic=True, activation_scale="row", m=M)
+    return qmm.compile(spec).bind(problems.weight(rng, spec))
+
+
+def test_what_torch_does_not_tell_dlpack(of_floats):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    class Sub(torch.Tensor):
+        pass
+
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((M, K)).astype(np.float32))
+    assert torch.equal(of_floats(torch._neg_view(x)), of_floats(-x))
+    assert isinstance(of_floats(x.as_subclass(Sub)), torch.Tensor)
+    learned = torch.nn.Parameter(x)
+    with torch.no_grad():
+        assert torch.equal(of_floats(learned), of_floats(x))
+    with pytest.raises(ArrayError, match=r"x requires a gradient.* pass x\.detach\(\)"):
+        of_floats(learned)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_refused_tensors(of_floats):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x, out = torch.ones(M, K), torch.empty(M, N)
+    for given, message in [
+        (x.to("meta"), "x is on meta; this kernel reads arrays of the CPU"),
+        (x.to_sparse(), "x is a sparse_coo tensor; expected a dense one"),
+        (torch.nested.nested_tensor([x, x]), "x is a nested tensor; expected a dense one"),
+        (torch._efficientzerotensor((M, K)), "x is a Tensor without memory; expected numbers"),
+        (x.to(torch.complex64).conj(), r"x is complex64(5, 33); expected float32(M, 33)"),
+        (x.double(), r"x is float64(5, 33); expected float32(M, 33)"),
+        (x[0], r"x is float32(33,); expected float32(M, 33)"),
+    ]:
+        with pytest.raises(ArrayError) as caught:
+            of_floats(given)
+        assert str(caught.value) == message
+    for given, message in [
+        (out.to("meta"), "out is on meta; this kernel writes arrays of the CPU"),
+        (out.half(), "out is float16(5, 19); expected float32(5, 19)"),
+        (torch._neg_view(out), "out is a view of negated numbers; expected a tensor of its own"),
+        (
+            out[:1].expand(M, N),
+            "out has strides (0, 1) in elements; expected contiguous rows",
+        ),
+    ]:
+        with pytest.raises(ArrayError) as caught:
+            of_floats(x, given)
+        assert str(caught.value) == message
+    # What DLPack refuses has torch's C++ stack in its message.
+    with pytest.raises(ArrayError, match="x cannot be read through DLPack") as caught:
+        torch.vmap(of_floats)(torch.ones(3, M, K))
+    assert "\n" not in str(caught.value)
+
+
+def test_out_beside_x_in_one_array(of_floats):
+    rng = np.random.default_rng(0)
+    whole = np.zeros((2 * M, N + K + 5), np.float32)
+    whole[:M, :K] = rng.standard_normal((M, K))
+    x = whole[:M, :K]
+    expected = of_floats(x.copy())
+    kept = whole.copy()
+    out = whole[:M, K + 2 : K + 2 + N]
+    np.testing.assert_array_equal(of_floats(x, out), expected)
+    kept[:M, K + 2 : K + 2 + N] = expected
+    np.testing.assert_array_equal(whole, kept)
+    for place in (whole[:M, K - 1 : K - 1 + N], whole[M - 1 : -1, :N], whole.reshape(-1)):
+        taken = place[: M * N].reshape(M, N)
+        with pytest.raises(ArrayError, match="out shares memory with x; expected memory of its"):
+            of_floats(x, taken)
+    doubled = whole[:, :N][::2]
+    with pytest.raises(ArrayError, match="out may share memory with x; expected memory of its"):
+        of_floats(x, doubled)
+    # Rows in turn, the first of them of either.
+    for first in (0, 1):
+        rows = whole[first::2]
+        rows[:, :K] = rng.standard_normal((M, K))
+        expected = of_floats(rows[:, :K].copy())
+        np.testing.assert_array_equal(of_floats(rows[:, :K], whole[1 - first :: 2, :N]), expected)
+
+
 def test_refused_outputs(case):
     linear, x, _ = case
     out = np.empty((M, N), np.float32)
@@ -177,8 +281,8 @@ def test_refused_outputs(case):
         (out.astype(np.int32), "out is int32"),
         (np.empty((N, M), np.float32).T, "contiguous rows"),
         (np.empty((2 * M, N), np.float32)[::-2], "contiguous rows"),
-        (np.broadcast_to(np.float32(0), (M, N)), "writable"),
-        (frozen, "writable"),
+        (np.broadcast_to(np.float32(0), (M, N)), "out is read-only; expected a writable array"),
+        (frozen, "out is read-only; expected a writable array"),
         ([1, 2], "out is list; expected an array"),
     ]:
         with pytest.raises(ArrayError, match=message):
@@ -197,6 +301,9 @@ def test_refused_scales_and_weights(case):
         (0.0, "scale 0.0; expected positive"),
         (-1.0, "scale -1.0"),
         (np.nan, "scale nan"),
+        (np.float32(np.inf), "scale inf"),
+        (np.array([np.nan]), "scale nan"),
+        (1e-60, "scale 0.0"),
         (np.ones(M), r"x_scale has shape \(5,\); expected a scalar"),
         ("1", "x_scale holds str32; expected real numbers"),
         (True, "x_scale is bool; expected numbers"),
