@@ -103,7 +103,7 @@ def compile(
     """
     row = targets.find(target)
     if num_threads is not None:
-        check_threads(num_threads)  # before the work
+        num_threads = check_threads(num_threads)  # before the work
     on_cpu: records.Record | None = None
     on_gpu: cuda_records.CudaRecord | None = None
     if log is not False and isinstance(row, Target):

@@ -130,11 +130,11 @@ class Kernel:
     """
 
     def __init__(self, info: KernelInfo, module: Any, num_threads: int | None = None) -> None:
-        if num_threads is not None:
-            runtime.check_threads(num_threads)
         self.info = info
         self.spec = info.spec
-        self.num_threads = runtime.default_threads() if num_threads is None else num_threads
+        self.num_threads = (
+            runtime.default_threads() if num_threads is None else runtime.check_threads(num_threads)
+        )
         self.origin = "built"
         self._module = module
         #: The module as the bytes of a shared library, once it was linked or loaded.

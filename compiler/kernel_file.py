@@ -116,7 +116,11 @@ def load(
         The file cannot be read, is not a kernel file, is damaged, or comes from another version.
     TargetError
         This machine can execute none of its kernels.
+    ArrayError
+        `num_threads` is no whole number, less than 1 or too large.
     """
+    if num_threads is not None:
+        runtime.check_threads(num_threads)
     if device not in (None, "cpu", "cuda"):
         raise TargetError(f"device={device!r}; expected 'cpu', 'cuda' or None")
     chosen = best(path, contents(path), device)

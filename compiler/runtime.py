@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import math
 import mmap
+import operator
 import os
 import sys
 import threading
@@ -127,33 +128,40 @@ class _Pool(threading.local):
 _pool = _Pool()
 
 
-def check_threads(count: int) -> None:
-    """Refuse a number of threads with which no call can run.
+def check_threads(num_threads: Any) -> int:
+    """A number of threads that a caller asks for, as an int.
 
     Raises
     ------
     ArrayError
-        `count` is less than 1, or more than any pool may have.
+        No whole number, less than 1, or more than the system may be able to start.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ArrayError(f"num_threads={count!r}; expected a whole number of at least 1")
+    try:
+        count = 0 if isinstance(num_threads, bool) else operator.index(num_threads)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ArrayError(f"num_threads={num_threads!r}; expected a whole number of at least 1")
     if count > MAX_THREADS:
         raise ArrayError(f"num_threads={count}; expected at most {MAX_THREADS}")
+    return count
 
 
-def use_threads(count: int) -> None:
-    """Let the calling thread's next kernel call run on `count` threads.
+def use_threads(num_threads: int) -> None:
+    """Let the calling thread's next kernel call run on so many threads.
 
     A thread that only ever asks for one never starts the pool.
 
     Raises
     ------
     ArrayError
-        `count` is less than 1, or more than this thread's pool was started with.
+        See `check_threads`; or more than this thread's pool was started with.
     """
+    if type(num_threads) is int and num_threads == _pool.used > 0:
+        return
+    count = check_threads(num_threads)
     if count == _pool.used:
         return
-    check_threads(count)
     set_max_concurrency = library()[SET_MAX_CONCURRENCY]
     if _pool.process != os.getpid() and _pool.workers and count > 1:
         warnings.warn(

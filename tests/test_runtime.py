@@ -7,6 +7,7 @@ import mmap
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chips
@@ -150,14 +151,36 @@ def test_results_do_not_depend_on_threads():
         np.testing.assert_array_equal(linear(x, num_threads=threads), expected)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, 10**6])
-def test_refused_threads(threads):
+@pytest.mark.parametrize("threads", [0, False, True, -1, 1.0, 1.5, "2", np.True_, 10**6])
+def test_refused_threads(threads, kernel_file):
+    spec = qmm.MatmulSpec(n=4, k=4, out="int32", m=1)
+    kernel = qmm.compile(spec)
+    linear = kernel.bind(problems.weight(np.random.default_rng(0), spec))
+    x = np.ones((1, 4), np.int8)
+    message = re.escape(f"num_threads={threads!r}; expected ") + "(a whole number of|at most)"
+
+    def refused():
+        with pytest.raises(ArrayError, match=message):
+            linear(x, num_threads=threads)
+
+    with ThreadPoolExecutor(1) as pool:  # in a thread that made no call yet
+        pool.submit(refused).result()
+    for earlier in (1, 2):
+        linear(x, num_threads=earlier)
+        refused()
+    with pytest.raises(ArrayError, match=message):
+        qmm.load(kernel_file, num_threads=threads)
+    with pytest.raises(ArrayError, match=message):
+        type(kernel)(kernel.info, None, threads)
+
+
+def test_whole_numbers_of_other_libraries_are_threads(kernel_file):
     spec = qmm.MatmulSpec(n=4, k=4, out="int32", m=1)
     linear = qmm.compile(spec).bind(problems.weight(np.random.default_rng(0), spec))
     x = np.ones((1, 4), np.int8)
-    linear(x, num_threads=2)
-    with pytest.raises(ArrayError, match="num_threads="):
+    for threads in (1, np.int64(2), np.uint8(1), 2):
         linear(x, num_threads=threads)
+    assert type(qmm.load(kernel_file, num_threads=np.int32(2)).num_threads) is int
 
 
 @pytest.mark.parametrize("threads", [0, -1, "2", 1.5, True, 10**6])
@@ -171,8 +194,6 @@ def test_refused_threads_are_refused_before_the_work(kernel_file, threads, monke
 
 
 def test_several_python_threads_call_at_once():
-    from concurrent.futures import ThreadPoolExecutor
-
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(n=65, k=130, out="int32")
     w = problems.weight(rng, spec)
