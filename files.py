@@ -14,24 +14,49 @@ from .errors import QuantmmError
 
 def check_writable(path: Path, error: type[QuantmmError]) -> None:
     """Raise `error` where `write_whole` cannot succeed: to ask before work that takes long."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    target = destination(path, error)
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise error(f"cannot write {path}: not a writable file in an existing folder")
 
 
+def destination(path: Path, error: type[QuantmmError]) -> Path:
+    """The file that a caller means by `path`: what links lead to.
+
+    Raises
+    ------
+    error
+        A device, pipe or socket is there, which a file would replace, or links that end nowhere.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise error(f"cannot write {path}: a link that leads to itself")
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise error(f"cannot write {path}: a device, pipe or socket; expected a file or a new name")
+    return target
+
+
 def write_whole(
-    path: Path, content: bytes, error: type[QuantmmError], *, mode: int = 0o666
+    path: Path,
+    content: bytes,
+    error: type[QuantmmError],
+    *,
+    mode: int = 0o666,
+    in_place: bool = False,
 ) -> None:
     """Write `content` to `path` so that a reader never sees a part of it.
 
     Parameters
     ----------
     mode : the file's permissions, less those that the process's umask takes.
+    in_place : put a file where the name is, whatever is there, and not where it leads.
 
     Raises
     ------
     error
         `path` cannot be written.
     """
+    if not in_place:
+        path = destination(path, error)
     # Not `tempfile`, whose files nobody else may read.
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:

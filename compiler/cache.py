@@ -210,7 +210,7 @@ def keep(
             kernel_file.use_library(kernel)
     except (OSError, RuntimeError) as error:
         raise CacheError(str(error)) from None
-    write_whole(path, content, CacheError, mode=ENTRY_MODE)
+    write_whole(path, content, CacheError, mode=ENTRY_MODE, in_place=True)
     evict(but=path)
 
 

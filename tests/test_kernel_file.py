@@ -164,6 +164,31 @@ def test_a_full_folder_for_temporary_files(saved, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_links_are_followed_and_only_files_replaced(saved, tmp_path):
+    kernel = qmm.load(saved)
+    real, link, dangling = tmp_path / "real.qmm", tmp_path / "link.qmm", tmp_path / "dangling.qmm"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    dangling.symlink_to("new.qmm")
+    kernel.save(link)
+    kernel.save(dangling)
+    assert link.is_symlink()
+    assert dangling.is_symlink()
+    assert qmm.load(real).spec == qmm.load(tmp_path / "new.qmm").spec == SPEC
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to("loop")
+    (tmp_path / "to_pipe").symlink_to(pipe)
+    for name in ("pipe", "to_pipe", "loop"):
+        path = tmp_path / name
+        message = "a link that leads to itself" if name == "loop" else "a device, pipe or socket"
+        with pytest.raises(KernelFileError, match=f"cannot write {path}: {message}"):
+            kernel.save(path)
+    assert pipe.is_fifo()
+    assert loop.is_symlink()
+    assert not list(tmp_path.glob("*.part"))
+
+
 @pytest.fixture(scope="module")
 def three():
     """Kernels of one spec: this machine's, one that it cannot execute, and one for any."""
