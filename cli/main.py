@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import sys
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 import numpy as np
-from rich.console import Console
 
 from .. import __version__, targets
 from ..bench import sass
@@ -20,11 +23,13 @@ from ..compiler.kernel_file import Stored, contents
 from ..compiler.quantize import quantize
 from ..compiler.reference import reference
 from ..compiler.spec import MatmulSpec
-from ..errors import QuantmmError
+from ..errors import KernelFileError, QuantmmError
+from ..files import check_writable
 from .bench import bench_command
 from .cache import cache_command
 from .logs import logs_command
 from .options import (
+    SIZE,
     format_options,
     make_spec,
     size_options,
@@ -64,17 +69,53 @@ cli.add_command(serve_command)
 
 def run() -> None:
     """The entry point of the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Rather a question mark in the output than none of it.
+        sys.stdout.reconfigure(errors="replace")
+    status = outcome()
+    if sys.stdout is not None:
+        status = finish(sys.stdout, status)
+    sys.exit(status)
+
+
+def outcome() -> int | None:
+    """Do what the command line says; the exit status, None for success."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = warn
-            status = cli(prog_name="quantmm", standalone_mode=False)
+            return cli(prog_name="quantmm", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return FAILURE
     except click.ClickException as error:
-        status = complain(error.format_message())
+        return complain(error.format_message())
     except click.Abort:
-        status = complain("interrupted")
-    except QuantmmError as error:
-        status = complain(str(error))
-    sys.exit(status)
+        return complain("interrupted")
+    except MemoryError as error:
+        return complain(f"not enough memory: {error}")
+    except OSError as error:
+        return complain(reason(error))
+    except (QuantmmError, UnicodeError) as error:
+        return complain(str(error))
+
+
+def reason(error: OSError) -> str:
+    """What the system says, and of which file, without the number of the error."""
+    if isinstance(error, QuantmmError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def finish(output: TextIO, status: int | None) -> int | None:
+    """Write what is still to be written, while its failing can be told; the exit status."""
+    try:
+        output.flush()
+    except OSError as error:
+        # Python would try again at its end.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        return status or complain(reason(error))
+    return status
 
 
 def warn(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -90,7 +131,7 @@ def complain(message: str) -> int:
 
 @cli.command("compile")
 @size_options
-@click.option("--m", type=int, help="The only M that will be called; any when left out.")
+@click.option("--m", type=SIZE, help="The only M that will be called; any when left out.")
 @format_options
 @targets_option
 @click.option("-o", "--output", required=True, type=click.Path(), help="The kernel file to write.")
@@ -103,6 +144,7 @@ def compile_command(
     machine. The targets may be other machines' than this one.
     """
     spec = make_spec(n, k, formats, m)
+    check_writable(Path(output), KernelFileError)
     rows = [targets.find(name) for name in target]
     first, *others = [compile(spec, row) for row in rows]
     first.save(output, *others)
@@ -114,9 +156,9 @@ def compile_command(
 
 @cli.command()
 @click.argument("file", required=False, type=click.Path())
-@click.option("--n", type=int, help="Rows of W.")
-@click.option("--k", type=int, help="Columns of X and W.")
-@click.option("--m", type=int, default=512, show_default=True, help="Rows of X.")
+@click.option("--n", type=SIZE, help="Rows of W.")
+@click.option("--k", type=SIZE, help="Columns of X and W.")
+@click.option("--m", type=SIZE, default=512, show_default=True, help="Rows of X.")
 @format_options
 @target_option
 @click.option(
@@ -140,6 +182,12 @@ def inspect(
     With FILE, report what a kernel file holds, for this machine or others.
     """
     if file is not None:
+        if n is not None or k is not None:
+            raise click.UsageError("give --n and --k, or a kernel file; not both")
+        if emit != "report":
+            raise click.UsageError(
+                f"--emit {emit}: a kernel file holds machine code only; give --n and --k"
+            )
         click.echo(json.dumps(described(contents(file)), indent=1))
         return
     if n is None or k is None:
@@ -179,20 +227,19 @@ def described(kernels: list[Stored]) -> dict[str, Any]:
 @cli.command()
 def demo() -> None:
     """Quantize, compile, multiply and compare: the whole way on a small example."""
-    console = Console()
     rng = np.random.default_rng(0)
     m, n, k = 16, 1024, 1024
     x, weights = rng.standard_normal((m, k)), rng.standard_normal((n, k))
-    console.print(f"Y = X Wᵀ with X {m} x {k} and W {n} x {k}, both quantized to int8")
+    click.echo(f"Y = X Wᵀ with X {m} x {k} and W {n} x {k}, both quantized to int8")
     w, qx = quantize(weights, "int8"), quantize(x, "int8", group_size="tensor")
     spec = MatmulSpec(n=n, k=k)
     # Not from the cache: this shows that everything is there that compiling needs.
     kernel = compile(spec, "host", cache=False)
-    console.print(f"compiled for {kernel.info.target} ({kernel.info.instruction})")
+    click.echo(f"compiled for {kernel.info.target} ({kernel.info.instruction})")
     y = kernel.bind(w)(qx)
     exact = bool(np.array_equal(y, reference(spec, qx, w)))
     error = np.abs(y - x @ weights.T).max() / np.abs(x @ weights.T).max()
-    console.print(f"equal to the reference: {exact}; error of the quantization: {error:.2%}")
-    console.print(json.dumps(dataclasses.asdict(kernel.plan(m))))
+    click.echo(f"equal to the reference: {exact}; error of the quantization: {error:.2%}")
+    click.echo(json.dumps(dataclasses.asdict(kernel.plan(m))))
     if not exact:
         raise QuantmmError("the kernel differs from the reference")

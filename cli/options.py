@@ -11,6 +11,9 @@ import click
 from ..compiler.spec import CHOICES, FLAGS, MatmulSpec
 from ..errors import SpecError
 
+#: No size of a matrix is larger: kernels compute offsets in int32.
+MOST = 2**31 - 1
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 HELP = {
@@ -29,6 +32,15 @@ HELP = {
 }
 
 
+def whole(word: str) -> int | None:
+    """The number from 1 to `MOST` that a word is, None for any other."""
+    # Python converts no more than a few thousand digits, and has digits that are no decimals.
+    if not word.isdecimal() or len(word) > len(str(MOST)):
+        return None
+    number = int(word)
+    return number if 0 < number <= MOST else None
+
+
 class GroupSize(click.ParamType[Any]):
     """A group size as the command line writes it."""
 
@@ -38,7 +50,11 @@ class GroupSize(click.ParamType[Any]):
         """'channel' is None; digits are a number."""
         if value is None or value == "channel":
             return None
-        return int(value) if str(value).isdigit() else str(value)
+        return whole(str(value)) or str(value)
+
+
+#: `MatmulSpec` says what is too small.
+SIZE = click.IntRange(max=MOST)
 
 
 class Whole(click.ParamType[Any]):
@@ -48,10 +64,10 @@ class Whole(click.ParamType[Any]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
         """A list of the numbers."""
-        words = str(value).split(",")
-        if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        numbers = [whole(word.strip()) for word in str(value).split(",")]
+        if not all(numbers):
             self.fail(f"{value!r}; expected whole numbers such as 1,16,512", param, ctx)
-        return [int(word) for word in words]
+        return [number for number in numbers if number]
 
 
 class Names(click.ParamType[Any]):
@@ -94,8 +110,8 @@ def format_options(command: Command, but: Collection[str] = ()) -> Command:
 
 def size_options(command: Command) -> Command:
     """--n and --k."""
-    command = click.option("--k", type=int, required=True, help="Columns of X and W.")(command)
-    return click.option("--n", type=int, required=True, help="Rows of W.")(command)
+    command = click.option("--k", type=SIZE, required=True, help="Columns of X and W.")(command)
+    return click.option("--n", type=SIZE, required=True, help="Rows of W.")(command)
 
 
 def target_option(command: Command) -> Command:

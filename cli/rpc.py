@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+
+
+def host_name(context: click.Context, parameter: click.Parameter, host: Any) -> Any:
+    """Refuse what cannot be the name of a host, which sockets do with errors of a codec."""
+    try:
+        (host or "").encode("idna")
+    except UnicodeError:
+        raise click.BadParameter(f"{host!r} is no host name") from None
+    return host
 
 
 @click.command("tracker")
 @click.option(
     "--host",
+    callback=host_name,
     default="127.0.0.1",
     show_default=True,
     help="Address to listen at; 0.0.0.0 is every one of this machine.",
@@ -29,7 +41,9 @@ def tracker_command(host: str, port: int) -> None:
 @click.option("--tracker", required=True, metavar="HOST:PORT", help="The tracker to tell.")
 @click.option("--key", required=True, help="What machines of this kind are called there.")
 @click.option(
-    "--host", help="Address to listen at; by default the one from which the tracker is reached."
+    "--host",
+    callback=host_name,
+    help="Address to listen at; by default the one from which the tracker is reached.",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 is any."

@@ -32,7 +32,13 @@ from .options import (
 @rpc_options
 @click.option("--trials", type=click.IntRange(1), default=64, show_default=True, help="For each M.")
 @click.option("--time-limit", type=float, help="Seconds after which no further trial begins.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the search and the data.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the search and the data.",
+)
 @click.option("--log", type=click.Path(), help="Folder of the log; by default the user's own.")
 @click.option("--plot", type=click.Path(), help="Draw the tuning curves into this file.")
 def tune_command(

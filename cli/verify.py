@@ -18,13 +18,13 @@ from ..errors import QuantmmError, RecordError, TargetError
 from ..files import check_writable
 from ..targets import verified
 from ..targets.verified import Record
-from .options import format_options, make_spec, target_option
+from .options import SIZE, format_options, make_spec, target_option
 
 
 @click.command("verify")
-@click.option("--m", type=int, default=16, show_default=True, help="Rows of X.")
-@click.option("--n", type=int, help="Rows of W.")
-@click.option("--k", type=int, help="Columns of X and W.")
+@click.option("--m", type=SIZE, default=16, show_default=True, help="Rows of X.")
+@click.option("--n", type=SIZE, help="Rows of W.")
+@click.option("--k", type=SIZE, help="Columns of X and W.")
 @format_options
 @target_option
 @click.option(
@@ -32,7 +32,9 @@ from .options import format_options, make_spec, target_option
     is_flag=True,
     help="Plain loops in the place of the target's instruction; runs on any machine.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides every number.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides every number."
+)
 @click.option("--random", "count", type=click.IntRange(1), help="Check this many random problems.")
 @click.option(
     "--record",

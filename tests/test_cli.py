@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.cli import main as cli_main
+from quantmm.cli import tables as cli_tables
 from quantmm.cli import targets as cli_targets
 from quantmm.cli import verify as cli_verify
 from quantmm.compiler import problem as problem_module
@@ -269,6 +271,8 @@ def test_demo(quantmm):
     status, out, _ = quantmm("demo")
     assert status == 0
     assert "equal to the reference: True" in out
+    # One line, however long.
+    assert json.loads(out.splitlines()[-1])["strategy"] == "gemm"
 
 
 @pytest.mark.parametrize(
@@ -288,6 +292,19 @@ def test_demo(quantmm):
         (["inspect"], "give --n and --k, or a kernel file"),
         (["inspect", "/nowhere/k.qmm"], "cannot read /nowhere/k.qmm"),
         (["fly"], "No such command 'fly'"),
+        (["verify", *SMALL, "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["tune", *SMALL, "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["verify", *SMALL, "--group-size", "²"], "group_size='²'; expected None, 'tensor' or a"),
+        (["verify", *SMALL, "--group-size", "9" * 5000], "expected None, 'tensor' or a multiple"),
+        (["bench", "--m", "²"], "'²'; expected whole numbers such as 1,16,512"),
+        (["bench", "--m", "9" * 5000], "expected whole numbers such as 1,16,512"),
+        (["verify", *SMALL, "--m", "9" * 20], "is not in the range x<=2147483647"),
+        (["verify", "--n", "9" * 5000, "--k", "8"], "is not a valid integer"),
+        (["tracker", "--host", "bogus..host"], "'bogus..host' is no host name"),
+        (["serve", "--tracker", "a:1", "--key", "k", "--host", "x" * 99], "is no host name"),
+        (["compile", *SMALL, "-o", "/dev/null"], "cannot write /dev/null: a device, pipe or socke"),
+        (["inspect", "k.qmm", "--n", "8"], "give --n and --k, or a kernel file; not both"),
+        (["inspect", "k.qmm", "--emit", "asm"], "--emit asm: a kernel file holds machine code on"),
     ],
 )
 def test_errors_are_one_line_and_exit_with_2(quantmm, words, message):
@@ -299,6 +316,48 @@ def test_errors_are_one_line_and_exit_with_2(quantmm, words, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("of 9 GiB"), "not enough memory: of 9 GiB"),
+        (PermissionError(13, "Permission denied", "log"), "log: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("no reason"), "no reason"),
+        (UnicodeError("label too long"), "label too long"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(quantmm, monkeypatch, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli_targets.verified, "read", fail)
+    assert quantmm("targets") == (2, "", f"quantmm: {message}\n")
+
+
+def test_compile_checks_the_path_first(quantmm, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli_main, "compile", lambda *_: pytest.fail("compiled"))
+    status, _, err = quantmm("compile", *SMALL, "-o", tmp_path / "no" / "k.qmm")
+    assert status == 2
+    assert "not a writable file in an existing folder" in err
+
+
+@pytest.mark.parametrize("words", [[], ["logs"]])
+def test_without_a_command_there_is_help(quantmm, words):
+    status, out, err = quantmm(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"Usage: {' '.join(['quantmm', *words])} ")
+    assert "\nCommands:\n" in err
+
+
+def test_targets_on_a_narrow_terminal_lose_nothing(monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    cli_tables.show(cli_targets.targets_table([record("generic", "native", cpu="Chip 1")]))
+    out = sys.stdout.getvalue()
+    assert all(word in out for word in ("chips", "runs", "verified", "Chip", "2026-11-24"))
+
+
 @pytest.mark.parametrize("command", [None, *sorted(cli_main.cli.commands)])
 def test_help(quantmm, command):
     status, out, _ = quantmm(*([command] if command else []), "--help")
@@ -307,10 +366,35 @@ def test_help(quantmm, command):
     assert "--help" in out
 
 
-def test_runs_as_a_command():
+def in_a_process(*words, stdout=subprocess.PIPE, **environment):
     code = "from quantmm.cli.main import run; run()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "targets"], capture_output=True, text=True, check=False
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
     )
+
+
+def test_runs_as_a_command():
+    done = in_a_process("targets")
     assert done.returncode == 0
-    assert "(host)" in done.stdout
+    assert b"(host)" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["--help", "targets"])
+def test_output_that_cannot_be_written(command):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        done = in_a_process(command, stdout=full)
+    assert (done.returncode, done.stderr) == (2, b"quantmm: No space left on device\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_in_a_narrow_encoding(encoding):
+    for words in (["demo"], ["quantize", "--help"]):
+        done = in_a_process(*words, PYTHONIOENCODING=encoding)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"X W" in done.stdout
