@@ -17,15 +17,15 @@ damage, not malice.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import struct
-import tempfile
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 from ..errors import KernelFileError, TargetError
@@ -239,7 +239,7 @@ def load_library(library: bytes) -> Any:
         Temporary files cannot be written, or not executed.
     """
     try:
-        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        with NamedTemporaryFile(suffix=".so") as file:
             file.write(library)
             file.flush()
             return tvm_ffi.load_module(file.name, keep_module_alive=True)
@@ -250,15 +250,42 @@ def load_library(library: bytes) -> Any:
 
 
 def shared_library(kernel: Kernel | CudaKernel) -> bytes:
-    """The kernel's code: for a CPU the bytes of a shared library."""
+    """The kernel's code: for a CPU the bytes of a shared library.
+
+    Raises
+    ------
+    KernelFileError
+        Temporary files cannot be written.
+    ToolError
+        No linker was found, or linking failed.
+    """
     if isinstance(kernel, CudaKernel):
         return kernel._library
     if kernel._library is None:
-        from .linker import link
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.so"
-            linked = functools.partial(link, architecture=kernel.info.architecture)
-            kernel._module.export_library(str(path), fcompile=linked)
-            kernel._library = path.read_bytes()
+        kernel._library = linked(machine_code(kernel._module.mod), kernel.info.architecture)
     return kernel._library
+
+
+def machine_code(module: Any) -> bytes:
+    """The object file of a module that was built here."""
+    # LLVM ends the process where it cannot write all of a file, so it is given memory.
+    in_memory = sys.platform == "linux"
+    with open(os.memfd_create("kernel"), "rb") if in_memory else NamedTemporaryFile() as file:
+        module.write_to_file(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, "o")
+        return file.read()
+
+
+def linked(code: bytes, architecture: str) -> bytes:
+    """The shared library of an object file."""
+    from .linker import link
+
+    try:
+        with TemporaryDirectory() as folder:
+            source, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+            source.write_bytes(code)
+            link(str(library), str(source), architecture)
+            return library.read_bytes()
+    except OSError as error:
+        raise KernelFileError(
+            f"cannot link a kernel through temporary files, see TMPDIR: {error}"
+        ) from None

@@ -6,7 +6,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 from ..errors import ToolError
 from ..targets import machine
@@ -63,18 +62,16 @@ def zig(*options: str) -> list[str] | None:
     return [sys.executable, "-m", "ziglang", "cc", "-O2", *options]
 
 
-def link(
-    output: str,
-    objects: list[str] | str,
-    options: Any = None,
-    *,
-    architecture: str | None = None,
-    **_: Any,
-) -> None:
-    """Link `objects` to the shared library `output`; the signature is TVM's `fcompile`."""
-    files = [objects] if isinstance(objects, str) else list(objects)
+def link(output: str, code: str, architecture: str | None = None) -> None:
+    """Link the object file `code` to the shared library `output`.
+
+    Raises
+    ------
+    ToolError
+        See `command`; or linking failed.
+    """
     done = subprocess.run(
-        [*command(architecture), "-shared", "-fPIC", "-o", output, *files, *(options or [])],
+        [*command(architecture), "-shared", "-fPIC", "-o", output, code],
         capture_output=True,
         text=True,
         check=False,

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -290,7 +292,47 @@ def test_with_the_packaged_linker(monkeypatch, tmp_path):
 def test_a_failing_linker_is_quoted(monkeypatch, tmp_path):
     monkeypatch.setattr(linker, "command", lambda _: ["false"])
     with pytest.raises(ToolError, match="linking failed"):
-        linker.link(str(tmp_path / "x.so"), [str(tmp_path / "none.o")])
+        linker.link(str(tmp_path / "x.so"), str(tmp_path / "none.o"))
+
+
+FULL = """
+import os, sys, warnings
+import quantmm as qmm
+from quantmm.errors import QuantmmError
+try:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kernel = qmm.compile(qmm.MatmulSpec(n=20, k=33, m=2), cache=True)
+    assert "not kept for the next process" in str(caught[0].message), caught
+    kernel.save(sys.argv[1])
+except QuantmmError as error:
+    print(error)
+print(os.listdir(os.environ["TMPDIR"]))
+"""
+
+
+@pytest.mark.parametrize("size", ["16k", "56k"])
+def test_compiling_with_a_full_folder_for_temporary_files(tmp_path, size):
+    small = tmp_path / "small"
+    small.mkdir()
+    # A file system of its own, for this process alone.
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec env TMPDIR="$0" "$@"'
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(small)]
+    try:
+        subprocess.run([*words, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system lets nobody mount a file system")
+    done = subprocess.run(
+        [*words, sys.executable, "-c", FULL, str(tmp_path / "k.qmm")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *message, left = done.stdout.splitlines()
+    assert "No space left on device" in done.stdout
+    assert "see TMPDIR" in message[0] or "linking failed" in message[0]
+    assert left == "[]"
 
 
 def test_linkers_for_another_architecture(monkeypatch):
