@@ -174,14 +174,11 @@ def parsed(path: str | os.PathLike[str], content: bytes) -> list[Stored]:
     payload = content[HEADER.size :]
     if checksum(length, payload) != digest:
         raise KernelFileError(f"{path} is damaged: its checksum does not match its content")
-    libraries = payload[length:]
-    kernels = [
-        Stored(
-            info_from(entry["info"]),
-            libraries[entry["start"] : entry["start"] + entry["length"]],
-        )
-        for entry in json.loads(payload[:length])["kernels"]
-    ]
+    try:
+        kernels = kernels_of(json.loads(payload[:length])["kernels"], payload[length:])
+    except Exception as error:  # whatever a header lacks, or has too much
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise KernelFileError(f"{path} has a header that does not fit: {what}") from None
     order = [*(row.name for row in reversed(CUDA_TARGETS)), *(row.name for row in TARGETS)]
 
     def rank(stored: Stored) -> int:
@@ -189,6 +186,29 @@ def parsed(path: str | os.PathLike[str], content: bytes) -> list[Stored]:
         return order.index(name) if name in order else len(order)
 
     return sorted(kernels, key=rank)
+
+
+def kernels_of(entries: list[dict[str, Any]], libraries: bytes) -> list[Stored]:
+    """The kernels of a header, with their code.
+
+    Raises
+    ------
+    ValueError
+        There is none; or code is left over or missing, with which the system's loader would end
+        the process.
+    """
+    kernels, end = [], 0
+    for entry in entries:
+        start, end = end, end + entry["length"]
+        if entry["start"] != start or not start < end <= len(libraries):
+            raise ValueError(
+                f"a library lies at {entry['start']} and has {entry['length']} bytes; expected it "
+                f"at {start}, and to end by {len(libraries)}"
+            )
+        kernels.append(Stored(info_from(entry["info"]), libraries[start:end]))
+    if not kernels or end != len(libraries):
+        raise ValueError(f"{len(libraries)} bytes of libraries, of which {end} are some kernel's")
+    return kernels
 
 
 def info_from(fields: dict[str, Any]) -> KernelInfo | CudaInfo:

@@ -26,14 +26,14 @@ def saved(tmp_path_factory):
     return path
 
 
-def with_header(saved, path, change):
+def with_header(saved, path, change, whole=False):
     """A copy of a kernel file whose header was changed, with a checksum that fits."""
     content = saved.read_bytes()
     magic, version, length, _ = kernel_file.HEADER.unpack_from(content)
     start = kernel_file.HEADER.size
     header = json.loads(content[start : start + length])
     (entry,) = header["kernels"]
-    change(entry["info"])
+    change(entry if whole else entry["info"])
     payload = json.dumps(header).encode()
     rest = payload + content[start + length :]
     digest = kernel_file.checksum(len(payload), rest)
@@ -88,6 +88,52 @@ def test_of_another_version(saved, tmp_path):
     path = with_header(saved, tmp_path / "old.qmm", older)
     with pytest.raises(KernelFileError, match=r"built with apache-tvm 0\.1; here it is 0\.27"):
         qmm.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("length", 5000, r"\d+ bytes of libraries, of which 5000 are some kernel's"),
+        ("length", -1, "a library lies at 0 and has -1 bytes"),
+        ("length", 10**9, "has 1000000000 bytes; expected it at 0, and to end by"),
+        ("length", "9", "unsupported operand"),
+        ("start", 8, r"a library lies at 8 and has \d+ bytes; expected it at 0"),
+        ("start", None, "no 'start'"),
+        ("info", None, "no 'info'"),
+        ("info", [], "list indices must be"),
+        ("spec", None, "no 'spec'"),
+        ("spec", "{}", "a spec needs 'k'"),
+        ("layout", {"n": 1}, "missing 4 required positional arguments"),
+        ("functions", None, "no 'functions'"),
+        ("features", 5, "not iterable"),
+        ("colour", "red", "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_headers_that_do_not_fit(saved, tmp_path, field, value, message):
+    whole = field in ("length", "start", "info")
+
+    def change(fields):
+        if value is None:
+            del fields[field]
+        else:
+            fields[field] = value
+
+    path = with_header(saved, tmp_path / "odd.qmm", change, whole)
+    with pytest.raises(
+        KernelFileError, match=f"odd.qmm has a header that does not fit: .*{message}"
+    ):
+        qmm.load(path)
+
+
+def test_a_file_without_kernels(tmp_path):
+    payload = b'{"kernels": []}'
+    digest = kernel_file.checksum(len(payload), payload)
+    head = kernel_file.HEADER.pack(
+        kernel_file.MAGIC, kernel_file.FORMAT_VERSION, len(payload), digest
+    )
+    (tmp_path / "empty.qmm").write_bytes(head + payload)
+    with pytest.raises(KernelFileError, match=r"does not fit: 0 bytes of libraries"):
+        qmm.load(tmp_path / "empty.qmm")
 
 
 def test_for_another_machine(saved, tmp_path, monkeypatch):
