@@ -122,7 +122,8 @@ class Plan:
 class Kernel:
     """A compiled `MatmulSpec`; `bind` a weight and call the result, or call it with both.
 
-    Made by `compile` or `load`. One kernel serves every M; see `report` for how.
+    Made by `compile` or `load`. One kernel serves every M; see `report` for how. It can be
+    copied and pickled, and so can a `Linear`.
 
     Attributes
     ----------
@@ -141,6 +142,21 @@ class Kernel:
         self._library: bytes | None = None
         # For every M that was called: the function and its tile counts.
         self._ready: dict[int, tuple[Any, int, int]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file's content, which is as trustworthy as where it comes from."""
+        from .kernel_file import packed, unpickled
+
+        return unpickled, (packed([self]), self.num_threads)
+
+    def __copy__(self) -> Kernel:
+        """The same code, which nothing changes."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernel:
+        return self.__copy__()
 
     def __repr__(self) -> str:
         return f"Kernel({self.spec.to_json()}, target={self.info.target!r})"

@@ -128,6 +128,20 @@ def load(
     return loaded(chosen, num_threads)
 
 
+def unpickled(content: bytes, num_threads: int) -> Kernel | CudaKernel:
+    """The kernel whose file has this content, as `Kernel.__reduce__` hands it on.
+
+    Raises
+    ------
+    KernelFileError, TargetError
+        See `load`.
+    """
+    name = "what was pickled"
+    chosen = best(name, parsed(name, content))
+    check_runtime(name, chosen.info)
+    return loaded(chosen, num_threads)
+
+
 def loaded(stored: Stored, num_threads: int | None = None) -> Kernel | CudaKernel:
     """A kernel of a file, ready to be called on this machine."""
     if isinstance(stored.info, CudaInfo):

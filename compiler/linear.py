@@ -107,9 +107,12 @@ class Linear(Bound):
     ) -> None:
         super().__init__(kernel, w, bias, scalars)
         self.kernel = kernel
-        spec = kernel.spec
+        self._bind()
+
+    def _bind(self) -> None:
+        """Have tensors for what every call hands over."""
         bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
-        if spec.activation_scale == "row":
+        if self._spec.activation_scale == "row":
             # One number per row, and how many rows there are only a call knows.
             for name in ("x_scale", "x_zero_point"):
                 bound.pop(name, None)
@@ -117,6 +120,26 @@ class Linear(Bound):
             tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
         ]
         self._complete = None not in self._bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the tensors, which lie in this process's memory."""
+        return {name: value for name, value in self.__dict__.items() if name != "_bound"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Put the arrays where kernels can read them."""
+        self.__dict__.update(state)
+        self._arrays = {name: aligned(array) for name, array in self._arrays.items()}
+        self._defaults = {name: aligned(array) for name, array in self._defaults.items()}
+        self._bind()
+
+    def __copy__(self) -> Linear:
+        """The same over the same memory."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Linear:
+        return self.duplicate()
 
     def for_kernel(self, kernel: Kernel) -> Linear:
         """The same packed weight for another kernel of this spec and layout.

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -24,6 +26,10 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("kernels") / "linear.qmm"
     qmm.compile(SPEC).save(path)
     return path
+
+
+def by_pickle(value):
+    return pickle.loads(pickle.dumps(value))
 
 
 def with_header(saved, path, change, whole=False):
@@ -235,6 +241,53 @@ def test_links_are_followed_and_only_files_replaced(saved, tmp_path):
     assert pipe.is_fifo()
     assert loop.is_symlink()
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, by_pickle], ids=lambda f: f.__name__)
+def test_copies_compute_the_same(saved, copied):
+    rng = np.random.default_rng(0)
+    w, bind = problems.weight(rng, SPEC), problems.bind_arguments(rng, SPEC)
+    x = problems.integers(rng, "int8", (5, 70))
+    built = qmm.compile(SPEC, num_threads=2)
+    for kernel in (built, qmm.load(saved)):
+        again = copied(kernel)
+        assert (again.info, type(again)) == (kernel.info, qmm.Kernel)
+        assert again.num_threads == kernel.num_threads
+        linear = kernel.bind(w, **bind, x_scale=0.5)
+        expected = linear(x)
+        np.testing.assert_array_equal(again.bind(w, **bind, x_scale=0.5)(x), expected)
+        same = copied(linear)
+        linear._arrays["w"][...] = 0  # shared only where it should be
+        if copied is copy.copy:
+            assert not np.array_equal(same(x), expected)
+        else:
+            np.testing.assert_array_equal(same(x), expected)
+            np.testing.assert_array_equal(same(x, x_scale=0.5), expected)
+
+
+def test_a_module_that_holds_a_linear_is_copied(saved):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    class Layer(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x):
+            return self.linear(x)
+
+    rng = np.random.default_rng(0)
+    bind = problems.bind_arguments(rng, SPEC)
+    layer = Layer(qmm.load(saved).bind(problems.weight(rng, SPEC), **bind, x_scale=0.5))
+    x = torch.from_numpy(problems.integers(rng, "int8", (5, 70)))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_what_was_pickled_may_not_run_here(saved, monkeypatch):
+    content = pickle.dumps(qmm.load(saved))
+    monkeypatch.setattr(machine, "architecture", lambda: "s390x")
+    with pytest.raises(TargetError, match="what was pickled has no kernel for this machine: "):
+        pickle.loads(content)
 
 
 @pytest.fixture(scope="module")
