@@ -112,7 +112,8 @@ def default_threads() -> int:
     """Threads of a call that does not say: TVM_NUM_THREADS, OMP_NUM_THREADS, or physical cores."""
     for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
+        # Of what `isdigit` and `int` take, some is no number to the other.
+        if value.isdecimal() and len(value) < 10 and int(value) > 0:
             return int(value)
     return physical_cores()
 

@@ -15,7 +15,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from quantmm.compiler.runtime import aligned_empty
+from quantmm.compiler.runtime import aligned_empty, default_threads
 from quantmm.errors import ArrayError
 
 M, N, K = 64, 256, 512
@@ -138,6 +138,13 @@ cores.CPUS = cores.OWN_GROUPS = pathlib.Path({str(tmp_path)!r})
     clean = {"TVM_NUM_THREADS": "", "OMP_NUM_THREADS": ""}
     *_, default = run(made_up + THREADS, kernel_file, "1", **clean)
     assert default == (1 if siblings else len(allowed))
+
+
+@pytest.mark.parametrize("value", ["²", "9" * 5000, "0", "two", "-1"])
+def test_settings_that_are_no_number_of_threads_are_ignored(value, monkeypatch):
+    monkeypatch.setenv("TVM_NUM_THREADS", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_threads() == 3
 
 
 def test_results_do_not_depend_on_threads():
