@@ -52,7 +52,11 @@ def list_command(log: Path | None, as_json: bool) -> None:
             str(each.header["target"]),
             in_short(each.spec),
             "\n".join(map(measured_text, each.measured)),
-            f"no: {reason}" if reason else "yes" if each.fields["tuned"] else "yes: the defaults",
+            f"no: {reason}"
+            if reason
+            else "yes"
+            if each.fields.get("tuned")
+            else "yes: the defaults",
         )
     show(table)
 
@@ -97,7 +101,9 @@ def prune_command(log: Path | None) -> None:
 @click.argument("into", type=click.Path(path_type=Path))
 def export_command(log: Path, into: Path) -> None:
     """Write what is worth sharing of LOG to a new log INTO: pruned, and without damage."""
-    if into.exists() and any(into.iterdir()):
+    if into.exists() and not into.is_dir():
+        raise RecordError(f"{into} is a file; expected a new folder")
+    if into.is_dir() and any(into.iterdir()):
         raise RecordError(f"{into} is not empty; expected a new folder, or use merge")
     keeping.merge([log], into)
     keeping.prune(into)

@@ -92,7 +92,7 @@ def parsed(name: str, line: str) -> tuple[Measured, ...]:
         numbers = all(isinstance(each.m, int) and each.m > 0 for each in found)
         if numbers and all(0 < each.tuned <= each.default for each in found):
             return found
-    except (ValueError, KeyError, TypeError):
+    except records.DAMAGE:
         pass
     raise RecordError(f"{name}: it is damaged")
 

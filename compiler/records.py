@@ -46,6 +46,17 @@ KERNELS = "database_kernel.json"
 #: Of the files above.
 FORMAT_VERSION = 1
 
+#: What reading a line raises that is no record.
+DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 #: The logs that come with quantmm.
 SHIPPED = PACKAGE / "schedules" / "tuned"
 
@@ -164,10 +175,10 @@ def read_header(database: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict):
-        raise RecordError(f"{path} is damaged; expected a JSON object")
+    if not isinstance(content, dict) or not isinstance(content.get("target"), str):
+        raise RecordError(f"{path} is damaged; expected a JSON object that names a target")
     return content
 
 
@@ -265,7 +276,7 @@ def parsed(name: str, line: str, spec: MatmulSpec, row: Target) -> Record:
             ),
         )
         reason = misfit(record, spec, row)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGE:
         reason = "it is damaged"
     if reason:
         raise RecordError(f"{name}: {reason}")

@@ -56,6 +56,9 @@ WIDENED_BLOCKS = 4
 WEIGHT_SLOTS = 0.1
 #: What widening a block of columns takes, in issue slots of a tile (docs/performance.md).
 WIDENING = 6.0
+#: No parameter need be larger, and products of some must not pass the int32 of loops. Rows that fit
+#: a cache may be as many as they want: no loop has their number.
+MOST, MOST_BLOCK_ROWS = 1 << 20, 1 << 30
 #: The share of panels that may lie behind the end of N.
 IDLE_PANELS = 0.02
 #: Bytes between asking for weights and reading them, about what one core has under way when it
@@ -187,6 +190,9 @@ def why_not(
     for name, value in dataclasses.asdict(parameters).items():
         if type(value) is not int or value < least.get(name, 0):
             return f"{name}={value!r}; expected a whole number of at least {least.get(name, 0)}"
+        most = MOST_BLOCK_ROWS if name == "block_rows" else MOST
+        if value > most:
+            return f"{name}={value}; expected at most {most}"
     tile = parameters.tile
     if strategy == "gemv" and tile.panels > 1:
         return f"panels={tile.panels}; a gemv has one"

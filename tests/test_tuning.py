@@ -292,6 +292,65 @@ def test_damaged_lines_are_reported_and_skipped(copy):
     assert keeping.check(copy) == []
 
 
+def damaged_time(line, seconds):
+    """A line of a trial with this text as its times."""
+    workload, (trace, _, *more) = json.loads(line)
+    text = json.dumps([workload, [trace, "times", *more]])
+    return text.replace('"times"', seconds)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    ["[-1]", "[0]", "[Infinity]", "[1e400]", "[NaN]", "[1" + "0" * 400 + "]", "[1e-3, 0]"],
+)
+def test_times_that_cannot_be_are_damage(copy, seconds):
+    (path,) = records.databases(copy)
+    before = len(Database(path).trials())
+    line = damaged_time(lines(copy)[0], seconds)
+    database = Database(path)
+    database.add(records.TRIALS, [line])
+    assert len(database.trials()) == before
+    (damage,) = database.damage
+    assert damage.number == before + 1
+
+
+DEEP = "[" * 100_000
+
+
+def test_lines_that_are_too_deep_are_damage(copy):
+    (path,) = records.databases(copy)
+    database = Database(path)
+    whole = len(database.trials())
+    database.add(records.TRIALS, [DEEP])
+    database.add(records.KERNELS, [records.line_start(SPEC) + ", " + DEEP])
+    assert len(database.trials()) == whole
+    assert len(keeping.check(copy)) == 2
+    with pytest.warns(RuntimeWarning, match=":2: it is damaged"):
+        assert records.find(SPEC, ROW, 1, copy) is not None
+    assert run.concluded(database, SPEC) == []
+    (path / records.HEADER).write_text(DEEP)
+    with pytest.raises(RecordError, match=r"header\.json is damaged"):
+        records.read_header(path)
+
+
+def test_a_workload_that_is_no_text_is_passed_over(tmp_path):
+    (tmp_path / records.WORKLOADS).write_bytes(b"\xff\xfe\n")
+    database = Database(tmp_path)
+    assert database.workload(["a", "b"]) == database.workload(["a", "b"]) == 1
+
+
+@pytest.mark.parametrize("target", ["../pwned", "/tmp/pwned", "", "a\0b", "a\nb", "\ud800", 3])
+def test_a_log_writes_to_no_other_folder(copy, tmp_path, target):
+    (path,) = records.databases(copy)
+    header = records.read_header(path)
+    with pytest.raises(RecordError, match="is no name for a folder"):
+        database_for(tmp_path / "into" / "log", {**header, "target": target})
+    (path / records.HEADER).write_text(json.dumps({**header, "target": target}))
+    with pytest.raises(RecordError, match=r"is no name for a folder|is damaged"):
+        keeping.merge([copy], tmp_path / "into" / "log")
+    assert not (tmp_path / "into").exists()
+
+
 # What is kept.
 
 
@@ -410,6 +469,10 @@ def with_record(copy, change):
         ),
         (lambda f: f["tuned"][0]["parameters"].update(rows="2"), "rows='2'; expected a whole"),
         (lambda f: f["tuned"][0].pop("parameters"), "it is damaged"),
+        (
+            lambda f: f["tuned"][0]["parameters"].update(panels=1 << 31),
+            "panels=2147483648; expected at most 1048576",
+        ),
         (lambda f: f.pop("tuned"), "it is damaged"),
     ],
 )
@@ -780,6 +843,33 @@ def test_logs_are_listed_checked_and_exported(quantmm, copy, tmp_path):
     assert quantmm("logs", "prune", new)[:2] == (0, f"{new}: 4 lines less\n")
     record = records.find(SPEC, ROW, 1, new)
     assert record.tuned == records.find(SPEC, ROW, 1, copy).tuned
+
+
+def test_logs_with_damaged_headers_are_listed(quantmm, copy):
+    (path,) = records.databases(copy)
+    header = records.read_header(path)
+    del header["threads"]
+    (path / records.HEADER).write_text(json.dumps(header))
+    (line,) = lines(copy, records.KERNELS)
+    fields = json.loads(line)
+    damaged = {**fields, "measured": [3, {"m": 1}], "tuned": None}
+    (path / records.KERNELS).write_text(json.dumps(damaged))
+    (kernel,) = keeping.kernels(copy)
+    assert kernel.why_not_here() == "its header has no threads"
+    assert kernel.measured == []
+    assert quantmm("logs", "list", copy)[0] == 0
+    (path / records.HEADER).write_text("{}")
+    status, _, err = quantmm("logs", "list", copy)
+    assert status == 2
+    assert "header.json is damaged; expected a JSON object that names a target" in err
+
+
+def test_a_log_is_not_exported_to_a_file(quantmm, copy, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    status, _, err = quantmm("logs", "export", copy, path)
+    assert status == 2
+    assert f"{path} is a file; expected a new folder" in err
 
 
 def test_logs_of_other_machines_are_kept_apart(copy, tmp_path):

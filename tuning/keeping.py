@@ -44,8 +44,9 @@ class Kernel:
 
     @property
     def measured(self) -> list[dict[str, Any]]:
-        """Seconds without and with the record, for each M."""
-        return list(self.fields.get("tuned" if "gpu" in self.header else "measured", ()))
+        """Seconds without and with the record, for each M; what is damaged is left out."""
+        found = self.fields.get("tuned" if "gpu" in self.header else "measured")
+        return list(filter(is_measured, found)) if isinstance(found, list) else []
 
     def why_not_here(self) -> str | None:
         """Why `compile` would not use it on this machine; None when it would."""
@@ -53,11 +54,21 @@ class Kernel:
             row = targets.find(self.header["target"])
         except QuantmmError as error:
             return str(error)
+        field = "gpu" if isinstance(row, targets.CudaTarget) else "threads"
+        if field not in self.header:
+            return f"its header has no {field}"
         if isinstance(row, targets.CudaTarget):
             here = cuda_records.header(row.name, cuda_versions(), self.header["gpu"])
         else:
             here = records.header(row, self.header["threads"])
         return records.why_not(self.header, here)
+
+
+def is_measured(entry: Any) -> bool:
+    """Whether an entry of a record has the figures of an M."""
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), (int, float)) for name in ("m", "default", "tuned")
+    )
 
 
 def log_databases(log: Path) -> list[Path]:

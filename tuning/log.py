@@ -8,6 +8,7 @@ are reported and skipped. Nothing here imports `tvm`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler import records
-from ..compiler.records import FAILURES, HEADER, TRIALS, WORKLOADS
+from ..compiler.records import DAMAGE, FAILURES, HEADER, TRIALS, WORKLOADS
 from ..errors import RecordError
 from ..files import alone, write_whole
 from .candidate import Choice
@@ -78,7 +79,7 @@ class Database:
         for number, line in enumerate(content.splitlines(), 1):
             try:
                 found.append((number, parse(json.loads(line))))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            except DAMAGE as error:
                 reason = f"{type(error).__name__}: {error}"[:120]
                 self.damage.append(Damage(path, number, f"is damaged ({reason})"))
         return found
@@ -102,11 +103,12 @@ class Database:
         line = json.dumps(content)
         with alone(self.path):
             path = self.path / WORKLOADS
-            known = path.read_text().splitlines() if path.exists() else []
-            if line not in known:
+            # Bytes, because a damaged line need not be text.
+            known = path.read_bytes().splitlines() if path.exists() else []
+            if line.encode() not in known:
                 self._append(WORKLOADS, [line])
-                known.append(line)
-        return known.index(line)
+                known.append(line.encode())
+        return known.index(line.encode())
 
     def add(self, name: str, contents: Iterable[Any]) -> int:
         """Append records: JSON, or lines that are ready. Returns the number of the last line."""
@@ -142,7 +144,10 @@ def parse_trial(line: Any) -> tuple[int, Choice, tuple[float, ...]]:
     workload, (trace, seconds, _, _) = line
     if not isinstance(workload, int) or not seconds:
         raise ValueError("no workload or no times")
-    return workload, Choice.of(decisions_of(trace)), tuple(map(float, seconds))
+    times = tuple(map(float, seconds))
+    if not all(0 < each < math.inf for each in times):
+        raise ValueError("a time is not more than 0 and finite")
+    return workload, Choice.of(decisions_of(trace)), times
 
 
 def decisions_of(trace: Any) -> dict[str, Any]:
@@ -172,21 +177,29 @@ def failure_line(workload: int, choice: Choice, reason: str) -> dict[str, Any]:
     return {"workload": workload, "choice": choice.decisions(), "reason": reason}
 
 
+def is_name(name: Any) -> bool:
+    """Whether a file may be called so, with a number behind it."""
+    return isinstance(name, str) and name != "" and name.isprintable() and "/" not in name
+
+
 def database_for(log: Path, header: dict[str, Any]) -> Database:
     """The database of a log under this header, made if need be.
 
     Raises
     ------
     RecordError
-        The log cannot be written.
+        The log cannot be written, or the target's name is none for a folder.
     """
+    target = header["target"]
+    if not is_name(target):  # a log of somebody else's must not write elsewhere
+        raise RecordError(f"target {target!r} is no name for a folder of the log {log}")
     try:
         log.mkdir(parents=True, exist_ok=True)
         with alone(log):
             for path in records.databases(log):
                 if records.read_header(path) == header:
                     return Database(path)
-            names = (f"{header['target']}-{number}" for number in range(1, 10**6))
+            names = (f"{target}-{number}" for number in range(1, 10**6))
             path = next(log / name for name in names if not (log / name).exists())
             path.mkdir()
             content = json.dumps(header, indent=1) + "\n"

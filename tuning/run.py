@@ -170,7 +170,7 @@ def concluded(database: Database, spec: MatmulSpec) -> list[int]:
         return []
     try:
         return [int(each["m"]) for each in json.loads(lines[-1][1])["measured"]]
-    except (ValueError, KeyError, TypeError):
+    except records.DAMAGE:
         return []
 
 
