@@ -24,12 +24,12 @@ from quantmm import targets
 from quantmm.bench import limits
 from quantmm.bench.machine import Machine
 from quantmm.bench.models import MODELS
-from quantmm.compiler import cache, records
+from quantmm.compiler import cache, cuda_records, records
 from quantmm.compiler.kernel import Function
 from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
 from quantmm.schedules import Parameters
 from quantmm.schedules.space import of_trace
-from quantmm.tuning import candidate, keeping, measure, plot, run, stage
+from quantmm.tuning import candidate, joining, keeping, measure, plot, run, stage, verdict
 from quantmm.tuning import log as logs
 from quantmm.tuning.candidate import Choice, default_choice
 from quantmm.tuning.log import Database, database_for
@@ -37,7 +37,7 @@ from quantmm.tuning.model import Model
 from quantmm.tuning.progress import Display
 from quantmm.tuning.search import Search
 from quantmm.tuning.stage import DEFAULT, Board, Session, Stage, difference
-from quantmm.tuning.state import Outcome, Progress, Tuning
+from quantmm.tuning.state import Outcome, Problem, Progress, Tuning
 from quantmm.tuning.worker import Worker, WorkerError
 from rich.console import Console
 from tvm.s_tir import meta_schedule as ms
@@ -911,6 +911,87 @@ def test_merging_keeps_the_newer_record(copy, tmp_path):
     assert lines(tmp_path / "both", records.KERNELS) == [line]
     keeping.merge([copy], tmp_path / "older")
     assert lines(tmp_path / "older", records.KERNELS)[-1] == line
+
+
+def without(fields, m):
+    """A record of a run that knew nothing of this M."""
+    parts = {name: [e for e in fields[name] if e["m"] != m] for name in ("tuned", "measured")}
+    return {**fields, **parts}
+
+
+def rows_of(fields):
+    return [[each["m"] for each in fields[name]] for name in ("tuned", "measured")]
+
+
+@pytest.fixture
+def halves(copy, tmp_path):
+    """The log's record, and two logs of it that have one M each."""
+    fields = json.loads(lines(copy, records.KERNELS)[-1])
+    header = records.read_header(records.databases(copy)[0])
+    found = []
+    for m in (M, 40):
+        found.append(tmp_path / f"without {m}")
+        database_for(found[-1], header).add(records.KERNELS, [without(fields, m)])
+    return fields, found
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("date", ["2020-01-01", "2999-01-01"])
+def test_merging_joins_the_m_of_both_records(halves, tmp_path, order, date):
+    fields, (first, second) = halves
+    (path,) = records.databases(first)
+    (line,) = lines(first, records.KERNELS)
+    (path / records.KERNELS).write_text(json.dumps({**json.loads(line), "date": date}) + "\n")
+    into = tmp_path / "both"
+    keeping.merge([first, second][::order], into)
+    last = json.loads(lines(into, records.KERNELS)[-1])
+    assert rows_of(last) == rows_of(fields) == [[M, 40]] * 2
+    assert keeping.check(into) == []
+    assert keeping.merge([first, second], into) == 0
+
+
+def test_a_run_keeps_what_another_one_found_meanwhile(halves):
+    fields, (first, _) = halves
+    (path,) = records.databases(first)
+    problem = Problem(SPEC, ROW, M, 0, 1, Database(path), 1.0, default_choice(SPEC, ROW, M))
+    name = verdict.write(problem, without(fields, 40))
+    assert name == f"{path}:2"
+    assert rows_of(json.loads(lines(first, records.KERNELS)[-1])) == rows_of(fields)
+    assert {each.m for each in records.find(SPEC, ROW, 1, first).tuned} == {M, 40}
+    # What the run itself decided is not undone.
+    stays = {**without(fields, 40), "tuned": []}
+    verdict.write(problem, stays)
+    last = json.loads(lines(first, records.KERNELS)[-1])
+    assert rows_of(last) == [[40], [M, 40]]
+    assert last["tuned"][0]["first_m"] > M
+
+
+def test_records_in_different_layouts_share_no_functions(halves):
+    fields, _ = halves
+    other = {**without(fields, M), "k_block": 2 * fields["k_block"]}
+    last = joining.joined(without(fields, 40), other, ROW)
+    assert rows_of(last) == [[M], [M, 40]]
+    assert last["measured"][1]["tuned"] == last["measured"][1]["default"]
+
+
+@pytest.mark.parametrize("damage", [{"tuned": 3}, {"tuned": [{"m": 40}]}, {"measured": 3}])
+def test_a_damaged_record_adds_nothing(halves, damage):
+    fields, _ = halves
+    mine = without(fields, 40)
+    assert joining.joined(mine, {**without(fields, M), **damage}, ROW) == mine
+
+
+def test_records_for_gpus_are_joined(tmp_path):
+    logs_of = []
+    for m in (1, 64):
+        logs_of.append(tmp_path / str(m))
+        header = cuda_records.header("cuda-sm80", {}, "A100")
+        line = cuda_records.as_line(SPEC, [cuda_records.Measured(m, "f", 2.0, 1.0)])
+        database_for(logs_of[-1], header).add(records.KERNELS, [line])
+    assert keeping.merge(logs_of, tmp_path / "both") == 2
+    assert keeping.merge(logs_of, tmp_path / "both") == 0
+    (database,) = records.databases(tmp_path / "both")
+    assert [each.m for each in cuda_records.latest(database, SPEC)] == [1, 64]
 
 
 def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from ..compiler.spec import MatmulSpec
 from ..compiler.versions import cuda_versions
 from ..errors import QuantmmError, RecordError
 from ..files import alone, write_whole
+from .joining import is_measured, joined
 from .log import Damage, Database, database_for, parse_failure, parse_trial
 
 #: Trials of a problem that `prune` keeps: the first, which is the default, and the fastest.
@@ -62,13 +63,6 @@ class Kernel:
         else:
             here = records.header(row, self.header["threads"])
         return records.why_not(self.header, here)
-
-
-def is_measured(entry: Any) -> bool:
-    """Whether an entry of a record has the figures of an M."""
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(name), (int, float)) for name in ("m", "default", "tuned")
-    )
 
 
 def log_databases(log: Path) -> list[Path]:
@@ -171,7 +165,7 @@ def merge(sources: Sequence[Path], into: Path) -> int:
 
 
 def merge_database(source: Path, into: Database) -> int:
-    """Add the lines of one database that another does not have, and no older records."""
+    """Add the lines of one database that another does not have, and what its records say."""
     given = Database(source)
     # A trial names the line of its workload, whatever has become of the lines before.
     new = {
@@ -188,30 +182,48 @@ def merge_database(source: Path, into: Database) -> int:
         return {**line, "workload": new[line["workload"]]}
 
     count = 0
-    parsers = {TRIALS: renumbered, FAILURES: renumbered_failure, KERNELS: kernel_fields}
+    parsers = {TRIALS: renumbered, FAILURES: renumbered_failure}
     for name, parse in parsers.items():
         known = {json.dumps(line) for _, line in into.read(name, lambda line: line)}
         lines = [json.dumps(line) for _, line in given.read(name, parse)]
         fresh = [line for line in lines if line not in known]
-        if name == KERNELS:
-            fresh = not_older(fresh, into)
         into.add(name, fresh)
         count += len(fresh)
-    return count
+    return count + into.extend(KERNELS, lambda: merged_kernels(given, into))[0]
 
 
-def not_older(lines: list[str], into: Database) -> list[str]:
-    """The records of kernels that are no older than what there is; the last one counts."""
-    there = {
-        fields["spec"]: str(fields.get("date", ""))
-        for _, fields in into.read(KERNELS, kernel_fields)
-    }
-    records_of = [(line, json.loads(line)) for line in lines]
-    return [
-        line
-        for line, fields in records_of
-        if str(fields.get("date", "")) >= there.get(fields["spec"], "")
-    ]
+def merged_kernels(given: Database, into: Database) -> list[dict[str, Any]]:
+    """What `into` has to have added so that its records say what both databases know.
+
+    Of two records for a spec the newer one counts, with what the older one has for other M.
+    """
+    there, row = latest_kernels(into), row_of(into)
+    found = []
+    for spec, fields in latest_kernels(given).items():
+        result, known = fields, there.get(spec)
+        if known is not None:
+            older, newer = sorted((known, fields), key=lambda each: str(each.get("date", "")))
+            result = joined(newer, older, row) if row else newer
+        if result != known:
+            found.append(result)
+    return found
+
+
+def row_of(database: Database) -> targets.Target | targets.CudaTarget | None:
+    """The target of a database; None where it is a user's own, which is not known here."""
+    header = records.read_header(database.path)
+    try:
+        row = targets.find(header["target"])
+    except QuantmmError:
+        return None
+    if isinstance(row, targets.Target) and records.digest_of(row) != header.get("target_digest"):
+        return None
+    return row
+
+
+def latest_kernels(database: Database) -> dict[str, dict[str, Any]]:
+    """The latest record of every spec in a database."""
+    return {fields["spec"]: fields for _, fields in database.read(KERNELS, kernel_fields)}
 
 
 def prune(log: Path) -> int:
@@ -230,8 +242,7 @@ def prune(log: Path) -> int:
         with alone(path):
             gone += rewrite(database, TRIALS, kept_trials(database))
             gone += rewrite(database, FAILURES, [])
-            latest = {fields["spec"]: fields for _, fields in database.read(KERNELS, kernel_fields)}
-            gone += rewrite(database, KERNELS, list(latest.values()))
+            gone += rewrite(database, KERNELS, list(latest_kernels(database).values()))
     return gone
 
 

@@ -112,12 +112,20 @@ class Database:
 
     def add(self, name: str, contents: Iterable[Any]) -> int:
         """Append records: JSON, or lines that are ready. Returns the number of the last line."""
-        lines = [each if isinstance(each, str) else json.dumps(each) for each in contents]
-        if not lines:
-            return 0
+        lines = list(contents)
+        return self.extend(name, lambda: lines)[1] if lines else 0
+
+    def extend(self, name: str, make: Callable[[], Iterable[Any]]) -> tuple[int, int]:
+        """`add` what `make` returns, which may read what others wrote: none write meanwhile.
+
+        Returns how many lines these are, and the number of the last line.
+        """
         with alone(self.path):
+            lines = [each if isinstance(each, str) else json.dumps(each) for each in make()]
+            if not lines:
+                return 0, 0
             self._append(name, lines)
-            return len((self.path / name).read_bytes().splitlines())
+            return len(lines), len((self.path / name).read_bytes().splitlines())
 
     def _append(self, name: str, lines: list[str]) -> None:
         path = self.path / name

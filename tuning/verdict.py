@@ -6,20 +6,25 @@ together; then for each M what beats the default; then how far from its M it sti
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import json
 import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..compiler import records
 from ..compiler.arrays import MAX_ELEMENTS
 from ..compiler.kernel import Kernel, KernelInfo
 from ..compiler.kernel_file import parsed
-from ..compiler.records import KERNELS, Record, Tuned, as_line
+from ..compiler.records import DAMAGE, KERNELS, Record, Tuned, as_line
 from ..errors import TuningError
 from .candidate import Choice, layout_of
+from .joining import joined
 from .stage import DEFAULT, Board, Session, Stage, difference
 from .state import Outcome, Problem, Tuning, Watch
 
@@ -46,7 +51,6 @@ def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun:
         outcomes = finals(session, problems, k_block, usual, watch)
         assert outcomes is not None
     tuned = tuple(tuned_of(outcome) for outcome in outcomes if outcome.choice)
-    name = None
     if tuned:
         outcomes = reaches(session, problems, outcomes, k_block, watch)
         tuned = tuple(tuned_of(outcome) for outcome in outcomes if outcome.choice)
@@ -67,9 +71,7 @@ def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun:
             for each in outcomes
         ],
     )
-    number = first.database.add(KERNELS, [line])
-    if tuned:
-        name = f"{first.database.path}:{number}"
+    name = write(first, json.loads(line))
     return Tuning(
         first.spec,
         first.row.name,
@@ -78,6 +80,24 @@ def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun:
         name,
         time.monotonic() - begun,
     )
+
+
+def write(problem: Problem, fields: dict[str, Any]) -> str | None:
+    """Write a record, with what others have written meanwhile for other M.
+
+    Returns its name if it has anything but the defaults.
+    """
+    database, written = problem.database, fields
+
+    def with_others() -> list[dict[str, Any]]:
+        nonlocal written
+        lines = list(records.kernel_lines(database.path, problem.spec))
+        with contextlib.suppress(*DAMAGE):
+            written = joined(fields, json.loads(lines[-1][1]), problem.row)
+        return [written]
+
+    _, number = database.extend(KERNELS, with_others)
+    return f"{database.path}:{number}" if written["tuned"] else None
 
 
 def best_layout(problems: Sequence[Problem], usual: int) -> int:
