@@ -72,7 +72,10 @@ def folder() -> Path:
     """
     from platformdirs import user_cache_path
 
-    path = user_cache_path("quantmm", appauthor=False) / "kernels"
+    try:
+        path = user_cache_path("quantmm", appauthor=False) / "kernels"
+    except RuntimeError as error:  # a user whom the system does not know
+        raise CacheError(f"this user has no cache folder: {error}") from None
     if not path.is_absolute():  # a user without a home folder
         raise CacheError(f"the cache folder would be {path}; expected an absolute path")
     return path

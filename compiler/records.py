@@ -105,7 +105,10 @@ def default_folder() -> Path:
     """
     from platformdirs import user_data_path
 
-    path = user_data_path("quantmm", appauthor=False) / "tuned"
+    try:
+        path = user_data_path("quantmm", appauthor=False) / "tuned"
+    except RuntimeError as error:  # a user whom the system does not know
+        raise RecordError(f"this user has no folder for a log: {error}") from None
     if not path.is_absolute():  # a user without a home folder
         raise RecordError(f"the log would be {path}; expected an absolute path")
     return path

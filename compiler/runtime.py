@@ -70,14 +70,41 @@ class _NoTorch:
 def without_torch() -> Iterator[None]:
     """Imports within do not load torch, as tvm and tvm_ffi would, which takes a second.
 
-    Where torch is imported already it stays visible.
+    Where torch is imported already it stays visible. And tvm can be imported by a user without a
+    home folder.
     """
     finder = _NoTorch()
-    sys.meta_path.insert(0, finder)
+    with a_place_for_caches():
+        sys.meta_path.insert(0, finder)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def a_place_for_caches() -> Iterator[None]:
+    """TVM asks at its import where the user's caches are; nothing that is used here writes there.
+
+    It would raise an error for a user without a home folder, such as a container's.
+    """
+    if "tvm" in sys.modules or "XDG_CACHE_HOME" in os.environ or has_home():
+        yield
+        return
+    os.environ["XDG_CACHE_HOME"] = os.devnull
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        os.environ.pop("XDG_CACHE_HOME", None)
+
+
+def has_home() -> bool:
+    """Whether this process knows the home folder of its user."""
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True
 
 
 with without_torch():

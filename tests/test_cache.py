@@ -473,6 +473,41 @@ def test_a_user_without_a_home(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+#: Makes this process one of a user who has neither HOME nor a line in /etc/passwd.
+NOBODY = """
+import os, pwd, sys
+for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+    os.environ.pop(name, None)
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+"""
+
+
+def as_nobody(code, *words):
+    command = [sys.executable, "-c", NOBODY + code, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_user_without_a_home_or_a_name_compiles():
+    code = f"""
+import quantmm as qmm
+kernel = qmm.compile(qmm.MatmulSpec.from_json({SPEC.to_json()!r}))
+print(kernel.origin, "XDG_CACHE_HOME" in os.environ)
+"""
+    done = as_nobody(code)
+    assert done.stdout == "built False\n", done.stderr
+    assert "is not kept for the next process: this user has no cache folder" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("cache",), ("cache", "--clear"), ("logs", "list")])
+def test_a_user_without_a_home_or_a_name_reads_why(words):
+    done = as_nobody("from quantmm.cli.main import run\nrun()", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("quantmm: this user has no ")
+    assert "Traceback" not in done.stderr
+
+
 # Other machines.
 
 
