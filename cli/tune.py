@@ -64,14 +64,15 @@ def tune_command(
     come from memory. With --rpc, all free servers under the key measure, and their machines' kind
     is what the log is for.
     """
+    from ..tuning.plot import check_suffix, require_matplotlib
     from ..tuning.plot import plot as draw
-    from ..tuning.plot import require_matplotlib
     from ..tuning.progress import Display
     from ..tuning.rpc import session_for
     from ..tuning.run import tune
 
     if plot is not None:
         require_matplotlib()
+        check_suffix(Path(plot))
         check_writable(Path(plot), TuningError)
     specs = [make_spec(rows, columns, formats) for rows, columns in shapes(model, n, k)]
     if time_limit is not None and time_limit <= 0:

@@ -774,7 +774,7 @@ def test_plot(log, tmp_path, suffix):
 def test_plot_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ToolError, match=r"needs matplotlib; install it with .*quantmm\[tune\]"):
-        plot.plot([], tmp_path / "curve.png")
+        plot.plot([Tuning(SPEC, "host", 1, (), None, 1.0)], tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize(
@@ -783,7 +783,12 @@ def test_plot_without_matplotlib(monkeypatch, tmp_path):
         ({"m": []}, r"m=\[\]; expected whole numbers"),
         ({"m": [0]}, r"m=\[0\]; expected whole numbers"),
         ({"m": [1.5]}, r"m=\[1.5\]; expected whole numbers"),
+        ({"m": 0}, r"m=\[0\]; expected whole numbers"),
+        ({"m": [True]}, r"m=\[True\]; expected whole numbers"),
+        ({"m": "12"}, r"m=\['1', '2'\]; expected whole numbers"),
         ({"trials": 0}, "trials=0; expected a whole number"),
+        ({"seed": -1}, "seed=-1; expected a whole number of at least 0"),
+        ({"threads": 0}, "threads=0; expected a whole number of at least 1"),
     ],
 )
 def test_numbers_that_make_no_run(tmp_path, options, message):
@@ -791,6 +796,18 @@ def test_numbers_that_make_no_run(tmp_path, options, message):
         qmm.tune(SPEC, log=tmp_path, **options)
     with pytest.raises(SpecError, match=r"the spec has m=3; give the rows to tune for as m=\["):
         qmm.tune(dataclasses.replace(SPEC, m=3), log=tmp_path)
+
+
+@pytest.mark.parametrize("m", [3, np.int64(3), [3], (np.int32(3),), np.array([3])])
+def test_one_m_or_several_of_any_whole_type(m):
+    found = run.rows_to_tune(m)
+    assert found == [3]
+    assert type(found[0]) is int
+
+
+def test_a_plot_of_no_run(tmp_path):
+    with pytest.raises(TuningError, match=r"nothing to draw into .*z\.png: no run began"):
+        plot.plot([], tmp_path / "z.png")
 
 
 def test_a_time_limit(tmp_path):
@@ -811,6 +828,8 @@ def test_a_time_limit(tmp_path):
         (["--n", "8", "--k", "8", "--time-limit", "0"], "--time-limit is 0.0; expected more than"),
         (["--n", "8", "--k", "8", "--log", __file__], "cannot write the log"),
         (["--n", "8", "--k", "8", "--plot", "/nowhere/p.png"], "cannot write /nowhere/p.png"),
+        (["--n", "8", "--k", "8", "--plot", "p.xyz"], "cannot write p.xyz: expected a suffix of"),
+        (["--n", "8", "--k", "8", "--seed", "-1"], "Invalid value for '--seed'"),
         (["--n", "8", "--k", "8", "--target", "arm-i8mm"], "arm-i8mm cannot run here: needs aarch"),
     ],
 )

@@ -27,6 +27,21 @@ def require_matplotlib() -> None:
         raise ToolError("a plot needs matplotlib; install it with pip install 'quantmm[tune]'")
 
 
+def check_suffix(path: Path) -> None:
+    """Refuse a format that matplotlib does not write, before anything is measured.
+
+    Raises
+    ------
+    TuningError
+        `path` has the suffix of none. Without a suffix it is PNG.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.filetypes)
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise TuningError(f"cannot write {path}: expected a suffix of {', '.join(known)}")
+
+
 def plot(tunings: Sequence[Tuning], path: Path) -> None:
     """Draw a curve for each M of each run into one file; its suffix says the format.
 
@@ -35,8 +50,10 @@ def plot(tunings: Sequence[Tuning], path: Path) -> None:
     ToolError
         matplotlib is not installed.
     TuningError
-        The file cannot be written.
+        The file cannot be written, or there was no run.
     """
+    if not tunings:
+        raise TuningError(f"there is nothing to draw into {path}: no run began within its time")
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

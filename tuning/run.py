@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from ..compiler import records
 from ..compiler.linker import command as linker_command
 from ..compiler.records import FAILURES, TRIALS
 from ..compiler.runtime import without_torch
-from ..compiler.spec import MatmulSpec
+from ..compiler.spec import MatmulSpec, as_size, as_whole
 from ..errors import SpecError, TuningError
 from ..targets import Target, machine
 from .candidate import Choice, default_choice, layout_of
@@ -48,7 +48,7 @@ ROUNDS, MORE_ROUNDS, CHALLENGERS = 5, 7, 3
 def tune(
     spec: MatmulSpec,
     target: str | Target = "host",
-    m: Sequence[int] = (1, 16, 512),
+    m: int | Sequence[int] = (1, 16, 512),
     *,
     trials: int = 64,
     time_limit: float | None = None,
@@ -82,6 +82,8 @@ def tune(
 
     Raises
     ------
+    SpecError
+        A number is none that a run can be made of, or the spec has an m of its own.
     TargetError
         This machine cannot execute the target's code.
     TuningError
@@ -92,7 +94,9 @@ def tune(
     RecordError
         The log cannot be written.
     """
-    check_numbers(m, trials)
+    m = rows_to_tune(m)
+    trials, seed = as_size("trials", trials), as_size("seed", seed, least=0)
+    threads = None if threads is None else as_size("threads", threads)
     if spec.m is not None:
         raise SpecError(f"the spec has m={spec.m}; give the rows to tune for as m=[...]")
     begun = time.monotonic()
@@ -147,12 +151,19 @@ def row_of(target: str | Target, header: Mapping[str, Any]) -> Target:
     return row
 
 
-def check_numbers(m: Sequence[int], trials: int) -> None:
-    """Refuse what no run can be made of."""
-    if not m or any(type(rows) is not int or rows < 1 for rows in m):
-        raise SpecError(f"m={list(m)!r}; expected whole numbers of at least 1")
-    if type(trials) is not int or trials < 1:
-        raise SpecError(f"trials={trials!r}; expected a whole number of at least 1")
+def rows_to_tune(m: int | Sequence[int]) -> list[int]:
+    """The M that were asked for, one or several.
+
+    Raises
+    ------
+    SpecError
+        There is none, or one that no call can have.
+    """
+    given: list[Any] = list(m) if isinstance(m, Iterable) else [m]
+    found = [rows for rows in map(as_whole, given) if rows is not None and rows >= 1]
+    if not given or len(found) < len(given):
+        raise SpecError(f"m={given!r}; expected whole numbers of at least 1")
+    return found
 
 
 def floor_of(spec: MatmulSpec, row: Target, m: int, limit: Limits) -> float:
