@@ -29,7 +29,7 @@ from quantmm.compiler.kernel import Function
 from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
 from quantmm.schedules import Parameters
 from quantmm.schedules.space import of_trace
-from quantmm.tuning import candidate, joining, keeping, measure, plot, run, stage, verdict
+from quantmm.tuning import candidate, joining, keeping, measure, plot, progress, run, stage, verdict
 from quantmm.tuning import log as logs
 from quantmm.tuning.candidate import Choice, default_choice
 from quantmm.tuning.log import Database, database_for
@@ -757,6 +757,26 @@ def test_progress(terminal):
     for words in ("6 x 64 x 64", "1.0000 ms, 50% of the limit, 50.0% less than the default"):
         assert words in text
     assert ("\x1b" in text) == terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_trials_and_the_time_left_are_seen_on_a_narrow_terminal(terminal, monkeypatch):
+    spec = qmm.MatmulSpec(n=11008, k=4096)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80)
+    now = iter(range(0, 10**6, 100))  # a batch may take longer than rich remembers by itself
+    console.get_time = lambda: next(now)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    with Display(192, console) as display:
+        for done in (1, 9, 17):
+            fields = dataclasses.asdict(state(done=done, trials=64, text="measuring 8"))
+            display(Progress(**{**fields, "spec": spec, "m": 512}))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "512 x 11008 x 4096" in text
+    assert "17/192 trials" in text if terminal else "17 of 64 trials" in text
+    assert re.search(r"\d:\d\d:\d\d", text)
+    assert "50.0% less than the default" in " ".join(text.split())
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

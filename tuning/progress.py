@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import datetime
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from .state import Progress as State
 from .state import Tuning
 
 #: Least seconds between two plain lines.
 QUIET_SECONDS = 5.0
+#: The last seconds, of which the time that is left is estimated: a batch may take minutes.
+ESTIMATED_FROM = 3600.0
+
+
+class TwoLines(Progress):
+    """The trials and the time that is left, and on a line of its own what may be long."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is shown."""
+        yield from super().get_renderables()
+        for task in self.tasks:
+            yield Text.assemble(task.fields["best"], "  ", (task.fields["step"], "dim"))
 
 
 class Display:
@@ -27,16 +42,15 @@ class Display:
     def __init__(self, trials: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._live = self.console.is_terminal
-        self._progress = Progress(
+        self._progress = TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("trials"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[best]}"),
-            TextColumn("{task.fields[step]}", style="dim"),
             console=self.console,
             transient=True,
+            speed_estimate_period=ESTIMATED_FROM,
         )
         self._task = self._progress.add_task("tuning", total=trials, best="", step="")
         self._before = 0
@@ -65,24 +79,31 @@ class Display:
             self._problem = state.spec, state.m
         self._done = state.done
         title = f"{state.m} x {state.spec.n} x {state.spec.k}"
+        self._progress.update(
+            self._task,
+            description=title,
+            completed=self._before + state.done,
+            best=best_text(state),
+            step=state.text,
+        )
         if self._live:
-            self._progress.update(
-                self._task,
-                description=title,
-                completed=self._before + state.done,
-                best=best_text(state),
-                step=state.text,
-            )
             return
         now = time.monotonic()
         if now - self._said >= QUIET_SECONDS or (state.done == state.trials and not state.text):
             self._said = now
             words = [
                 f"{title}: {state.done} of {state.trials} trials",
+                self._left(),
                 best_text(state),
                 state.text,
             ]
             self.console.print("; ".join(word for word in words if word), highlight=False)
+
+    def _left(self) -> str:
+        """How long all runs together will still take, where that can be said."""
+        (task,) = self._progress.tasks
+        seconds = task.time_remaining
+        return f"{datetime.timedelta(seconds=round(seconds))} left" if seconds else ""
 
     def finished(self, tuning: Tuning) -> None:
         """Say what came out."""
