@@ -46,19 +46,23 @@ def list_command(log: Path | None, as_json: bool) -> None:
     for name in ("record", "target", "spec", "M: default, tuned", "used here"):
         table.add_column(name, overflow="fold")
     for each in found:
-        reason = each.why_not_here()
         table.add_row(
             f"{each.database}:{each.number}",
             str(each.header["target"]),
             in_short(each.spec),
             "\n".join(map(measured_text, each.measured)),
-            f"no: {reason}"
-            if reason
-            else "yes"
-            if each.fields.get("tuned")
-            else "yes: the defaults",
+            used_text(each),
         )
     show(table)
+
+
+def used_text(kernel: keeping.Kernel) -> str:
+    """Whether a record is used here, and on what condition."""
+    if reason := kernel.why_not_here():
+        return f"no: {reason}"
+    threads = kernel.with_threads()
+    used = "yes" if threads is None else f"yes, with threads={threads}"
+    return used if kernel.fields.get("tuned") else f"{used}: the defaults"
 
 
 def measured_text(measured: dict[str, Any]) -> str:

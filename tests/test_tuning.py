@@ -24,6 +24,7 @@ from quantmm import targets
 from quantmm.bench import limits
 from quantmm.bench.machine import Machine
 from quantmm.bench.models import MODELS
+from quantmm.cli import logs as cli_logs
 from quantmm.compiler import cache, cuda_records, records
 from quantmm.compiler.kernel import Function
 from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
@@ -909,6 +910,26 @@ def test_a_log_is_not_exported_to_a_file(quantmm, copy, tmp_path):
     status, _, err = quantmm("logs", "export", copy, path)
     assert status == 2
     assert f"{path} is a file; expected a new folder" in err
+
+
+@pytest.mark.parametrize(("default", "used"), [(1, "yes"), (2, "yes, with threads=1")])
+def test_a_record_for_other_threads_says_so(copy, monkeypatch, default, used):
+    monkeypatch.setattr(keeping, "default_threads", lambda: default)
+    (kernel,) = keeping.kernels(copy)
+    assert cli_logs.used_text(kernel) == used
+    unused = dataclasses.replace(kernel, fields={**kernel.fields, "tuned": []})
+    assert cli_logs.used_text(unused) == f"{used}: the defaults"
+
+
+def test_a_database_is_no_log_to_write_to(copy):
+    (path,) = records.databases(copy)
+    before = sorted(path.iterdir())
+    message = f"{path} is a database of the log {copy}; expected the log"
+    with pytest.raises(RecordError, match=re.escape(message)):
+        database_for(path, {**records.read_header(path), "cpu": "another"})
+    with pytest.raises(RecordError, match=re.escape(message)):
+        keeping.merge([copy], path)
+    assert sorted(path.iterdir()) == before
 
 
 def test_logs_of_other_machines_are_kept_apart(copy, tmp_path):

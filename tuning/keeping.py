@@ -12,6 +12,7 @@ from typing import Any
 from .. import targets
 from ..compiler import cuda_records, records
 from ..compiler.records import FAILURES, KERNELS, TRIALS, WORKLOADS
+from ..compiler.runtime import default_threads
 from ..compiler.spec import MatmulSpec
 from ..compiler.versions import cuda_versions
 from ..errors import QuantmmError, RecordError
@@ -48,6 +49,11 @@ class Kernel:
         """Seconds without and with the record, for each M; what is damaged is left out."""
         found = self.fields.get("tuned" if "gpu" in self.header else "measured")
         return list(filter(is_measured, found)) if isinstance(found, list) else []
+
+    def with_threads(self) -> int | None:
+        """The number of threads that has to be asked for; None where it is what `compile` takes."""
+        threads: int | None = self.header.get("threads")
+        return None if threads == default_threads() else threads
 
     def why_not_here(self) -> str | None:
         """Why `compile` would not use it on this machine; None when it would."""

@@ -196,8 +196,12 @@ def database_for(log: Path, header: dict[str, Any]) -> Database:
     Raises
     ------
     RecordError
-        The log cannot be written, or the target's name is none for a folder.
+        The log cannot be written, it is a database of a log, or the target's name is none for a
+        folder.
     """
+    if (log / HEADER).is_file():
+        parent = log.absolute().parent
+        raise RecordError(f"{log} is a database of the log {parent}; expected the log")
     target = header["target"]
     if not is_name(target):  # a log of somebody else's must not write elsewhere
         raise RecordError(f"target {target!r} is no name for a folder of the log {log}")
