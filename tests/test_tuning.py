@@ -315,6 +315,32 @@ def test_times_that_cannot_be_are_damage(copy, seconds):
     assert damage.number == before + 1
 
 
+@pytest.mark.parametrize("rows", [[], "3", None, 1.5])
+def test_failures_of_other_types_are_damage(tmp_path, rows):
+    database = Database(tmp_path)
+    whole = choice().decisions()
+    failures = [
+        {"workload": 0, "choice": {**whole, "rows": rows}, "reason": "none"},
+        {"workload": rows, "choice": whole, "reason": "none"},
+    ]
+    database.add(records.FAILURES, failures)
+    assert database.trials() == []
+    first, second = database.damage
+    assert "a decision is no whole number" in first.reason
+    assert "no workload" in second.reason
+
+
+def test_rows_that_no_call_can_have_are_not_tuned_for(copy):
+    (path,) = records.databases(copy)
+    (line,) = lines(copy, records.KERNELS)
+    fields = json.loads(line)
+    entry = fields["measured"][0]
+    more = [{**entry, "m": m} for m in (0, -5, "7", 10**15, None)]
+    database = Database(path)
+    database.add(records.KERNELS, [{**fields, "measured": [entry, *more, 3]}])
+    assert run.concluded(database, SPEC) == [M]
+
+
 DEEP = "[" * 100_000
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..compiler import cuda_records, records
+from ..compiler.arrays import MAX_ELEMENTS
 from ..compiler.records import DAMAGE
 from ..compiler.spec import MatmulSpec
 from ..errors import RecordError
@@ -76,6 +77,9 @@ def apart(entry: Fields, rows: Sequence[int]) -> dict[str, Any]:
 
 def is_measured(entry: Any) -> bool:
     """Whether an entry of a record has the figures of an M."""
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(name), (int, float)) for name in ("m", "default", "tuned")
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("m")) is int
+        and 1 <= entry["m"] <= MAX_ELEMENTS
+        and all(isinstance(entry.get(name), (int, float)) for name in ("default", "tuned"))
     )

@@ -155,7 +155,15 @@ def parse_trial(line: Any) -> tuple[int, Choice, tuple[float, ...]]:
     times = tuple(map(float, seconds))
     if not all(0 < each < math.inf for each in times):
         raise ValueError("a time is not more than 0 and finite")
-    return workload, Choice.of(decisions_of(trace)), times
+    return workload, choice_of(decisions_of(trace)), times
+
+
+def choice_of(decisions: dict[str, Any]) -> Choice:
+    """The choice that a line names, if its decisions are of the types of one."""
+    numbers = [value for name, value in decisions.items() if name != "strategy"]
+    if not isinstance(decisions["strategy"], str) or any(type(each) is not int for each in numbers):
+        raise TypeError("a decision is no whole number")
+    return Choice.of(decisions)
 
 
 def decisions_of(trace: Any) -> dict[str, Any]:
@@ -177,7 +185,9 @@ def decisions_of(trace: Any) -> dict[str, Any]:
 
 def parse_failure(line: Any) -> tuple[int, Choice, str]:
     """A line of the table of failures."""
-    return line["workload"], Choice.of(line["choice"]), str(line["reason"])
+    if not isinstance(line["workload"], int):
+        raise TypeError("no workload")
+    return line["workload"], choice_of(line["choice"]), str(line["reason"])
 
 
 def failure_line(workload: int, choice: Choice, reason: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ..compiler.spec import MatmulSpec, as_size, as_whole
 from ..errors import SpecError, TuningError
 from ..targets import Target, machine
 from .candidate import Choice, default_choice, layout_of
+from .joining import is_measured
 from .log import Database, database_for, failure_line
 from .rpc import session_for
 from .stage import DEFAULT, Board, Session, Stage, difference
@@ -180,7 +181,7 @@ def concluded(database: Database, spec: MatmulSpec) -> list[int]:
     if not lines:
         return []
     try:
-        return [int(each["m"]) for each in json.loads(lines[-1][1])["measured"]]
+        return [each["m"] for each in json.loads(lines[-1][1])["measured"] if is_measured(each)]
     except records.DAMAGE:
         return []
 
