@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from ..processes import python_module
 from .contenders import Contender, Job, environment
 
 #: How long a contender may take to get ready, and for a turn.
@@ -37,7 +37,7 @@ class Process:
         with theirs:
             self.connection = Connection(ours.detach())
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quantmm.bench.worker", str(theirs.fileno())],
+                python_module("quantmm.bench.worker", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=self.messages,
                 stderr=self.messages,

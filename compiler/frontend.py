@@ -26,6 +26,7 @@ from ..schedules.program import Parameters, Program, fitted, parts_of, x_steps
 from ..targets import Instruction, Target, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
+from .checks import takes
 from .epilogue import Epilogue
 from .operands import Operands, needs_w_own, needs_w_sum
 from .products import product
@@ -41,12 +42,12 @@ def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
         "w_own": needs_w_own(chosen),
         "w_zero_point": spec.weight_zero_point,
         "w_scale": spec.out != "int32",
-        "x_scale": not spec.dynamic and (spec.out != "int32" or spec.input is not None),
-        "x_zero_point": not spec.dynamic and spec.activation_zero_point,
+        "x_scale": takes("x_scale", spec),
+        "x_zero_point": takes("x_zero_point", spec),
         "bias": spec.bias,
         "residual": spec.residual,
-        "out_scale": spec.requantized,
-        "out_zero_point": spec.requantized,
+        "out_scale": takes("out_scale", spec),
+        "out_zero_point": takes("out_zero_point", spec),
         "y": True,
     }
     return tuple(name for name in needed if needed[name])

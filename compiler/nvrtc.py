@@ -67,7 +67,7 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
         The source is wrong; the message has the first error.
     """
     full = f'{PRELUDE}#line 1 "kernel.cu"\n{source}'
-    if nvrtc := library():
+    if nvrtc := bindings():
         return with_nvrtc(nvrtc, full, architecture, form)
     if nvcc := shutil.which("nvcc"):
         return with_nvcc(nvcc, full, architecture, form)
@@ -79,7 +79,7 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
 
 def version() -> str:
     """What compiles here, for cache keys and reports: "nvrtc 12.6", "nvcc 13.0" or "none"."""
-    if nvrtc := library():
+    if nvrtc := bindings():
         major, minor = check(nvrtc.nvrtcVersion())
         return f"nvrtc {major}.{minor}"
     nvcc = shutil.which("nvcc")
@@ -95,7 +95,7 @@ def nvcc_version(nvcc: str) -> str:
 
 
 @functools.cache
-def library() -> ModuleType | None:
+def bindings() -> ModuleType | None:
     """cuda-bindings' module, if it finds NVRTC: in a package of NVIDIA's, conda or a toolkit."""
     try:
         from cuda.bindings import nvrtc

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .arrays import numpy_dtype
+from .checks import takes
 from .kernel import Kernel
 from .quantize import QTensor, pack_int4, scale_shape
 from .reference import reference
@@ -142,9 +143,9 @@ def call_arguments(rng: np.random.Generator, spec: MatmulSpec, m: int) -> dict[s
     """Scales and zero points of X that are given, and the residual."""
     shape = (m,) if spec.activation_scale == "row" else ()
     arguments: dict[str, Any] = {}
-    if not spec.dynamic and (spec.out != "int32" or spec.input is not None):
+    if takes("x_scale", spec):
         arguments["x_scale"] = rng.uniform(0.001, 0.1, shape).astype(np.float32)
-    if not spec.dynamic and spec.activation_zero_point:
+    if takes("x_zero_point", spec):
         arguments["x_zero_point"] = integers(rng, spec.activation, shape).astype(np.int32)
     if spec.residual:
         added = rng.standard_normal((m, spec.n)).astype(numpy_dtype(spec.residual_dtype))

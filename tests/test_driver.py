@@ -149,7 +149,7 @@ def test_code_stays_loaded_at_the_end_of_the_process(library):
 
         def last():
             text = ctypes.create_string_buffer(1 << 16)
-            driver.driver().library.cuda.fake_calls(text, ctypes.c_size_t(len(text)))
+            ctypes.CDLL(driver.LIBRARY).fake_calls(text, ctypes.c_size_t(len(text)))
             print(text.value.decode())
 
         atexit.register(last)

@@ -184,7 +184,7 @@ def test_unknown_architectures():
 
 
 def test_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setattr(nvrtc, "bindings", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert nvrtc.version() == "none"
     with pytest.raises(qmm.errors.ToolError, match=re.escape("pip install 'quantmm[cuda]'")):
@@ -192,18 +192,18 @@ def test_without_a_compiler(monkeypatch):
 
 
 def test_a_broken_library_is_not_passed_over(monkeypatch):
-    bindings = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings")
+    theirs = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings")
     pathfinder = pytest.importorskip("cuda.pathfinder")
 
     def fail(error):
         def version():
             raise error
 
-        monkeypatch.setattr(bindings, "nvrtcVersion", version)
+        monkeypatch.setattr(theirs, "nvrtcVersion", version)
 
-    monkeypatch.setattr(nvrtc, "library", nvrtc.library.__wrapped__)
+    monkeypatch.setattr(nvrtc, "bindings", nvrtc.bindings.__wrapped__)
     fail(pathfinder.DynamicLibNotFoundError("nowhere"))
-    assert nvrtc.library() is None
+    assert nvrtc.bindings() is None
     fail(RuntimeError("libnvrtc.so.12: file too short"))
     with pytest.raises(qmm.errors.ToolError, match="NVRTC does not load: libnvrtc"):
         nvrtc.compile_cuda(LOOP, "sm_80")
@@ -224,7 +224,7 @@ cp "$0.seen" "$2"
 """
     )
     path.chmod(0o755)
-    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setattr(nvrtc, "bindings", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda name: str(path) if name == "nvcc" else None)
 
 
@@ -241,7 +241,7 @@ def test_nvcc_is_called_with_the_same_options():
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 def test_nvcc_compiles(monkeypatch):
-    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setattr(nvrtc, "bindings", lambda: None)
     code = compiled(EVERYTHING + LOOP, "sm_80")
     assert code["everything"].count("LDGSTS", "128") == 2
     assert (code["floats"].count("FMUL"), code["floats"].count("FFMA")) == (1, 0)

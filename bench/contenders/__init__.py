@@ -171,8 +171,7 @@ def environment(job: Job) -> dict[str, str]:
     """What holds a contender's process to the job's threads and instruction set."""
     held = ONEDNN_ISA.get(job.row.name) if job.row is not targets.host() else None
     isa = {"ONEDNN_MAX_CPU_ISA": held} if held else {}
-    # Safe: no module of the folder in which the command was given comes before a library's.
-    return {"OMP_NUM_THREADS": str(job.threads), "PYTHONSAFEPATH": "1", **isa}
+    return {"OMP_NUM_THREADS": str(job.threads), **isa}
 
 
 def build(contender: Contender, job: Job) -> Turns:
