@@ -386,7 +386,7 @@ def test_without_a_gpu():
 
 
 def test_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setattr(nvrtc, "bindings", lambda: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ToolError, match=r"pip install 'quantmm\[cuda\]'"):
         qmm.compile(SPEC, "cuda-sm86", cache=False)
