@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def destination(path: Path, error: type[QuantmmError]) -> Path:
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise error(f"cannot write {path}: a link that leads to itself")
-    if target.exists() and not target.is_file() and not target.is_dir():
+    try:
+        mode = target.stat().st_mode  # once: others may remove it meanwhile
+    except OSError:
+        return target
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise error(f"cannot write {path}: a device, pipe or socket; expected a file or a new name")
     return target
 
