@@ -11,7 +11,7 @@ and compiled in four ways:
                   that were found on the training set ("static"). No floats in between.
 
 Bias and relu are part of the kernels, so a layer is one call. Run it, with scikit-learn installed
-for the images, as `python examples/digits.py`; it takes half a minute, nearly all of it to compile
+for the images, as `python examples/digits.py`; it takes some ten seconds, most of them to compile
 twelve kernels.
 """
 
@@ -132,6 +132,7 @@ def compile_dynamic(layers: Sequence[Layer], formats: dict[str, Any]) -> list[qm
         spec = qmm.MatmulSpec(
             n=n,
             k=k,
+            m=TEST_IMAGES,  # of every call, so one function is compiled; left out, M is any
             input="float32",
             dynamic=True,
             bias=True,
@@ -152,6 +153,7 @@ def compile_chained(layers: Sequence[Layer], scales: Sequence[float]) -> list[qm
         spec = qmm.MatmulSpec(
             n=n,
             k=k,
+            m=TEST_IMAGES,
             activation="uint8",
             bias=True,
             activation_fn=None if last else "relu",

@@ -35,7 +35,7 @@ def lacking_here():
     return EMULATED - machine.cpu_features()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.data(), st.integers(1, 70), st.integers(0, 2**32))
 def test_any_problem(lacking, data, m, seed):
     spec = data.draw(problems.specs(max_n=100, max_k=200, m=m))
