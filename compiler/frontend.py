@@ -84,7 +84,7 @@ def program(
     def block(nb: Expr) -> Expr:
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
 
-    parts = parts_of(layout, instruction, tile)
+    parts = parts_of(layout, instruction, parameters)
     sums = dot_products(layout, instruction, parts, packed, inputs["w"], shape, block)
     part = te.reduce_axis((0, parts), "part")
     ending = Epilogue(spec, target, chosen, packed, inputs, block)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..targets import Instruction, Target, WeightLayout
-from .program import CACHE_LINE, CHAINS, Parameters, Program, Tile, unrolls, x_steps
+from .program import CACHE_LINE, CHAINS, Parameters, Program, Tile, passes_of, unrolls, x_steps
 
 __all__ = [
     "CUDA_SCHEDULE_VERSION",
@@ -59,6 +59,8 @@ WIDENING = 6.0
 #: No parameter need be larger, and products of some must not pass the int32 of loops. Rows that fit
 #: a cache may be as many as they want: no loop has their number.
 MOST, MOST_BLOCK_ROWS = 1 << 20, 1 << 30
+#: Sums of a task that lie in memory between passes over K: 8 MB, more than any core's own caches.
+MOST_SUMS = 1 << 21
 #: The share of panels that may lie behind the end of N.
 IDLE_PANELS = 0.02
 #: Bytes between asking for weights and reading them, about what one core has under way when it
@@ -186,7 +188,7 @@ def why_not(
     """Why a strategy has no code for these parameters; None when it has."""
     if strategy not in STRATEGIES:
         return f"strategy={strategy!r}; expected one of {', '.join(STRATEGIES)}"
-    least = {"rows": 1, "blocks": 1, "panels": 1, "unroll": 1, "block_rows": 1}
+    least = {"rows": 1, "blocks": 1, "panels": 1, "unroll": 1, "block_rows": 1, "k_passes": 1}
     for name, value in dataclasses.asdict(parameters).items():
         if type(value) is not int or value < least.get(name, 0):
             return f"{name}={value!r}; expected a whole number of at least {least.get(name, 0)}"
@@ -196,6 +198,15 @@ def why_not(
     tile = parameters.tile
     if strategy == "gemv" and tile.panels > 1:
         return f"panels={tile.panels}; a gemv has one"
+    if parameters.rows_inner not in (0, 1):
+        return f"rows_inner={parameters.rows_inner}; expected 0 or 1"
+    if parameters.k_passes > 1:
+        parts = passes_of(layout)
+        if parts % parameters.k_passes:
+            return f"k_passes={parameters.k_passes} does not divide the {parts} parts of K"
+        sums = parameters.block_rows * tile.width * layout.lanes
+        if sums > MOST_SUMS:
+            return f"k_passes={parameters.k_passes} keeps {sums} sums; expected {MOST_SUMS} at most"
     dot = dots(strategy, tile.rows)
     if dot is None:
         return f"strategy={strategy!r}; target {target.name} has no instruction for it"

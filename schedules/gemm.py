@@ -11,6 +11,10 @@
           for r, block: acc += xp * w       one instruction
         y = epilogue(acc)
 
+Two loops may stand elsewhere: those over mi and beside change places where `rows_inner`, and with
+`k_passes` K is cut into parts, for each of which all tiles of the task add to sums in memory before
+the next one begins; the epilogue follows the last. The default does neither.
+
 The slab [k_block-wise][rows][k_block] keeps the rows of a tile together: read row-major, rows that
 are a power of two apart would share one set of the L1 cache. Loop order and packing follow Goto and
 van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008.
@@ -29,7 +33,7 @@ from ..targets.instructions.amx import with_tiles
 from .prefetch import prefetch_next_panel
 from .program import Program
 from .space import Scope, sample
-from .steps import keep_in_registers, pack, tile, write_back
+from .steps import keep_in_registers, pack, part_of, tile, write_back
 
 #: Rows up to which blocks of M are not worth a trial.
 ONE_BLOCK = 64
@@ -48,11 +52,13 @@ def space(
         "rows": scope.rows,
         "blocks": (3, 2, 1, 4, 5, 6, 8),
         "panels": (1, 2, 3, 4, 6, 8),
-        "ahead": (1, 0),
+        "ahead": (1, 0, 2, 4),
         "unroll": (1, 2, 4),
         "few_tiles": (2, 0, *(few for few in (8, 32) if few < scope.m)),
         "block_rows": (usual_block, *(b for b in blocks_of_rows if b < usual_block)),
         "k_block": scope.k_blocks,
+        "k_passes": (1, 2, 4, 8),
+        "rows_inner": (0, 1),
     }
     sample(sch, scope, strategy, options, chosen)
 
@@ -78,7 +84,7 @@ def schedule(program: Program) -> tirx.PrimFunc:
         )
     if loops.joined or not program.parameters.ahead:
         return func  # joined blocks are too small for prefetches of their own
-    part = sch.get(loops.part).loop_var if program.summed else 0
+    part = part_of(sch, program, loops)
     mi, beside, kb = sch.get(loops.mi), sch.get(loops.beside), sch.get(loops.kb)
     return prefetch_next_panel(func, program, sch.get(task), mi, beside, kb, part)
 

@@ -20,7 +20,7 @@ from tvm.s_tir import Schedule
 from .prefetch import prefetch_ahead
 from .program import Program
 from .space import Scope, sample
-from .steps import keep_in_registers, pack, tile, write_back
+from .steps import keep_in_registers, pack, part_of, tile, write_back
 
 #: Rows up to which one pass over the weights may do.
 MOST_ROWS = 32
@@ -37,6 +37,8 @@ def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) 
         "few_tiles": (2,),
         "block_rows": (max(1, scope.target.cache_bytes // scope.layout.k_padded),),
         "k_block": scope.k_blocks,
+        "k_passes": (1,),
+        "rows_inner": (0,),
     }
     sample(sch, scope, "gemv", options, chosen)
 
@@ -53,5 +55,5 @@ def schedule(program: Program) -> tirx.PrimFunc:
     func = sch.mod["main"]
     if loops.joined or not program.parameters.ahead:
         return func
-    part = sch.get(loops.part).loop_var if program.summed else 0
+    part = part_of(sch, program, loops)
     return prefetch_ahead(func, program, sch.get(task), sch.get(loops.kb), part)

@@ -1,10 +1,10 @@
 """Prefetching weights.
 
-In a gemm, the next panel while this one is multiplied. A task reads its panel of w from L2, once
-per tile of rows; only the first tile meets weights that are still in memory or L3, and would wait
-for them. So the tiles of the panel before ask for them: while a tile works on block kb, it fetches
-some lines of the next panel's block kb, the first tile the first lines and so on, few enough at a
-time that its own loads do not wait.
+In a gemm, the next panel, or one behind it, while this one is multiplied. A task reads its panel of
+w from L2, once per tile of rows; only the first tile meets weights that are still in memory or L3,
+and would wait for them. So the tiles of a panel before ask for them: while a tile works on block
+kb, it fetches some lines of that panel's block kb, the first tile the first lines and so on, few
+enough at a time that its own loads do not wait.
 
 In a gemv, a few KB ahead of what is read, where groups are small (`schedules.small_groups`).
 """
@@ -27,7 +27,7 @@ def prefetch_next_panel(
     mi: tirx.For,
     beside: tirx.For,
     kb: tirx.For,
-    part: tirx.Var | int,
+    part: tirx.Expr | int,
 ) -> tirx.PrimFunc:
     """The scheduled `func` with prefetches at the head of its loop over blocks of K.
 
@@ -41,7 +41,8 @@ def prefetch_next_panel(
     lines = steps // per_line
     if lines == 0:
         return func  # a block of weights is too small for a prefetch of its own
-    panel = tirx.min(task.loop_var % tasks + 1, tasks - 1) * size.panels + beside.loop_var
+    ahead = program.parameters.ahead
+    panel = tirx.min(task.loop_var % tasks + ahead, tasks - 1) * size.panels + beside.loop_var
     # A single tile reads its own panel from memory, and has no time to spare for the next.
     lines_per_tile = tirx.if_then_else(
         mi.extent > 1, tirx.floordiv(lines + mi.extent - 1, mi.extent), 0
@@ -73,7 +74,7 @@ def prefetch_next_panel(
 
 
 def prefetch_ahead(
-    func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Var | int
+    func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Expr | int
 ) -> tirx.PrimFunc:
     """The scheduled `func` asking for every line of weights some bytes before it reads it.
 

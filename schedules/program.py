@@ -42,11 +42,16 @@ class Parameters:
     Attributes
     ----------
     rows, blocks, panels : of the `Tile`.
-    ahead : in a gemv, bytes between asking for weights and reading them; in a gemm, whether a panel
-        is asked for while the one before it is multiplied (1). 0 leaves it to the hardware.
+    ahead : in a gemv, bytes between asking for weights and reading them; in a gemm, how many panels
+        lie between the one that is multiplied and the one that is asked for meanwhile. 0 leaves it
+        to the hardware.
     unroll : iterations of the loop over a block of K that are written out one after the other.
     few_tiles : tiles of x up to which the calling thread of a gemm packs them alone.
     block_rows : rows of x that are multiplied with all of w before the next ones are.
+    k_passes : into how many parts K is cut that a task multiplies one after the other, with sums in
+        memory. Weights and slabs of one part are smaller, and stay nearer to the core.
+    rows_inner : whether the tiles of a task go down a column of them (1) before the next one, the
+        weights of a tile in L1, or along a row (0), the slab of x there.
     """
 
     rows: int
@@ -56,6 +61,8 @@ class Parameters:
     unroll: int
     few_tiles: int
     block_rows: int
+    k_passes: int = 1
+    rows_inner: int = 0
 
     @property
     def tile(self) -> Tile:
@@ -87,7 +94,7 @@ class Program:
         widened and "xv" where activations are read in vectors, and behind it "sums" (copies of
         fragments that no vector holds) and with several parts "total" (their sum).
     parts : into how many parts K is cut, each with accumulators that start from zero: the groups,
-        or blocks of K, see `parts_of`.
+        passes or blocks of K, see `parts_of`.
     """
 
     func: tirx.PrimFunc
@@ -154,12 +161,20 @@ def unrolls(layout: WeightLayout, instruction: Instruction, factor: int) -> bool
     return factor == 1 or (x_steps(layout, instruction) == 1 and steps % factor == 0)
 
 
-def parts_of(layout: WeightLayout, instruction: Instruction, tile: Tile) -> int:
+def passes_of(layout: WeightLayout) -> int:
+    """Whole parts of K that passes may share out among them: groups, or blocks of K."""
+    return layout.groups if layout.groups > 1 else layout.k_blocks
+
+
+def parts_of(layout: WeightLayout, instruction: Instruction, parameters: Parameters) -> int:
     """Into how many parts K is cut: the groups, or every block of K where accumulators are few.
 
     A dot product waits for the one before it on the same accumulator; a new part does not wait.
     """
+    tile = parameters.tile
     fragments = tile.rows // instruction.rows * tile.blocks * layout.lanes // instruction.lanes
-    if layout.groups == 1 and fragments < CHAINS and instruction.registers is None:
+    if layout.groups > 1:
+        return layout.groups
+    if fragments < CHAINS and instruction.registers is None:
         return layout.k_blocks
-    return layout.groups
+    return parameters.k_passes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 
@@ -20,15 +21,17 @@ SHORT = 8
 class TileLoops:
     """The loops around a register tile, outermost first.
 
-    mo, panel, mi, beside choose the tile, part the part of K; kb, ks walk along K, `step` within ks
-    where that is unrolled; `over` (rows, blocks, fragments in a block) walk over the fragments of
-    the tile; `fragment` (its rows if it has several, its lanes) and d are the instruction.
+    mo, panel, mi, beside choose the tile, part the part of K, of one of the `passes` where there
+    are several; kb, ks walk along K, `step` within ks where that is unrolled; `over` (rows, blocks,
+    fragments in a block) walk over the fragments of the tile; `fragment` (its rows if it has
+    several, its lanes) and d are the instruction.
     """
 
     mo: LoopRV
     panel: LoopRV
     mi: LoopRV
     beside: LoopRV
+    passes: LoopRV | None
     part: LoopRV
     kb: LoopRV
     ks: LoopRV
@@ -113,13 +116,15 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     *before, y = map(schedule.get_sblock, program.stages)
     mo, mi, r, nb, lane = schedule.get_loops(y)
     panel, beside, block = schedule.split(nb, [None, size.panels, size.blocks])
-    schedule.reorder(mo, panel, mi, beside, r, block, lane)
+    inner = tiles_in_order(schedule, program, panel, mi, beside, r, block, lane)
     for stage in reversed(before):
-        schedule.compute_at(stage, beside, preserve_unit_loops=True)
-    inner = beside
-    if program.summed:
+        schedule.compute_at(stage, inner, preserve_unit_loops=True)
+    passes = None
+    if program.parameters.k_passes > 1:
+        passes, mi, beside, inner = add_up_in_passes(schedule, program, panel)
+    elif program.summed:
         total = schedule.get_sblock("total")
-        schedule.compute_at(total, beside, preserve_unit_loops=True)
+        schedule.compute_at(total, inner, preserve_unit_loops=True)
         r, block, lane, inner = schedule.get_loops(total)[-4:]
         schedule.reorder(inner, r, block, lane)
         unroll_tile(schedule, r, block, lane)
@@ -151,7 +156,49 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     if program.x_steps > 1:
         load_activations(schedule, innermost)
     part = inner if program.summed else part
-    return TileLoops(mo, panel, mi, beside, part, kb, ks, innermost, tuple(over), tuple(within), d)
+    return TileLoops(
+        mo, panel, mi, beside, passes, part, kb, ks, innermost, tuple(over), tuple(within), d
+    )
+
+
+def tiles_in_order(
+    schedule: Schedule,
+    program: Program,
+    outer: LoopRV,
+    mi: LoopRV,
+    beside: LoopRV,
+    *inner: LoopRV,
+) -> LoopRV:
+    """Order the loops over the tiles of a task as the parameters say. Returns the inner one."""
+    tiles = (beside, mi) if program.parameters.rows_inner else (mi, beside)
+    schedule.reorder(outer, *tiles, *inner)
+    return tiles[-1]
+
+
+def add_up_in_passes(
+    schedule: Schedule, program: Program, panel: LoopRV
+) -> tuple[LoopRV, LoopRV, LoopRV, LoopRV]:
+    """All tiles of a task for a part of K before the next part. Returns passes, mi, beside, part.
+
+    The sums of a task lie in memory meanwhile.
+    """
+    total, size = schedule.get_sblock("total"), program.tile
+    schedule.compute_at(total, panel, preserve_unit_loops=True)
+    mi, r, nb, lane, part = schedule.get_loops(total)[-5:]
+    beside, block = schedule.split(nb, [size.panels, size.blocks])
+    passes, part = schedule.split(part, [program.parameters.k_passes, None])
+    tiles_in_order(schedule, program, passes, mi, beside, part, r, block, lane)
+    unroll_tile(schedule, r, block, lane)
+    return passes, mi, beside, part
+
+
+def part_of(schedule: Schedule, program: Program, loops: TileLoops) -> tirx.Expr | int:
+    """The number of the part of K that the loops are at."""
+    if not program.summed:
+        return 0
+    part = schedule.get(loops.part)
+    before = schedule.get(loops.passes).loop_var * part.extent if loops.passes else 0
+    return before + part.loop_var
 
 
 def load_activations(schedule: Schedule, step: LoopRV) -> None:
@@ -184,7 +231,8 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops, ta
         schedule, program.instruction, program.tile, loops.kb, loops.over, loops.fragment, loops.d
     )
     if program.summed:
-        zero = schedule.decompose_reduction(schedule.get_sblock("total"), loops.part)
+        first = loops.passes or loops.part
+        zero = schedule.decompose_reduction(schedule.get_sblock("total"), first)
         unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
 
 

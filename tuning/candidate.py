@@ -45,6 +45,10 @@ class Choice:
         p = self.parameters
         across = f"x{p.panels}" if p.panels > 1 else ""
         more = f"few_tiles {p.few_tiles} block_rows {p.block_rows} k_block {self.k_block}"
+        if p.k_passes > 1:
+            more += f" k_passes {p.k_passes}"
+        if p.rows_inner:
+            more += " rows_inner"
         return (
             f"{self.strategy} {p.rows}x{p.blocks}{across} ahead {p.ahead} unroll {p.unroll} {more}"
         )

@@ -42,6 +42,8 @@ def features(spec: MatmulSpec, row: Target, m: int, choice: Choice) -> list[floa
         math.log2(p.few_tiles + 1) / 2,
         math.log2(min(p.block_rows, m)) / 2,
         math.log2(choice.k_block) / 2,
+        math.log2(p.k_passes),
+        2.0 * p.rows_inner,
         registers(row, layout, variant.instruction, p.tile, sums) / 16,
         4.0 * (tiles * p.rows / m - 1),
     ]
