@@ -237,6 +237,24 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
     assert len(lines(tmp_path, records.KERNELS)) == 1
 
 
+def test_what_was_measured_is_kept_before_the_best_race_again(tmp_path, monkeypatch):
+    race, raced = Stage.race, set()
+
+    def interrupted(self, names, rounds):
+        if rounds == run.MORE_ROUNDS:
+            raise KeyboardInterrupt
+        raced.update(names)
+        return race(self, names, rounds)
+
+    monkeypatch.setattr(Stage, "race", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path, "SlowDefault", trials=1 + run.BATCH)
+    (database,) = records.databases(tmp_path)
+    kept = {trial.choice.name for trial in Database(database).trials() if trial.seconds}
+    assert len(raced) > 3
+    assert kept == raced - {DEFAULT} | {default_choice(SPEC, ROW, M).name}
+
+
 def test_two_runs_share_a_log(tmp_path):
     runs = [command(tmp_path, "--trials", 6, "--out", out) for out in ("float32", "int32")]
     for process in runs:

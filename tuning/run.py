@@ -1,9 +1,9 @@
 """`tune`: try parameters for some M of a spec, and write down what was faster than the default.
 
 For each M the search proposes batches of choices. They are built in child processes, checked
-against the reference and timed in another, in turns with the default and with the best so far, and
-written to the log before the next batch. Where several machines measure, each has a part of a
-batch, and the default and the best beside it. `verdict` then decides what the kernel is made of.
+against the reference and timed in another, in turns with the default and with the best so far.
+What was found goes to the log at once. Where several machines measure, each has a part of a batch,
+and the default and the best beside it. `verdict` then decides what the kernel is made of.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import json
 import math
 import os
 import statistics
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,7 @@ def search_for(problem: Problem, batch: int) -> Search:
 def explore(session: Session, problem: Problem, trials: int, deadline: float, watch: Watch) -> None:
     """Try choices for one M until there are as many trials, or no time, or nothing new."""
     search = search_for(problem, BATCH * len(session.boards))
+    tell = functools.partial(keep, problem, search, threading.Lock())
     remember(problem, search)
     watch(problem.progress(trials, "building the default"))
     content = built_default(session, problem)
@@ -206,7 +208,7 @@ def explore(session: Session, problem: Problem, trials: int, deadline: float, wa
             check_default(problem, failed)
         times = next(iter(raced.values()))[0][DEFAULT]
         problem.clock = statistics.median(times)
-        keep(problem, search, {problem.default: times})
+        tell({problem.default: times})
     best = take_best(session, stages, problem)
     waiting: dict[Choice, bytes | str] = {}
     while len(problem.times) < trials and time.monotonic() < deadline:
@@ -218,10 +220,9 @@ def explore(session: Session, problem: Problem, trials: int, deadline: float, wa
             watch(problem.progress(trials, f"building {len(choices)}"))
             waiting = built(session, problem, choices)
         watch(problem.progress(trials, f"measuring {len(waiting)}"))
-        best, found = try_batch(session, stages, problem, best, waiting)
-        keep(problem, search, found)
+        best = try_batch(session, stages, problem, best, waiting, tell)
         # What was under way on a machine that was lost is measured on another.
-        waiting = {choice: waiting[choice] for choice in waiting if choice not in found}
+        waiting = {choice: waiting[choice] for choice in waiting if choice not in problem.times}
         watch(problem.progress(trials))
 
 
@@ -229,10 +230,11 @@ def remember(problem: Problem, search: Search) -> None:
     """Take what the log knows of the problem."""
     problem.workload = problem.database.workload(search.workload_json())
     for trial in problem.database.trials():
-        if trial.workload == problem.workload and trial.choice not in problem.times:
+        if trial.workload == problem.workload:
             times = None if trial.seconds is None else list(trial.seconds)
             problem.times[trial.choice] = times
-            search.tell(trial.choice, times)
+    for choice, times in problem.times.items():
+        search.tell(choice, times)
     for damage in problem.database.damage:
         warnings.warn(f"skipped {damage}", RuntimeWarning, stacklevel=2)
     known = problem.times.get(problem.default)
@@ -297,7 +299,8 @@ def built(
     }
 
 
-Found = dict[Choice, "list[float] | str"]
+#: Takes for choices seconds per call on the problem's clock, or why they failed.
+Tell = Callable[[Mapping[Choice, "list[float] | str"]], None]
 
 
 def try_batch(
@@ -306,23 +309,22 @@ def try_batch(
     problem: Problem,
     best: Choice | None,
     contents: Mapping[Choice, bytes | str],
-) -> tuple[Choice | None, Found]:
-    """Check and time choices, a part on each board. Returns the best one now, and what was found.
+    tell: Tell,
+) -> Choice | None:
+    """Check and time choices, a part on each board. Returns the best one now.
 
-    That is for each choice seconds per call on the problem's clock, or why it failed. Those of a
-    board that was lost are missing.
+    What a board that was lost had under way is not told.
     """
     shares = dealt(contents, session.boards)
-    raced = session.on_each(lambda board: try_share(stages[board], problem, best, shares[board]))
-    found: Found = {}
-    for _, times in raced.values():
-        found |= times
-    winners = [winner for winner, _ in raced.values() if winner is not None]
+    raced = session.on_each(
+        lambda board: try_share(stages[board], problem, best, shares[board], tell)
+    )
+    winners = [winner for winner in raced.values() if winner is not None]
     if winners:
-        best = min(winners, key=lambda each: statistics.median(map(float, found[each])))
+        best = min(winners, key=problem.median)
         agree = functools.partial(agree_on, stages, best, contents[best], winners)
         session.on_each(agree)
-    return best, found
+    return best
 
 
 def dealt(
@@ -350,24 +352,29 @@ def agree_on(
 
 
 def try_share(
-    stage: Stage, problem: Problem, best: Choice | None, contents: Mapping[Choice, bytes | str]
-) -> tuple[Choice | None, Found]:
-    """Check and time choices on a stage. Returns the one that beat the best, and what was found."""
-    found: Found = {}
+    stage: Stage,
+    problem: Problem,
+    best: Choice | None,
+    contents: Mapping[Choice, bytes | str],
+    tell: Tell,
+) -> Choice | None:
+    """Check and time choices on a stage. Returns the one that beat the best."""
     names: dict[str, Choice] = {}
     for choice, content in contents.items():
         reason = content if isinstance(content, str) else stage.load(choice.name, content)
         if reason is None:
             names[choice.name] = choice
         else:
-            found[choice] = reason
+            tell({choice: reason})
     if not names:
-        return None, found
+        return None
     winner = None
     champion = best.name if best else DEFAULT
     racing = [*dict.fromkeys([DEFAULT, champion]), *names]
     times, failed = stage.race(racing, ROUNDS)
     check_default(problem, failed)
+    timed = {name: problem.on_clock(times[name], times[DEFAULT]) for name in names if name in times}
+    tell({**{names[name]: times for name, times in timed.items()}, **reasons(failed, names)})
     limit = statistics.median(times.get(champion, times[DEFAULT]))
     challengers = sorted(
         (name for name in names if name in times and statistics.median(times[name]) < limit),
@@ -375,22 +382,21 @@ def try_share(
     )[:CHALLENGERS]
     if challengers:
         again = [name for name in dict.fromkeys([DEFAULT, champion]) if name in times]
-        more, also_failed = stage.race([*again, *challengers], MORE_ROUNDS)
-        check_default(problem, also_failed)
-        failed |= also_failed
-        for name in also_failed:
-            times.pop(name, None)
+        more, failed = stage.race([*again, *challengers], MORE_ROUNDS)
+        check_default(problem, failed)
+        tell(reasons(failed, names))
         for name in challengers:
             if name in more and difference(more[name], more.get(champion, more[DEFAULT])).faster:
                 champion, winner = name, names[name]
-    for name, choice in names.items():
-        if name in failed:
-            found[choice] = failed[name]
-        else:
-            found[choice] = problem.on_clock(times[name], times[DEFAULT])
+    for name in names:
         if name != champion:
             stage.drop(name)
-    return winner, found
+    return winner
+
+
+def reasons(failed: Mapping[str, str], names: Mapping[str, Choice]) -> dict[Choice, str]:
+    """Why choices failed; the best so far is told of when it is tried."""
+    return {names[name]: reason for name, reason in failed.items() if name in names}
 
 
 def check_default(problem: Problem, failed: dict[str, str]) -> None:
@@ -399,16 +405,22 @@ def check_default(problem: Problem, failed: dict[str, str]) -> None:
         raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
 
 
-def keep(problem: Problem, search: Search, found: Mapping[Choice, list[float] | str]) -> None:
-    """Write trials to the log, and learn from them."""
+def keep(
+    problem: Problem,
+    search: Search,
+    lock: threading.Lock,
+    found: Mapping[Choice, list[float] | str],
+) -> None:
+    """Write trials to the log, and learn from them; boards do so under the `lock`."""
     records_found, failures = [], []
-    for choice, result in found.items():
-        times = None if isinstance(result, str) else result
-        problem.times[choice] = times
-        record = search.tell(choice, times)
-        if record is not None:
-            records_found.append([problem.workload, record.as_json()])
-        if isinstance(result, str):
-            failures.append(failure_line(problem.workload, choice, result))
-    problem.database.add(FAILURES, failures)
-    problem.database.add(TRIALS, records_found)
+    with lock:
+        for choice, result in found.items():
+            times = None if isinstance(result, str) else result
+            problem.times[choice] = times
+            record = search.tell(choice, times)
+            if record is not None:
+                records_found.append([problem.workload, record.as_json()])
+            if isinstance(result, str):
+                failures.append(failure_line(problem.workload, choice, result))
+        problem.database.add(FAILURES, failures)
+        problem.database.add(TRIALS, records_found)
