@@ -194,7 +194,8 @@ def use_threads(num_threads: int) -> None:
     if _pool.process != os.getpid() and _pool.workers and count > 1:
         warnings.warn(
             "this process was forked from a thread with a pool, whose workers stayed behind: "
-            "computing with one thread (call from a new thread, or start processes with 'spawn')",
+            "computing with one thread, and sys.exit may wait for them for ever (call from a new "
+            "thread and end with os._exit, or start processes with 'spawn')",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -235,6 +235,49 @@ def test_a_forked_child_computes_on_one_thread_and_says_so(kernel_file):
     same, (message,) = run(FORK, kernel_file)
     assert same
     assert "forked" in message
+    assert "os._exit" in message
+
+
+#: Children that are forked when the pool's workers sleep; the alarm ends those that hang.
+FORKS = (
+    CALL
+    + """
+import multiprocessing, signal, time, warnings
+warnings.simplefilter("ignore")
+way = sys.argv[2]
+def work():
+    signal.alarm(20)
+    linear(x, num_threads=2)
+def status_of_a_child():
+    time.sleep(0.05)
+    if way == "multiprocessing":
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join()
+        return process.exitcode
+    child = os.fork()
+    if child == 0:
+        work()
+        (os._exit if way == "os._exit" else sys.exit)(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+if way == "called in another thread":
+    thread = threading.Thread(target=linear, args=(x,), kwargs={"num_threads": 2})
+    thread.start()
+    thread.join()
+elif way != "called with one thread":
+    linear(x, num_threads=2)
+print(json.dumps([status_of_a_child() for _ in range(5)]))
+"""
+)
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "way",
+    ["os._exit", "multiprocessing", "called with one thread", "called in another thread"],
+)
+def test_forked_children_end_in_the_ways_that_the_docs_name(kernel_file, way):
+    assert run(FORKS, kernel_file, way, TVM_NUM_THREADS="1") == [0] * 5
 
 
 FORK_BEFORE_THE_POOL = (
