@@ -174,6 +174,7 @@ class CudaKernel:
     """A compiled `MatmulSpec` for GPUs; `bind` a weight and call the result, or call it with both.
 
     Made by `compile` or `load`, on any machine; only calls need a GPU. One kernel serves every M.
+    It can be copied and pickled, and so can a `CudaLinear`.
 
     Attributes
     ----------
@@ -195,6 +196,21 @@ class CudaKernel:
         self._plans: dict[int, CudaPlan] = {}
         self._modules: dict[int, Module] = {}
         self._functions: dict[tuple[int, str], Function] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file's content, without the source; see `Kernel.__reduce__`."""
+        from .kernel_file import packed, unpickled
+
+        return unpickled, (packed([self]),)
+
+    def __copy__(self) -> CudaKernel:
+        """The same code, which nothing changes, and where it is loaded."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaKernel:
+        return self.__copy__()
 
     def __repr__(self) -> str:
         return f"CudaKernel({self.spec.to_json()}, target={self.info.target!r})"

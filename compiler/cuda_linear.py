@@ -10,6 +10,7 @@ object is gone.
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 ALIGNMENT = 16
 #: The kernel that makes X ready for the others.
 PREPARE = "prepare"
+#: Attributes of a linear that are not pickled.
+OF_PROCESS = ("_gpu", "_lock", "_constants", "_workspace", "_allocated")
 
 
 class Place(NamedTuple):
@@ -83,7 +86,8 @@ class CudaLinear(Bound):
 
     Arrays on a device are read and written in place, on the stream on which the caller works:
     torch's or CuPy's current one. NumPy arrays, and torch tensors of the host, are copied to the
-    first device and back. Rows may lie at any distance.
+    first device and back. Rows may lie at any distance. A copy uses the same memory on the device,
+    a deep copy memory of its own.
     """
 
     def __init__(
@@ -95,15 +99,41 @@ class CudaLinear(Bound):
     ) -> None:
         super().__init__(kernel, w, bias, {n: read_back(v) for n, v in scalars.items()})
         self.kernel = kernel
-        self._gpu = kernel.gpu
+        self._bind()
+
+    def _bind(self) -> None:
+        """Have memory on devices, and the weight on the first one."""
+        self._gpu = self.kernel.gpu
         self._lock = threading.Lock()
         self._constants: dict[int, dict[str, int]] = {}
         #: Memory by place and name: address and bytes.
         self._workspace: dict[tuple[Place, str], tuple[int, int]] = {}
         self._allocated: list[tuple[int, int]] = []
-        # At the process's exit the driver frees everything itself, and may be gone already.
-        weakref.finalize(self, release, self._gpu, self._allocated).atexit = False
+        # The memory is freed with the last copy that uses it, which is when the lock goes. At the
+        # process's exit the driver frees everything itself, and may be gone already.
+        weakref.finalize(self._lock, release, self._gpu, self._allocated).atexit = False
         self._on(FIRST)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what lies on devices, and what only this process has."""
+        return {name: value for name, value in self.__dict__.items() if name not in OF_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Put the weight on the first device, which raises what `CudaKernel.bind` does."""
+        self.__dict__.update(state)
+        self._bind()
+
+    def __copy__(self) -> CudaLinear:
+        """The same over the same memory."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaLinear:
+        """The same in other memory; nothing changes the arrays of the host."""
+        linear = copy.copy(self)
+        linear._bind()
+        return linear
 
     def __call__(
         self,
@@ -347,7 +377,7 @@ class CudaLinear(Bound):
         return address
 
     def _allocate(self, device: int, size: int) -> int:
-        """New memory on a device, freed when this object is."""
+        """New memory on a device, freed with this object and its copies."""
         address = self._gpu.allocate(device, max(size, ALIGNMENT))
         self._allocated.append((device, address))
         return address

@@ -128,8 +128,10 @@ def load(
     return loaded(chosen, num_threads)
 
 
-def unpickled(content: bytes, num_threads: int) -> Kernel | CudaKernel:
+def unpickled(content: bytes, num_threads: int | None = None) -> Kernel | CudaKernel:
     """The kernel whose file has this content, as `Kernel.__reduce__` hands it on.
+
+    One for GPUs is there without any, as it was where it was compiled: only its calls need one.
 
     Raises
     ------
@@ -137,7 +139,8 @@ def unpickled(content: bytes, num_threads: int) -> Kernel | CudaKernel:
         See `load`.
     """
     name = "what was pickled"
-    chosen = best(name, parsed(name, content))
+    kernels = parsed(name, content)
+    chosen = kernels[0] if isinstance(kernels[0].info, CudaInfo) else best(name, kernels)
     check_runtime(name, chosen.info)
     return loaded(chosen, num_threads)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import random
 import subprocess
 import sys
@@ -358,6 +360,52 @@ def test_files_hold_gpus_and_cpus(tmp_path, monkeypatch):
     on_emulation(loaded, kernel.source, capability=(8, 6))
     assert check(loaded, Problem(SPEC, 5)) is None
     assert loaded.report() == kernel.report()
+
+
+def by_pickle(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, by_pickle], ids=lambda f: f.__name__)
+def test_copies_compute_the_same(monkeypatch, copied):
+    kernel, gpu = built(SPEC)
+    monkeypatch.setattr(qmm.targets.driver, "driver", lambda: gpu)
+    again = copied(kernel)
+    assert (again.info, type(again)) == (kernel.info, qmm.CudaKernel)
+    assert (again.cubin, again.ptx) == (kernel.cubin, kernel.ptx)
+    problem = Problem(SPEC, 3)
+    assert check(again, problem) is None
+    assert not gpu.memories
+    x = problem.activation()
+    linear = kernel.bind(problem.weight(), x_scale=0.5)
+    expected = linear(x)
+    of_first = {*gpu.memories}
+    same = copied(linear)
+    np.testing.assert_array_equal(same(x), expected)
+    assert ({*gpu.memories} == of_first) == (copied is copy.copy)
+    del linear
+    assert of_first.isdisjoint(gpu.memories) == (copied is not copy.copy)
+    np.testing.assert_array_equal(same(x), expected)
+    np.testing.assert_array_equal(same(x, x_scale=0.5), expected)
+    del same
+    assert not gpu.memories
+
+
+def test_what_was_pickled_needs_a_gpu_where_it_is_called(monkeypatch):
+    kernel, _ = built(SPEC)
+    w = Problem(SPEC, 1).weight()
+    content = pickle.dumps(kernel.bind(w))
+
+    def lacking():
+        raise TargetError("no CUDA driver")
+
+    monkeypatch.setattr(qmm.targets.driver, "driver", lacking)
+    again = by_pickle(kernel)
+    assert again.report() == kernel.report()
+    with pytest.raises(TargetError, match=r"^no CUDA driver$"):
+        again.bind(w)
+    with pytest.raises(TargetError, match=r"^no CUDA driver$"):
+        pickle.loads(content)
 
 
 def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
