@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ArrayError
 from ..targets.driver import stream_of
-from .arrays import MAX_ELEMENTS, Span, from_dlpack, is_torch, numpy_dtype, span
+from .arrays import MAX_ELEMENTS, Span, from_dlpack, import_torch, is_torch, numpy_dtype, span
 from .spec import stored_as
 
 
@@ -68,13 +68,16 @@ def described(name: str, x: Any) -> Described | None:
     Raises
     ------
     ArrayError
-        No array, or one on a device that is no GPU of NVIDIA's.
+        No array, one on a device that is no GPU of NVIDIA's, or a view of negated numbers.
     """
     if isinstance(x, np.ndarray):
         return None
     if is_torch(x):
         if not x.is_cuda:
             return None
+        if x.is_neg():
+            # Its numbers have the other sign in memory, and what is on a device is not copied.
+            raise ArrayError(f"{name} is a view of negated numbers; expected a tensor of its own")
         dtype = str(x.dtype).removeprefix("torch.")
         shape, strides = tuple(x.shape), tuple(x.stride())
         return Described(x.data_ptr(), shape, strides, dtype, x.device.index or 0, stream_of(x))
@@ -159,13 +162,12 @@ def check_matrix(name: str, array: DeviceArray, dtype: np.dtype, columns: int) -
 
 def on_host(name: str, x: Any, dtype: np.dtype, columns: int) -> np.ndarray:
     """An array of the host as a contiguous NumPy array in the format that kernels take."""
+    if is_torch(x):
+        return np.ascontiguousarray(np.from_dlpack(import_torch(name, x, dtype, columns)))
     array = x
     if not isinstance(x, np.ndarray):
-        stored = stored_as(dtype.name)
         given = from_dlpack(name, x)
         found = str(given.dtype)
-        if found == dtype.name and stored != found and is_torch(x):
-            x = x.view(getattr(sys.modules["torch"], stored))
         array = np.from_dlpack(x)
         if found == dtype.name and array.dtype != dtype:
             array = array.view(dtype)

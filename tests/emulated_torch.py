@@ -50,6 +50,9 @@ def module(driver: Any) -> types.ModuleType:
         dtype = property(lambda self: dtypes[self.array.dtype])
         shape = property(lambda self: self.array.shape)
 
+        def is_neg(self) -> bool:
+            return False
+
         def data_ptr(self) -> int:
             return self.array.ctypes.data
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 
+import emulated_torch
 import numpy as np
 import pytest
 import quantmm as qmm
@@ -16,7 +17,9 @@ from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantmm.compiler import cuda_arrays, cuda_build, cuda_linear, kernel_file, nvrtc
+from quantmm.compiler.arrays import numpy_dtype
 from quantmm.compiler.problem import Problem, difference, random_spec
+from quantmm.compiler.spec import stored_as
 from quantmm.errors import ArrayError, CudaError, TargetError, ToolError
 from quantmm.schedules import cuda
 
@@ -302,6 +305,35 @@ def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):
     odd = OnDevice(gpu, Problem(SPEC, 2).activation(), offset=1)
     linear(odd, out)
     assert gpu.launches[-2][0] == "prepare_kernel"
+
+
+@pytest.mark.parametrize("name", ["int8", "float32", "float16", "bfloat16"])
+def test_what_torch_does_not_tell_dlpack(name):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    dtype, kind = numpy_dtype(name), getattr(torch, name)
+    x = torch.arange(24).reshape(4, 6).to(kind)
+    stored = cuda_arrays.on_host("x", -x, dtype, 6)
+    assert stored.dtype.name == stored_as(name)
+    np.testing.assert_array_equal(stored.view(dtype).astype(int), -np.arange(24).reshape(4, 6))
+    for rows in (x, x.repeat(1, 2)[:, :6]):
+        found = cuda_arrays.on_host("x", torch._neg_view(rows), dtype, 6)
+        np.testing.assert_array_equal(found, stored)
+        assert found.flags.c_contiguous
+    with pytest.raises(ArrayError, match="x is a Tensor without memory; expected numbers"):
+        cuda_arrays.on_host("x", torch._efficientzerotensor((4, 6), dtype=kind), dtype, 6)
+    if kind.is_floating_point:
+        with pytest.raises(ArrayError, match=r"x requires a gradient.* pass x\.detach\(\)"):
+            cuda_arrays.on_host("x", x.requires_grad_(), dtype, 6)
+
+
+def test_negated_numbers_on_a_device_are_refused(monkeypatch):
+    torch = emulated_torch.module(EmulatedDriver())
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    x = torch.randint(0, 9, (4, 6), dtype=torch.int8, device="cuda")
+    assert cuda_arrays.on_device("x", x).shape == (4, 6)
+    monkeypatch.setattr(torch.Tensor, "is_neg", lambda self: True)
+    with pytest.raises(ArrayError, match="x is a view of negated numbers; expected a tensor of"):
+        cuda_arrays.on_device("x", x)
 
 
 def test_numbers_on_a_device_are_used_in_place(monkeypatch):
