@@ -15,6 +15,7 @@ import math
 import mmap
 import operator
 import os
+import resource
 import sys
 import threading
 import warnings
@@ -183,7 +184,8 @@ def use_threads(num_threads: int) -> None:
     Raises
     ------
     ArrayError
-        See `check_threads`; or more than this thread's pool was started with.
+        See `check_threads`; more than this thread's pool was started with; or a pool that the
+        limit of address space does not let start.
     """
     if type(num_threads) is int and num_threads == _pool.used > 0:
         return
@@ -203,7 +205,9 @@ def use_threads(num_threads: int) -> None:
     elif count == 1:
         set_max_concurrency(1)
     elif _pool.workers == 0:
-        _pool.workers = max(count, default_threads())
+        workers = max(count, default_threads())
+        check_startable(count, workers - 1)
+        _pool.workers = workers
         _pool.process = os.getpid()
         set_max_concurrency(_pool.workers)
         limit_pool(count)
@@ -215,6 +219,38 @@ def use_threads(num_threads: int) -> None:
     else:
         limit_pool(count)
     _pool.used = count
+
+
+def check_startable(num_threads: int, workers: int) -> None:
+    """Try whether so many workers can be started where address space is limited (`ulimit -v`).
+
+    TVM ends the process where one cannot. Each takes a stack, and the allocator as much again or
+    more for some of them, which no sum tells beforehand.
+
+    Raises
+    ------
+    ArrayError
+        They cannot.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    threads: list[threading.Thread] = []
+    release = threading.Event()
+    try:
+        while len(threads) < workers:
+            thread = threading.Thread(target=release.wait)
+            thread.start()
+            threads.append(thread)
+    except (RuntimeError, MemoryError):
+        raise ArrayError(
+            f"num_threads={num_threads}; the limit of address space (ulimit -v) lets "
+            f"{len(threads)} of the {workers} threads of a pool start; expected 1, or a pool that "
+            "TVM_NUM_THREADS makes smaller"
+        ) from None
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join()
 
 
 def _forget_threads() -> None:

@@ -123,6 +123,31 @@ except qmm.QuantmmError as error:
 
 
 @needs_proc
+def test_a_pool_that_address_space_is_too_small_for_is_refused(kernel_file):
+    code = (
+        CALL
+        + """
+import resource
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (100 << 20)
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+try:
+    linear(x, num_threads=64)
+except qmm.QuantmmError as error:
+    message = str(error)
+same = [bool(np.array_equal(linear(x, num_threads=1), y))]
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+same.append(bool(np.array_equal(linear(x, num_threads=64), y)))
+print(json.dumps([message, same]))
+"""
+    )
+    message, same = run(code, kernel_file, TVM_NUM_THREADS="1")
+    assert re.match(r"num_threads=64; the limit of address space .* of the 63 threads", message)
+    assert same == [True, True]
+
+
+@needs_proc
 @pytest.mark.parametrize("siblings", [False, True])
 def test_default_is_one_thread_per_physical_core(kernel_file, tmp_path, siblings):
     """On a machine where this process's CPUs are a core each, and on one where they share one."""
