@@ -181,7 +181,6 @@ def to_csv(rows: Sequence[Row], environment: dict[str, Any]) -> str:
             "weights": "cold" if job.cold else "hot",
             "threads": job.threads,
             "floor": row.floor,
-            "share": row.share,
             "busy_cores": round(row.busy_cores, 3),
             "stolen_cores": round(row.stolen_cores, 3),
         }
@@ -193,7 +192,8 @@ def to_csv(rows: Sequence[Row], environment: dict[str, Any]) -> str:
                 else {}
             )
             low, high = time.quartiles
-            measured = {"median": time.median, "least": time.least}
+            share = row.floor / time.median
+            measured = {"share": share, "median": time.median, "least": time.least}
             quartiles = {"quartile_1": low, "quartile_3": high}
             who = {"contender": name, "kind": kind(row, name)}
             writer.writerow(shape | who | measured | quartiles | compared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from html.parser import HTMLParser
@@ -124,8 +125,14 @@ def test_json_and_csv_hold_every_figure(rows):
     environment = {"date": "today", "cpu": "a CPU", "versions": {}}
     content = json.loads(export.to_json(rows, environment))
     assert [each["share"] for each in content["rows"]] == [each.share for each in rows]
-    lines = [line for line in export.to_csv(rows, environment).splitlines() if line[0] != "#"]
-    assert len(lines) == 1 + 4 * len(rows)  # a line for who is absent too
+    text = export.to_csv(rows, environment).splitlines()
+    lines = list(csv.DictReader(line for line in text if line[0] != "#"))
+    assert len(lines) == 4 * len(rows)  # a line for who is absent too
+    for line in lines:
+        if line["kind"] == "absent":
+            assert line["share"] == ""
+        else:
+            assert float(line["share"]) == float(line["floor"]) / float(line["median"])
 
 
 def test_the_page_is_checked_with_what_it_quotes():
