@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from ..errors import CacheError
 from ..files import write_whole
 from ..targets import CudaTarget, Target
@@ -70,8 +72,6 @@ def folder() -> Path:
     CacheError
         This user has no place for caches.
     """
-    from platformdirs import user_cache_path
-
     try:
         path = user_cache_path("quantmm", appauthor=False) / "kernels"
     except RuntimeError as error:  # a user whom the system does not know

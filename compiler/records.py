@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_data_path
+
 from .. import schedules
 from ..errors import RecordError
 from ..schedules import Parameters
@@ -103,8 +105,6 @@ def default_folder() -> Path:
     RecordError
         This user has no place for data.
     """
-    from platformdirs import user_data_path
-
     try:
         path = user_data_path("quantmm", appauthor=False) / "tuned"
     except RuntimeError as error:  # a user whom the system does not know

@@ -8,6 +8,10 @@ import os
 import platform
 from collections.abc import Collection
 
+import archspec.cpu
+from archspec.cpu.detect import detected_info
+from archspec.vendor.cpuid.cpuid import CPUID
+
 from ..errors import TargetError
 from .target import Target
 
@@ -49,8 +53,6 @@ def architecture() -> str:
 @functools.cache
 def cpu_features() -> frozenset[str]:
     """Features of this CPU under Linux's /proc/cpuinfo names."""
-    from archspec.cpu.detect import detected_info
-
     # Not `archspec.cpu.host()`: of a CPU newer than archspec that knows only the nearest level.
     features = frozenset(detected_info().features)
     if architecture() == "x86_64" and "avx" in features:
@@ -63,8 +65,6 @@ def cpu_features() -> frozenset[str]:
 
 def cpuid_features() -> frozenset[str]:
     """Features of an x86 CPU for which Linux has a name but does not list it."""
-    from archspec.vendor.cpuid.cpuid import CPUID
-
     try:
         ask = CPUID()
         known = ask(0)[0] >= 7 and ask(7)[0] >= 1
@@ -93,8 +93,6 @@ def cpu_name() -> str:
     except OSError:
         pass
     # Arm's /proc/cpuinfo has numbers only; archspec knows what they stand for.
-    import archspec.cpu
-
     return platform.processor() or archspec.cpu.host().name
 
 

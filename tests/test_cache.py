@@ -464,9 +464,7 @@ def test_a_full_disk(folder, monkeypatch):
 
 
 def test_a_user_without_a_home(monkeypatch, tmp_path):
-    import platformdirs
-
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/quantmm"))
+    monkeypatch.setattr(cache, "user_cache_path", lambda *_, **__: Path("~/.cache/quantmm"))
     monkeypatch.chdir(tmp_path)
     with pytest.warns(RuntimeWarning, match=r"would be ~/\.cache/.*; expected an absolute path"):
         assert_right(qmm.compile(SPEC, cache=True))
