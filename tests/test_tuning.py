@@ -21,7 +21,8 @@ import pytest
 import quantmm as qmm
 import tuning_faults
 from quantmm import targets
-from quantmm.bench import limits
+from quantmm.bench import check, limits
+from quantmm.bench.formats import FORMATS
 from quantmm.bench.machine import Machine
 from quantmm.bench.models import MODELS
 from quantmm.cli import logs as cli_logs
@@ -573,27 +574,22 @@ def test_a_function_is_used_where_it_may_be():
 # What is tried.
 
 
-def formats():
-    return [
-        {},
-        {"weight": "int4", "group_size": 128, "input": "float32", "dynamic": True},
-        {"weight": "int4", "group_size": 32, "input": "float32", "dynamic": True},
-        {"weight": "int4", "input": "float32", "dynamic": True},
-    ]
-
-
 def test_there_is_a_default_for_every_benchmark_shape(row):
     layers = {(each.n, each.k) for layers in MODELS.values() for each in layers}
-    for (n, k), fields in itertools.product([*layers, (1000, 333), (7, 3)], formats()):
-        spec = qmm.MatmulSpec(n=n, k=k, **fields)
-        for m in (1, 2, 7, 16, 512, 2048):
-            default = default_choice(spec, row, m)
-            assert candidate.why_not(spec, row, default) is None
-            assert default.k_block == candidate.layout_of(spec, row).k_block
+    specs = {
+        qmm.MatmulSpec(n=n, k=k, **fields)
+        for (n, k), fields in itertools.product([*layers, (7, 3)], FORMATS.values())
+    }
+    shapes = {*itertools.product(specs, (1, 2, 7, 16, 512, 2048))}
+    shapes |= {(job.spec, job.m) for section in check.SECTIONS for job in section.jobs(1)}
+    for spec, m in shapes:
+        default = default_choice(spec, row, m)
+        assert candidate.why_not(spec, row, default) is None
+        assert default.k_block == candidate.layout_of(spec, row).k_block
 
 
 def test_every_space_has_the_default(row):
-    for fields, m in itertools.product(formats(), (1, 4, 16, 512)):
+    for fields, m in itertools.product(FORMATS.values(), (1, 4, 16, 512)):
         spec = qmm.MatmulSpec(n=768, k=768, **fields)
         search = Search(spec, row, m, 0, 4)
         default = default_choice(spec, row, m)
@@ -789,6 +785,15 @@ def test_without_any_machine_the_run_ends_and_the_log_stays(tmp_path):
 def state(**other):
     fields = {"done": 3, "trials": 8, "failed": 1, "default": 2e-3, "best": 1e-3, "floor": 5e-4}
     return Progress(SPEC, M, **{**fields, **other})
+
+
+def test_the_best_is_what_beat_the_others_and_not_what_was_lucky():
+    other, lucky = choice(), choice(rows=2)
+    problem = Problem(SPEC, ROW, M, 0, 1, None, 1e-6, choice(rows=1), clock=3e-3)
+    problem.times = {problem.default: [3e-3], other: [2e-3], lucky: [1e-3]}
+    assert problem.progress(9).best == 3e-3
+    problem.leader = other
+    assert problem.progress(9).best == 2e-3
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -209,7 +209,7 @@ def explore(session: Session, problem: Problem, trials: int, deadline: float, wa
         times = next(iter(raced.values()))[0][DEFAULT]
         problem.clock = statistics.median(times)
         tell({problem.default: times})
-    best = take_best(session, stages, problem)
+    problem.leader = take_best(session, stages, problem)
     waiting: dict[Choice, bytes | str] = {}
     while len(problem.times) < trials and time.monotonic() < deadline:
         if not waiting:
@@ -220,7 +220,7 @@ def explore(session: Session, problem: Problem, trials: int, deadline: float, wa
             watch(problem.progress(trials, f"building {len(choices)}"))
             waiting = built(session, problem, choices)
         watch(problem.progress(trials, f"measuring {len(waiting)}"))
-        best = try_batch(session, stages, problem, best, waiting, tell)
+        problem.leader = try_batch(session, stages, problem, waiting, tell)
         # What was under way on a machine that was lost is measured on another.
         waiting = {choice: waiting[choice] for choice in waiting if choice not in problem.times}
         watch(problem.progress(trials))
@@ -307,23 +307,20 @@ def try_batch(
     session: Session,
     stages: Mapping[Board, Stage],
     problem: Problem,
-    best: Choice | None,
     contents: Mapping[Choice, bytes | str],
     tell: Tell,
 ) -> Choice | None:
-    """Check and time choices, a part on each board. Returns the best one now.
+    """Check and time choices, a part on each board. Returns the leader from now on.
 
     What a board that was lost had under way is not told.
     """
     shares = dealt(contents, session.boards)
-    raced = session.on_each(
-        lambda board: try_share(stages[board], problem, best, shares[board], tell)
-    )
+    raced = session.on_each(lambda board: try_share(stages[board], problem, shares[board], tell))
     winners = [winner for winner in raced.values() if winner is not None]
-    if winners:
-        best = min(winners, key=problem.median)
-        agree = functools.partial(agree_on, stages, best, contents[best], winners)
-        session.on_each(agree)
+    if not winners:
+        return problem.leader
+    best = min(winners, key=problem.median)
+    session.on_each(functools.partial(agree_on, stages, best, contents[best], winners))
     return best
 
 
@@ -354,11 +351,10 @@ def agree_on(
 def try_share(
     stage: Stage,
     problem: Problem,
-    best: Choice | None,
     contents: Mapping[Choice, bytes | str],
     tell: Tell,
 ) -> Choice | None:
-    """Check and time choices on a stage. Returns the one that beat the best."""
+    """Check and time choices on a stage. Returns the one that beat the leader."""
     names: dict[str, Choice] = {}
     for choice, content in contents.items():
         reason = content if isinstance(content, str) else stage.load(choice.name, content)
@@ -369,7 +365,7 @@ def try_share(
     if not names:
         return None
     winner = None
-    champion = best.name if best else DEFAULT
+    champion = problem.leader.name if problem.leader else DEFAULT
     racing = [*dict.fromkeys([DEFAULT, champion]), *names]
     times, failed = stage.race(racing, ROUNDS)
     check_default(problem, failed)
@@ -395,7 +391,7 @@ def try_share(
 
 
 def reasons(failed: Mapping[str, str], names: Mapping[str, Choice]) -> dict[Choice, str]:
-    """Why choices failed; the best so far is told of when it is tried."""
+    """Why choices failed; the leader was told of when it was tried."""
     return {names[name]: reason for name, reason in failed.items() if name in names}
 
 

@@ -48,6 +48,7 @@ class Problem:
     clock : seconds per call of the default when it was first measured; other times are ratios to
         the default in the same rounds, times this.
     times : of every choice that ran; None where it failed.
+    leader : what beat the default, and those before it, beyond the noise.
     """
 
     spec: MatmulSpec
@@ -61,6 +62,7 @@ class Problem:
     workload: int = -1
     clock: float | None = None
     times: dict[Choice, list[float] | None] = field(default_factory=dict)
+    leader: Choice | None = None
 
     def median(self, choice: Choice) -> float:
         """The median time of a choice that ran."""
@@ -84,9 +86,7 @@ class Problem:
 
     def progress(self, trials: int, text: str = "") -> Progress:
         """Where it is."""
-        best = min(
-            (statistics.median(times) for times in self.times.values() if times), default=None
-        )
+        best = self.clock if self.leader is None else self.median(self.leader)
         failed = sum(times is None for times in self.times.values())
         return Progress(
             self.spec, self.m, len(self.times), trials, failed, self.clock, best, self.floor, text
