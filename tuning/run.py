@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import statistics
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import targets
+from ..bench.formats import weight_bytes
 from ..bench.rotation import COLD_ROWS
 from ..compiler import records
 from ..compiler.linker import command as linker_command
@@ -29,7 +29,7 @@ from ..compiler.runtime import without_torch
 from ..compiler.spec import MatmulSpec, as_size, as_whole
 from ..errors import SpecError, TuningError
 from ..targets import Target, machine
-from .candidate import Choice, default_choice, layout_of
+from .candidate import Choice, default_choice
 from .joining import is_measured
 from .log import Database, database_for, failure_line
 from .rpc import session_for
@@ -125,7 +125,7 @@ def tune(
                 seed,
                 count,
                 database,
-                floor_of(spec, row, rows, limit),
+                floor_of(spec, rows, limit),
                 default_choice(spec, row, rows),
             )
             for rows in sorted({*m, *concluded(database, spec)})
@@ -168,12 +168,9 @@ def rows_to_tune(m: int | Sequence[int]) -> list[int]:
     return found
 
 
-def floor_of(spec: MatmulSpec, row: Target, m: int, limit: Limits) -> float:
+def floor_of(spec: MatmulSpec, m: int, limit: Limits) -> float:
     """Seconds that the machine's limits allow for `m` rows."""
-    layout = layout_of(spec, row)
-    scales = 4 * layout.n_blocks * layout.lanes * layout.groups
-    weight_bytes = math.prod(layout.shape) + scales
-    return limit.floor(m, spec.n, spec.k, weight_bytes, m <= COLD_ROWS)
+    return limit.floor(m, spec.n, spec.k, weight_bytes(spec), m <= COLD_ROWS)
 
 
 def concluded(database: Database, spec: MatmulSpec) -> list[int]:
