@@ -11,7 +11,7 @@ from quantmm.compiler.problem import Problem, random_spec
 from quantmm.errors import ToolError
 
 ROWS = [target.name for target in qmm.targets.TARGETS if target.architecture == "aarch64"]
-SPECS = 10
+SPECS = 7
 #: A chip with dot products but no matrix multiply, and one with neither.
 DOT_PRODUCTS_ONLY, NEITHER = "neoverse-n1", "cortex-a72"
 

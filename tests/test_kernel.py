@@ -42,7 +42,7 @@ def test_fixed_m_on_every_target(target, data, m, seed):
     run(qmm.compile(spec, target), m, np.random.default_rng(seed))
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(st.data(), st.integers(1, 40), SEEDS)
 def test_every_row_with_its_instruction_replaced_by_its_meaning(row, data, m, seed):
     spec = data.draw(problems.specs(max_n=100, max_k=150, m=m))
