@@ -123,12 +123,6 @@ class CudaLinear(Bound):
         self.__dict__.update(state)
         self._bind()
 
-    def __copy__(self) -> CudaLinear:
-        """The same over the same memory."""
-        copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__)
-        return copied
-
     def __deepcopy__(self, memo: dict[int, Any]) -> CudaLinear:
         """The same in other memory; nothing changes the arrays of the host."""
         linear = copy.copy(self)

@@ -6,7 +6,7 @@ Like `kernel`, this needs NumPy, tvm_ffi and libtvm_runtime.so, no compiler.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: nearest is positive and finite.
 PLAIN = (float, np.float32)
 PLAIN_SCALES = float(np.finfo(np.float32).smallest_subnormal), FLOAT32_MAX
+
+
+B = TypeVar("B", bound="Bound")
 
 
 class Bound:
@@ -75,6 +78,12 @@ class Bound:
         )
         self._x_columns = -(-spec.k // 2) if spec.packed_activation else spec.k
         self._out_dtype = numpy_dtype(spec.out)
+
+    def __copy__(self: B) -> B:
+        """The same over the same memory."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     @property
     def nbytes(self) -> int:
@@ -131,12 +140,6 @@ class Linear(Bound):
         self._arrays = {name: aligned(array) for name, array in self._arrays.items()}
         self._defaults = {name: aligned(array) for name, array in self._defaults.items()}
         self._bind()
-
-    def __copy__(self) -> Linear:
-        """The same over the same memory."""
-        copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__)
-        return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Linear:
         return self.duplicate()

@@ -43,8 +43,7 @@ class Parameters:
     ----------
     rows, blocks, panels : of the `Tile`.
     ahead : in a gemv, bytes between asking for weights and reading them; in a gemm, how many panels
-        lie between the one that is multiplied and the one that is asked for meanwhile. 0 leaves it
-        to the hardware.
+        ahead of the one that is multiplied weights are asked for. 0 leaves it to the hardware.
     unroll : iterations of the loop over a block of K that are written out one after the other.
     few_tiles : tiles of x up to which the calling thread of a gemm packs them alone.
     block_rows : rows of x that are multiplied with all of w before the next ones are.

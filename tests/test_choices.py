@@ -38,14 +38,10 @@ def choices(draw, spec, row, m):
     search = Search(spec, row, m, draw(st.integers(0, 2**16)), 4)
     strategy = draw(st.sampled_from(strategies(spec, row, m)))
     choice = Choice.of(of_trace(search.schedule(strategy, None).trace))
-    if strategy != "gemv":
-        parts = passes_of(layout_of(spec, row, choice.k_block))
-        passes = draw(st.sampled_from([each for each in PASSES if parts % each == 0]))
-        block_rows = draw(st.sampled_from(BLOCK_ROWS))
-        more = {"k_passes": passes, "block_rows": block_rows}
-        choice = dataclasses.replace(
-            choice, parameters=dataclasses.replace(choice.parameters, **more)
-        )
+    parts = passes_of(layout_of(spec, row, choice.k_block))
+    passes = draw(st.sampled_from([each for each in PASSES if parts % each == 0]))
+    more = {"k_passes": passes, "block_rows": draw(st.sampled_from(BLOCK_ROWS))}
+    choice = dataclasses.replace(choice, parameters=dataclasses.replace(choice.parameters, **more))
     assume(why_not(spec, row, choice) is None)
     return choice
 

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import commands
@@ -254,6 +255,24 @@ def test_what_was_measured_is_kept_before_the_best_race_again(tmp_path, monkeypa
     kept = {trial.choice.name for trial in Database(database).trials() if trial.seconds}
     assert len(raced) > 3
     assert kept == raced - {DEFAULT} | {default_choice(SPEC, ROW, M).name}
+
+
+def test_a_later_failure_counts_and_a_later_time_does_not(copy):
+    (path,) = records.databases(copy)
+
+    def remembered():
+        default = default_choice(SPEC, ROW, M)
+        problem = Problem(SPEC, ROW, M, 0, 1, Database(path), 1e-6, default)
+        search = Search(SPEC, ROW, M, 0, 4)
+        run.remember(problem, search)
+        return problem, search
+
+    problem, search = remembered()
+    clock, (other,) = problem.clock, problem.best()
+    run.keep(problem, search, threading.Lock(), {problem.default: [9.0], other: "SIGSEGV"})
+    again, _ = remembered()
+    assert clock == again.clock != 9.0
+    assert again.times[other] is None
 
 
 def test_two_runs_share_a_log(tmp_path):

@@ -227,7 +227,10 @@ def remember(problem: Problem, search: Search) -> None:
     """Take what the log knows of the problem."""
     problem.workload = problem.database.workload(search.workload_json())
     for trial in problem.database.trials():
-        if trial.workload == problem.workload:
+        if trial.workload != problem.workload:
+            continue
+        # The default's first time is the clock. What ran and later failed is not to be used.
+        if trial.choice not in problem.times or trial.seconds is None:
             times = None if trial.seconds is None else list(trial.seconds)
             problem.times[trial.choice] = times
     for choice, times in problem.times.items():
@@ -366,8 +369,12 @@ def try_share(
     racing = [*dict.fromkeys([DEFAULT, champion]), *names]
     times, failed = stage.race(racing, ROUNDS)
     check_default(problem, failed)
-    timed = {name: problem.on_clock(times[name], times[DEFAULT]) for name in names if name in times}
-    tell({**{names[name]: times for name, times in timed.items()}, **reasons(failed, names)})
+    timed = {
+        choice: problem.on_clock(times[name], times[DEFAULT])
+        for name, choice in names.items()
+        if name in times
+    }
+    tell({**timed, **reasons(failed, names)})
     limit = statistics.median(times.get(champion, times[DEFAULT]))
     challengers = sorted(
         (name for name in names if name in times and statistics.median(times[name]) < limit),
