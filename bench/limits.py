@@ -16,10 +16,11 @@ from tvm import te, tirx
 from tvm.ir import Expr
 from tvm.s_tir import Schedule
 
-from ..compiler import runtime
+from ..compiler import launcher, runtime
 from ..compiler.llvm import llvm_target
 from ..compiler.products import product
 from ..compiler.runtime import tvm_ffi
+from ..compiler.threads import use as use_threads
 from ..schedules import budget
 from ..schedules.program import Tile
 from ..schedules.steps import write_as_instruction
@@ -60,7 +61,6 @@ ROUNDS = 15
 def measure(target: Target, threads: int) -> Limits:
     """Measure `target`'s limits on this machine; takes about a second."""
     machine.require(target.name, target.architecture, target.features)
-    runtime.use_threads(threads)
     return Limits(
         threads, dot_gops(target, threads), *(read_gbps(target, threads, p) for p in (False, True))
     )
@@ -73,7 +73,7 @@ def dot_gops(target: Target, threads: int) -> float:
     x, w, y = (runtime.aligned_empty(shape, dtype) for shape, dtype in peak_arrays(target, threads))
     x[...], w[...] = 1, 1
     products = y.size * PEAK_REPEATS * peak_of(target).steps * instruction.depth
-    return 2 * products / best(kernel, x, w, y) / 1e9
+    return 2 * products / best(threads, kernel, x, w, y) / 1e9
 
 
 def peak_of(target: Target) -> Peak:
@@ -109,7 +109,7 @@ def read_gbps(target: Target, threads: int, huge_pages: bool) -> float:
     x = runtime.aligned_empty((threads, rows, READ_STREAMS, lanes), np.int32, huge_pages=huge_pages)
     x[...] = 1
     y = runtime.aligned_empty((threads, READ_STREAMS, lanes), np.int32)
-    return x.nbytes / best(read_kernel(target, threads, rows), x, y) / 1e9
+    return x.nbytes / best(threads, read_kernel(target, threads, rows), x, y) / 1e9
 
 
 def read_bytes() -> int:
@@ -199,11 +199,13 @@ def read_kernel(target: Target, threads: int, rows: int) -> tvm_ffi.Function:
 
 def function(func: tirx.PrimFunc, target: Target) -> tvm_ffi.Function:
     """A scheduled function, compiled."""
-    return tvm.compile(tvm.IRModule({"main": func}), target=llvm_target(target))["main"]
+    module = tvm.compile(tvm.IRModule({"main": func}), target=llvm_target(target))
+    return launcher.function(module, "main")
 
 
-def best(kernel: tvm_ffi.Function, *arrays: np.ndarray) -> float:
-    """The least time in seconds of several calls."""
+def best(threads: int, kernel: tvm_ffi.Function, *arrays: np.ndarray) -> float:
+    """The least time in seconds of several calls on so many threads."""
+    use_threads(threads)
     tensors = [tvm_ffi.from_dlpack(array) for array in arrays]
     times = []
     for _ in range(ROUNDS):

@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import targets
 from ..compiler import records
-from ..compiler.runtime import default_threads, without_torch
+from ..compiler.runtime import without_torch
+from ..compiler.threads import default_threads
 from ..targets import Target, machine
 from .compare import compare
 from .contenders import Job

@@ -26,6 +26,9 @@ from .starting import can_start_from_x_sum, start_from_x_sum
 from .tiles import store_within
 from .versions import versions
 
+#: Nanoseconds of an issue slot, in which costs count a step along K: one per cycle at 3.3 GHz.
+SLOT_NS = 0.3
+
 RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule, "winograd": winograd.schedule}
 
 
@@ -72,6 +75,7 @@ def kernel_of(
         arguments=frontend.arguments(spec, chosen),
         x_offset=chosen.x_offset,
         functions=tuple(function for _, function in choices),
+        cost_ns=layout.k_padded / layout.depth * SLOT_NS,
         versions=versions(),
     )
     return Kernel(info, module, num_threads)
@@ -111,6 +115,7 @@ def function_of(variant: Variant, layout: WeightLayout) -> Function:
         variant.instruction.name,
         variant.cost(layout.n_blocks),
         variant.parameters.block_rows,
+        -(-layout.n_blocks // variant.tile.width),
         variant.first_m,
         variant.last_m,
         fixed=variant.fixed(layout.n_blocks),

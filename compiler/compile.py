@@ -17,8 +17,9 @@ from . import cache as kernel_cache
 from . import cuda_records, records
 from .cuda_kernel import CudaKernel
 from .kernel import Kernel
-from .runtime import check_threads, default_threads, without_torch
+from .runtime import without_torch
 from .spec import MatmulSpec
+from .threads import check_threads, default_threads
 
 #: TVM registers instructions, and its parser and LLVM keep options, for the whole process.
 _building = threading.Lock()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import ArrayError
 from ..targets import WeightLayout, machine
-from . import runtime
+from . import launcher, threads
 from .arrays import MAX_ELEMENTS
 from .linear import Linear
 from .quantize import QTensor
@@ -23,6 +23,10 @@ from .spec import MatmulSpec
 
 if TYPE_CHECKING:
     from .cuda_kernel import CudaKernel
+
+
+#: Bytes of weights that one thread reads in a nanosecond where a cache holds them.
+STREAM = 60.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Function:
     ----------
     rows : of its tiles.
     cost, fixed : of one tile of rows over all of W, and of what comes before the first one, in a
-        unit that the functions of a kernel share.
+        unit that the functions of a kernel share, see `KernelInfo.cost_ns`.
+    panels : parts into which the columns of W are cut; a task is one of them for a block of rows.
     block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
     first_m, last_m : it is not used for an M outside; no end where `last_m` is None.
     record : the tuned record that it comes from, None for a default.
@@ -45,6 +50,7 @@ class Function:
     instruction: str
     cost: float
     block_rows: int
+    panels: int
     first_m: int = 1
     last_m: int | None = None
     record: str | None = None
@@ -68,6 +74,7 @@ class KernelInfo:
     instruction : the dot product that stands for the target.
     arguments : names of the array arguments, in order.
     x_offset : what the kernel adds to activations, which sums of the weight make up for.
+    cost_ns : what one unit of `Function.cost` is in nanoseconds of one thread, by estimate.
     """
 
     spec: MatmulSpec
@@ -79,6 +86,7 @@ class KernelInfo:
     arguments: tuple[str, ...]
     x_offset: int
     functions: tuple[Function, ...]
+    cost_ns: float
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +116,12 @@ class KernelInfo:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one M is computed: `mo` blocks of `mi` tiles of rows, by the function `name`."""
+    """How one M is computed: `mo` blocks of `mi` tiles of rows, by the function `name`.
+
+    Attributes
+    ----------
+    least, best : on how many threads that is quicker than on one, and quickest.
+    """
 
     name: str
     strategy: str
@@ -116,6 +129,8 @@ class Plan:
     instruction: str
     mo: int
     mi: int
+    least: int
+    best: int
     record: str | None = None
 
 
@@ -133,21 +148,19 @@ class Kernel:
     def __init__(self, info: KernelInfo, module: Any, num_threads: int | None = None) -> None:
         self.info = info
         self.spec = info.spec
-        self.num_threads = (
-            runtime.default_threads() if num_threads is None else runtime.check_threads(num_threads)
-        )
+        self._num_threads = None if num_threads is None else threads.check_threads(num_threads)
         self.origin = "built"
         self._module = module
         #: The module as the bytes of a shared library, once it was linked or loaded.
         self._library: bytes | None = None
-        # For every M that was called: the function and its tile counts.
-        self._ready: dict[int, tuple[Any, int, int]] = {}
+        # For every M that was called: the function, its tile counts, and the threads it is worth.
+        self._ready: dict[int, tuple[Any, int, int, int, int]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its file's content, which is as trustworthy as where it comes from."""
         from .kernel_file import packed, unpickled
 
-        return unpickled, (packed([self]), self.num_threads)
+        return unpickled, (packed([self]), self._num_threads)
 
     def __copy__(self) -> Kernel:
         """The same code, which nothing changes."""
@@ -160,6 +173,14 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"Kernel({self.spec.to_json()}, target={self.info.target!r})"
+
+    @property
+    def num_threads(self) -> int:
+        """The most threads of a call that does not say.
+
+        What `compile` or `load` was given, or as many as the program's own parallel work has now.
+        """
+        return threads.default_threads() if self._num_threads is None else self._num_threads
 
     def plan(self, m: int) -> Plan:
         """Which function computes `m` rows, and on which grid of tiles.
@@ -182,6 +203,7 @@ class Kernel:
         )
         tiles = -(-m // best.rows)
         mo = -(-tiles // max(1, best.block_rows // best.rows))
+        work = max(best.cost_of(m) * self.info.cost_ns, self.info.layout.nbytes / STREAM)
         return Plan(
             best.name,
             best.strategy,
@@ -189,20 +211,25 @@ class Kernel:
             best.instruction,
             mo,
             -(-tiles // mo),
+            *threads.worth(work, mo * best.panels),
             best.record,
         )
 
-    def _prepare(self, m: int) -> tuple[Any, int, int]:
+    def _prepare(self, m: int) -> tuple[Any, int, int, int, int]:
         """Resolve the function for `m` rows, once this machine is known to execute it."""
         plan = self.plan(m)
         info = self.info
         machine.require(f"this kernel ({info.target})", info.architecture, info.features)
-        runtime.library()
-        ready = self._ready[m] = self._module[plan.name], plan.mo, plan.mi
+        function = launcher.function(self._module, plan.name)
+        ready = self._ready[m] = function, plan.mo, plan.mi, plan.least, plan.best
         return ready
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
-        """For each M in `m`: the strategy, tile, instruction and tuned record that it uses."""
+        """For each M in `m`: what it uses, as a call of the calling thread would now.
+
+        Its strategy, function, tiles, instruction and tuned record, the number of threads, and the
+        pool that those belong to.
+        """
         rows = []
         for count in [self.spec.m] if self.spec.m else m:
             plan = self.plan(count)
@@ -214,6 +241,8 @@ class Kernel:
                     "tiles": plan.mo * plan.mi,
                     "instruction": plan.instruction,
                     "target": self.info.target,
+                    "threads": threads.count(self._num_threads, plan.least, plan.best),
+                    "pool": threads.pool_name(),
                     "record": plan.record,
                 }
             )

@@ -22,6 +22,8 @@ import json
 import os
 import struct
 import sys
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +33,40 @@ from typing import Any
 from ..errors import KernelFileError, TargetError
 from ..files import check_writable, write_whole
 from ..targets import CUDA_TARGETS, TARGETS
-from . import runtime
+from . import launcher, threads
 from .cuda_kernel import CudaInfo, CudaKernel
 from .kernel import Kernel, KernelInfo
-from .runtime import tvm_ffi
 from .versions import installed
 
 MAGIC = b"quantmm\0"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 HEADER = struct.Struct("<8sII32s")
+
+
+class Library:
+    """A shared library that this process has loaded."""
+
+    def __init__(self, content: bytes, module: Any) -> None:
+        self.content = content
+        self._module = module
+
+    def __getitem__(self, name: str) -> Any:
+        """One of its functions, which keeps it loaded."""
+        return self._module[name]
+
+
+#: By the digests of their contents; those that some kernel uses.
+_libraries: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _loading
+    _loading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
@@ -120,7 +147,7 @@ def load(
         `num_threads` is no whole number, less than 1 or too large.
     """
     if num_threads is not None:
-        runtime.check_threads(num_threads)
+        threads.check_threads(num_threads)
     if device not in (None, "cpu", "cuda"):
         raise TargetError(f"device={device!r}; expected 'cpu', 'cuda' or None")
     chosen = best(path, contents(path), device)
@@ -159,9 +186,17 @@ def loaded(stored: Stored, num_threads: int | None = None) -> Kernel | CudaKerne
 
 
 def use_library(kernel: Kernel) -> None:
-    """Let a kernel that was linked or read from a file run from its shared library."""
-    runtime.library()
-    kernel._module = load_library(shared_library(kernel))
+    """Let a kernel that was linked or read from a file run from its shared library.
+
+    Kernels with the same code share it; it is unloaded with the last of them.
+    """
+    content = shared_library(kernel)
+    digest = hashlib.sha256(content).digest()
+    with _loading:
+        shared = _libraries.get(digest)
+        if shared is None:
+            shared = _libraries[digest] = Library(content, load_library(content))
+    kernel._module, kernel._library = shared, shared.content
 
 
 def contents(path: str | os.PathLike[str]) -> list[Stored]:
@@ -279,7 +314,7 @@ def load_library(library: bytes) -> Any:
         with NamedTemporaryFile(suffix=".so") as file:
             file.write(library)
             file.flush()
-            return tvm_ffi.load_module(file.name, keep_module_alive=True)
+            return launcher.load(file.name)
     except (OSError, RuntimeError) as error:
         raise KernelFileError(
             f"cannot load a kernel through a temporary file, see TMPDIR: {error}"
@@ -299,7 +334,11 @@ def shared_library(kernel: Kernel | CudaKernel) -> bytes:
     if isinstance(kernel, CudaKernel):
         return kernel._library
     if kernel._library is None:
-        kernel._library = linked(machine_code(kernel._module.mod), kernel.info.architecture)
+        from .launcher_code import launcher_module
+
+        module = kernel._module.mod
+        code = [machine_code(module), machine_code(launcher_module(module))]
+        kernel._library = linked(code, kernel.info.architecture)
     return kernel._library
 
 
@@ -312,15 +351,17 @@ def machine_code(module: Any) -> bytes:
         return file.read()
 
 
-def linked(code: bytes, architecture: str) -> bytes:
-    """The shared library of an object file."""
+def linked(code: Sequence[bytes], architecture: str) -> bytes:
+    """The shared library of object files."""
     from .linker import link
 
     try:
         with TemporaryDirectory() as folder:
-            source, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
-            source.write_bytes(code)
-            link(str(library), str(source), architecture)
+            library = Path(folder) / "kernel.so"
+            sources = [Path(folder) / f"{i}.o" for i in range(len(code))]
+            for source, content in zip(sources, code, strict=True):
+                source.write_bytes(content)
+            link(str(library), [str(source) for source in sources], architecture)
             return library.read_bytes()
     except OSError as error:
         raise KernelFileError(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import ArrayError
 from ..targets import WeightLayout
 from ..targets.cuda_layout import CudaLayout
-from . import runtime
+from . import threads
 from .arrays import (
     apart,
     export_array,
@@ -217,7 +217,7 @@ class Linear(Bound):
             x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
         source = import_array("x", x, self._x_dtype, self._x_columns)
         m = x.shape[0] if isinstance(x, np.ndarray) else source.shape[0]
-        function, mo, mi = kernel._ready.get(m) or kernel._prepare(m)
+        function, mo, mi, least, best = kernel._ready.get(m) or kernel._prepare(m)
         shape = m, spec.n
         if out is None:
             result = new_array(x, shape, self._out_dtype)
@@ -243,7 +243,10 @@ class Linear(Bound):
                 "out_zero_point": out_zero_point,
             }
             bound = self._with_call(m, given, residual, y)
-        runtime.use_threads(kernel.num_threads if num_threads is None else num_threads)
+        if num_threads is None:
+            threads.use(kernel._num_threads, least, best)
+        else:
+            threads.use(threads.check_threads(num_threads), least, best)
         function(source, *bound, y, mo, mi)
         return result
 

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from ..errors import ToolError
 from ..targets import machine
@@ -62,8 +63,8 @@ def zig(*options: str) -> list[str] | None:
     return [sys.executable, "-m", "ziglang", "cc", "-O2", *options]
 
 
-def link(output: str, code: str, architecture: str | None = None) -> None:
-    """Link the object file `code` to the shared library `output`.
+def link(output: str, code: Sequence[str], architecture: str | None = None) -> None:
+    """Link the object files `code` to the shared library `output`.
 
     Raises
     ------
@@ -71,7 +72,7 @@ def link(output: str, code: str, architecture: str | None = None) -> None:
         See `command`; or linking failed.
     """
     done = subprocess.run(
-        [*command(architecture), "-shared", "-fPIC", "-o", output, code],
+        [*command(architecture), "-shared", "-fPIC", "-o", output, *code],
         capture_output=True,
         text=True,
         check=False,

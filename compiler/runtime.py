@@ -1,8 +1,6 @@
-"""The part of TVM that a kernel needs when it runs: tvm_ffi, libtvm_runtime.so and its threads.
+"""The part of TVM that a kernel needs when it runs: tvm_ffi and libtvm_runtime.so.
 
-Nothing here imports `tvm`. TVM keeps one thread pool per calling thread, made at that thread's
-first parallel call with as many workers as `SetMaxConcurrency` said before; later it can only use
-fewer.
+Nothing here imports `tvm`.
 """
 
 from __future__ import annotations
@@ -13,39 +11,16 @@ import functools
 import importlib.util
 import math
 import mmap
-import operator
 import os
-import resource
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArrayError, ToolError
-from ..targets import physical_cores
-
-#: tvm::runtime::threading::SetMaxConcurrency(int): thread-local, and the only way to size a pool
-#: that neither goes through the environment nor starts the pool.
-SET_MAX_CONCURRENCY = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
-#: AffinityMode::kSpecifyThreadShareAllCore of TVM's threading_backend.h.
-SHARE_ALL_CORES = -3
-
-#: What TVM reads from the environment when a pool starts, unless the user set it.
-POOL_SETTINGS = {
-    # Workers pinned to cores would make two processes share the same ones while others idle (tvm
-    # issues 4145, 7454).
-    "TVM_BIND_THREADS": "0",
-    # A worker polls this often before it sleeps: some 5 ms, enough from one layer to the next.
-    # TVM's own 300000 keep a core from others for a tenth of a second after every call.
-    "TVM_THREAD_POOL_SPIN_COUNT": "20000",
-}
-
-#: A pool of more threads than the system can start would end the process.
-MAX_THREADS = max(64, os.cpu_count() or 1)
+from ..errors import ToolError
 
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
@@ -121,8 +96,6 @@ def library() -> ctypes.CDLL:
     ToolError
         apache-tvm is not installed.
     """
-    for name, value in POOL_SETTINGS.items():
-        os.environ.setdefault(name, value)
     if path := tvm_library("libtvm_runtime.so"):
         return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     raise ToolError("libtvm_runtime.so not found; install apache-tvm, whose wheel brings it")
@@ -134,138 +107,6 @@ def tvm_library(name: str) -> Path | None:
     places = list(spec.submodule_search_locations or []) if spec else []
     paths = (Path(place) / "lib" / name for place in places)
     return next((path for path in paths if path.exists()), None)
-
-
-def default_threads() -> int:
-    """Threads of a call that does not say: TVM_NUM_THREADS, OMP_NUM_THREADS, or physical cores."""
-    for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "")
-        # Of what `isdigit` and `int` take, some is no number to the other.
-        if value.isdecimal() and len(value) < 10 and int(value) > 0:
-            return int(value)
-    return physical_cores()
-
-
-class _Pool(threading.local):
-    """What this thread's TVM pool was told."""
-
-    workers = 0  # 0 until the pool exists
-    used = 0
-    process = os.getpid()  # where the workers live
-
-
-_pool = _Pool()
-
-
-def check_threads(num_threads: Any) -> int:
-    """A number of threads that a caller asks for, as an int.
-
-    Raises
-    ------
-    ArrayError
-        No whole number, less than 1, or more than the system may be able to start.
-    """
-    try:
-        count = 0 if isinstance(num_threads, bool) else operator.index(num_threads)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ArrayError(f"num_threads={num_threads!r}; expected a whole number of at least 1")
-    if count > MAX_THREADS:
-        raise ArrayError(f"num_threads={count}; expected at most {MAX_THREADS}")
-    return count
-
-
-def use_threads(num_threads: int) -> None:
-    """Let the calling thread's next kernel call run on so many threads.
-
-    A thread that only ever asks for one never starts the pool.
-
-    Raises
-    ------
-    ArrayError
-        See `check_threads`; more than this thread's pool was started with; or a pool that the
-        limit of address space does not let start.
-    """
-    if type(num_threads) is int and num_threads == _pool.used > 0:
-        return
-    count = check_threads(num_threads)
-    if count == _pool.used:
-        return
-    set_max_concurrency = library()[SET_MAX_CONCURRENCY]
-    if _pool.process != os.getpid() and _pool.workers and count > 1:
-        warnings.warn(
-            "this process was forked from a thread with a pool, whose workers stayed behind: "
-            "computing with one thread, and sys.exit may wait for them for ever (call from a new "
-            "thread and end with os._exit, or start processes with 'spawn')",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        set_max_concurrency(1)
-    elif count == 1:
-        set_max_concurrency(1)
-    elif _pool.workers == 0:
-        workers = max(count, default_threads())
-        check_startable(count, workers - 1)
-        _pool.workers = workers
-        _pool.process = os.getpid()
-        set_max_concurrency(_pool.workers)
-        limit_pool(count)
-    elif count > _pool.workers:
-        raise ArrayError(
-            f"num_threads={count}; this thread's pool was started with {_pool.workers} (the number "
-            "of physical cores, or what its first call asked for)"
-        )
-    else:
-        limit_pool(count)
-    _pool.used = count
-
-
-def check_startable(num_threads: int, workers: int) -> None:
-    """Try whether so many workers can be started where address space is limited (`ulimit -v`).
-
-    TVM ends the process where one cannot. Each takes a stack, and the allocator as much again or
-    more for some of them, which no sum tells beforehand.
-
-    Raises
-    ------
-    ArrayError
-        They cannot.
-    """
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
-        return
-    threads: list[threading.Thread] = []
-    release = threading.Event()
-    try:
-        while len(threads) < workers:
-            thread = threading.Thread(target=release.wait)
-            thread.start()
-            threads.append(thread)
-    except (RuntimeError, MemoryError):
-        raise ArrayError(
-            f"num_threads={num_threads}; the limit of address space (ulimit -v) lets "
-            f"{len(threads)} of the {workers} threads of a pool start; expected 1, or a pool that "
-            "TVM_NUM_THREADS makes smaller"
-        ) from None
-    finally:
-        release.set()
-        for thread in threads:
-            thread.join()
-
-
-def _forget_threads() -> None:
-    """In a forked child, look at the pool anew before the next call."""
-    _pool.used = 0
-
-
-os.register_at_fork(after_in_child=_forget_threads)
-
-
-def limit_pool(count: int) -> None:
-    """Use `count` workers of the pool, starting it if need be."""
-    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
-    # The list's length is the concurrency; its entries would be cores if threads were pinned.
-    configure(SHARE_ALL_CORES, count, [str(i) for i in range(_pool.workers)])
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any, *, huge_pages: bool = True) -> np.ndarray:

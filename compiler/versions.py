@@ -19,6 +19,7 @@ from . import runtime
 PACKAGE = Path(__file__).parent.parent
 #: Where the source lies that decides what a kernel is.
 SOURCE_FOLDERS = ("compiler", "schedules", "targets")
+SOURCE_SUFFIXES = (".py", ".ll")
 
 
 @functools.cache
@@ -61,7 +62,9 @@ def source_digest() -> str:
     """The digest of the source as it is now: in a checkout it changes without a version."""
     digest = hashlib.sha256()
     for folder in SOURCE_FOLDERS:
-        for path in sorted((PACKAGE / folder).rglob("*.py")):
+        for path in sorted((PACKAGE / folder).rglob("*.*")):
+            if path.suffix not in SOURCE_SUFFIXES:
+                continue
             try:
                 content = path.read_bytes()
             except OSError:  # gone since it was listed, or an editor's link to nothing

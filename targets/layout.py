@@ -13,6 +13,7 @@ last one is shorter than the others, the blocks behind the end of K are zero.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,11 @@ class WeightLayout:
         """The packed weight's shape."""
         steps = self.k_padded // (self.depth * self.steps_per_byte)
         return self.n_blocks, steps, self.lanes, self.depth
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight."""
+        return math.prod(self.shape)
 
     @property
     def k_even(self) -> int:

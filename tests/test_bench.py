@@ -63,7 +63,7 @@ def test_limits_are_operations_and_bytes_over_time(target, monkeypatch):
     """Every kernel is called once, and the times are made up."""
     seconds, calls, pages = iter((0.5, 2.0, 0.25)), [], []
 
-    def best(kernel, *arrays):
+    def best(threads, kernel, *arrays):
         kernel(*map(runtime.tvm_ffi.from_dlpack, arrays))
         calls.append(arrays)
         return next(seconds)

@@ -352,7 +352,7 @@ def test_of_the_format_before(saved, tmp_path):
     content[8] = 2
     path = tmp_path / "old.qmm"
     path.write_bytes(content)
-    with pytest.raises(KernelFileError, match="has format version 2; this quantmm reads 5"):
+    with pytest.raises(KernelFileError, match="has format version 2; this quantmm reads 6"):
         qmm.load(path)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from .. import targets
 from ..compiler import cuda_records, records
 from ..compiler.records import FAILURES, KERNELS, TRIALS, WORKLOADS
-from ..compiler.runtime import default_threads
 from ..compiler.spec import MatmulSpec
+from ..compiler.threads import default_threads
 from ..compiler.versions import cuda_versions
 from ..errors import QuantmmError, RecordError
 from ..files import alone, write_whole
