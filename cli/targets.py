@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from .. import targets
+from ..compiler.threads import default_threads, pool_name
 from ..schedules import SCHEDULE_VERSION
 from ..targets import verified
 from ..targets.verified import Record
@@ -21,6 +22,7 @@ EMULATED_GPU = "generated code on a CPU, in tests; no card yet"
 def targets_command() -> None:
     """List the targets, which of them this machine can execute, and how they were verified."""
     show(targets_table(verified.read()))
+    click.echo(f"\nkernels of this process run on up to {default_threads()} threads: {pool_name()}")
 
 
 def targets_table(records: Sequence[Record]) -> Table:

@@ -17,6 +17,7 @@ from quantmm.cli import tables as cli_tables
 from quantmm.cli import targets as cli_targets
 from quantmm.cli import verify as cli_verify
 from quantmm.compiler import problem as problem_module
+from quantmm.compiler import threads
 from quantmm.schedules import SCHEDULE_VERSION
 from quantmm.targets import verified
 from quantmm.targets.verified import Record
@@ -33,6 +34,8 @@ def test_targets(quantmm):
         assert target.instruction.name in line
         assert ("yes" in line) == (qmm.targets.why_not_here(target) is None)
     assert out.count("(host)") == 1
+    last = out.splitlines()[-1]
+    assert f"up to {threads.default_threads()} threads: {threads.pool_name()}" in last
 
 
 def record(target, how, schedule=SCHEDULE_VERSION, cpu="Chip 1", date="2026-11-24"):
