@@ -6,6 +6,8 @@ Like `kernel`, this needs NumPy, tvm_ffi and libtvm_runtime.so, no compiler.
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from .cuda_kernel import CudaKernel
     from .kernel import Kernel
 
+#: Weights that are packed at a time.
+PIECE = 2 << 20
+
 #: Numbers without dimensions, as most callers have a scale, and between which of them float32's
 #: nearest is positive and finite.
 PLAIN = (float, np.float32)
@@ -59,13 +64,10 @@ class Bound:
         self._spec = spec
         # What every call hands over; x comes before, y and the tile counts after.
         self._names = kernel.info.arguments[1:-1]
-        constants = packed_weight(spec, layout, kernel.info.x_offset, w)
-        if "w_own" in self._names and isinstance(layout, WeightLayout):
-            constants["w_own"] = layout.pair_sums(constants["w"])
+        self._arrays = packed_weight(spec, layout, kernel.info.x_offset, w, self._names)
         added = check_bias(spec, bias)
         if added is not None:
-            constants["bias"] = layout.pack_columns(added[:, None])
-        self._arrays = {name: aligned(constants[name]) for name in self._names if name in constants}
+            self._arrays["bias"] = aligned(layout.pack_columns(added[:, None]))
         self._defaults = {
             name: self._numbers(name, value, None)
             for name, value in scalars.items()
@@ -303,14 +305,64 @@ class Linear(Bound):
 
 
 def packed_weight(
+    spec: MatmulSpec,
+    layout: WeightLayout | CudaLayout,
+    x_offset: int,
+    w: QTensor,
+    names: Collection[str],
+) -> dict[str, np.ndarray]:
+    """Those of `names` that a kernel reads of a weight, in its private layout and aligned.
+
+    Packed some rows at a time, which leaves beside the result a few of these pieces in memory.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for rows in row_pieces(spec.n, layout.lanes, spec.k):
+        some = dataclasses.replace(layout, n=rows.stop - rows.start)
+        packed = packed_rows(spec, some, x_offset, part_of(w, rows))
+        if "w_own" in names and isinstance(some, WeightLayout):
+            packed["w_own"] = some.pair_sums(packed["w"])
+        first = rows.start // layout.lanes
+        for name in packed.keys() & set(names):
+            array = packed[name]
+            if name not in arrays:
+                arrays[name] = aligned_empty((layout.n_blocks, *array.shape[1:]), array.dtype)
+            arrays[name][first : first + len(array)] = array
+    return arrays
+
+
+def row_pieces(n: int, lanes: int, k: int) -> Iterator[slice]:
+    """Rows of W that are packed at a time: whole blocks, and at the end what a block overlaps."""
+    size = max(1, PIECE // (k * lanes)) * lanes
+    start = 0
+    while start < n:
+        stop = start + size
+        if n - stop < lanes:
+            stop = n
+        yield slice(start, stop)
+        start = stop
+
+
+def part_of(w: QTensor, rows: slice) -> QTensor:
+    """Some rows of a quantized matrix."""
+
+    def some(values: np.ndarray | None) -> np.ndarray | None:
+        return values if values is None or not values.ndim else values[rows]
+
+    shape = rows.stop - rows.start, w.shape[1]
+    scale, zero_point = some(w.scale), some(w.zero_point)
+    assert scale is not None
+    return QTensor(w.data[rows], scale, zero_point, w.dtype, w.group_size, shape)
+
+
+def packed_rows(
     spec: MatmulSpec, layout: WeightLayout | CudaLayout, x_offset: int, w: QTensor
 ) -> dict[str, np.ndarray]:
-    """Everything that a kernel reads of a weight, in its private layout."""
+    """What a kernel reads of a weight, or of some rows of one whose layout is that of as many."""
     integers = w.unpacked()
     size = layout.group_size or spec.k
     starts = np.arange(0, spec.k, size)
     groups = len(starts)
-    zero = np.zeros((spec.n, groups), np.int32)
+    zero = np.zeros((len(integers), groups), np.int32)
     if w.zero_point is not None:
         zero += np.reshape(w.zero_point, (-1, groups) if w.zero_point.ndim else ())
     sums = np.add.reduceat(integers, starts, axis=1, dtype=np.int32)
@@ -322,5 +374,5 @@ def packed_weight(
         "w": layout.pack(integers),
         "w_sum": layout.pack_columns(sums),
         "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
-        "w_scale": layout.pack_columns(np.broadcast_to(scale, (spec.n, groups))),
+        "w_scale": layout.pack_columns(np.broadcast_to(scale, zero.shape)),
     }
