@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 
 import chips
 import numpy as np
@@ -101,16 +100,22 @@ def test_floor_is_the_slower_of_operations_and_bytes():
     assert limit.floor(64, 1000, 1000, 1e6, cold=True) == pytest.approx(128e6 / 100e9)
 
 
-def test_contenders_take_turns():
-    seen = []
+def test_contenders_take_turns(monkeypatch):
+    seen, clock = [], [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def call(name, seconds):
+        seen.append(name)
+        clock[0] += seconds
+
     calls = {
-        "a": [lambda: seen.append("a0"), lambda: seen.append("a1"), lambda: time.sleep(0.001)],
-        "b": [lambda: (seen.append("b"), time.sleep(0.002))],
+        "a": [lambda: call("a0", 0.001), lambda: call("a1", 0.002)],
+        "b": [lambda: call("b", 0.002)],
     }
     times = timing.interleaved(calls, rounds=3)
     assert seen.count("a0") == seen.count("a1")
-    assert times["b"].least >= 0.002
-    assert times["a"].least <= times["a"].median
+    assert times["a"].least == pytest.approx(0.0015)
+    assert times["b"].least == pytest.approx(0.002)
     order = [name[0] for name in seen]
     changes = sum(x != y for x, y in itertools.pairwise(order))
     assert changes >= 5
