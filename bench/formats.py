@@ -15,9 +15,10 @@ from ..errors import BenchError
 #: Floats in and out, X quantized row by row inside the call.
 FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
 
-#: By name, the fields of a spec that are not at their defaults; "int8" is the default spec.
+#: By name, the fields of a spec that are not at their defaults. X of "int8" has one scale in all,
+#: as other libraries have it.
 FORMATS: dict[str, dict[str, Any]] = {
-    "int8": {},
+    "int8": {"activation_scale": "tensor"},
     "w8a8-dynamic": FLOATS,
     "w4a8": FLOATS | {"weight": "int4"},
     "w4a8-g128": FLOATS | {"weight": "int4", "group_size": 128},
@@ -44,7 +45,7 @@ def is_named(spec: MatmulSpec) -> bool:
 
 
 def name_of(spec: MatmulSpec) -> str:
-    """The name of a spec's format; without one, the fields that are not at their defaults."""
+    """The name of a spec's format; without one, the fields that decide it."""
     given = changed(spec)
     for name, fields in FORMATS.items():
         if given == changed(MatmulSpec(n=spec.n, k=spec.k, **fields)):
@@ -55,11 +56,16 @@ def name_of(spec: MatmulSpec) -> str:
 
 
 def changed(spec: MatmulSpec) -> Mapping[str, Any]:
-    """The fields of a spec that decide its format and are not at their defaults."""
+    """The fields of a spec that decide its format, without those that nobody would miss.
+
+    These are the ones at their defaults, and of a dynamic spec what a scale covers.
+    """
+    said = () if spec.dynamic else ("activation_scale",)
     return {
         field.name: getattr(spec, field.name)
         for field in dataclasses.fields(MatmulSpec)
-        if field.name not in ("n", "k", "m") and getattr(spec, field.name) != field.default
+        if field.name not in ("n", "k", "m")
+        and (getattr(spec, field.name) != field.default or field.name in said)
     }
 
 

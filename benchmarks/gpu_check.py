@@ -52,13 +52,18 @@ SQUARES = ((4096, 4096, 4096), (8192, 8192, 8192))
 NARROW = ((4096, 14336), (28672, 8192))
 FEW = (1, 2, 4, 8, 16, 32, 64, 1024)
 SQUARE_FORMATS: dict[str, dict[str, Any]] = {
-    "int32": {"out": "int32"},
-    "bfloat16": {"activation_scale": "row", "out": "bfloat16"},
-    "requantized": {"out": "int8"},
+    "int32": {"out": "int32", "activation_scale": "tensor"},
+    "bfloat16": {"out": "bfloat16"},
+    "requantized": {"out": "int8", "activation_scale": "tensor"},
 }
 NARROW_FORMATS: dict[str, dict[str, Any]] = {
-    "w8": {"out": "bfloat16"},
-    "w4-g128": {"weight": "int4", "group_size": 128, "out": "bfloat16"},
+    "w8": {"out": "bfloat16", "activation_scale": "tensor"},
+    "w4-g128": {
+        "weight": "int4",
+        "group_size": 128,
+        "out": "bfloat16",
+        "activation_scale": "tensor",
+    },
 }
 #: Rotated bytes, as a multiple of L2; milliseconds of a graph, and how often it is replayed.
 BEYOND_L2, GRAPH_MS, REPLAYS = 3, 1.0, 20

@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", required=True, help="the SVG file to write")
     arguments = parser.parse_args()
-    kernel = qmm.compile(qmm.MatmulSpec(n=arguments.n, k=arguments.k))
+    spec = qmm.MatmulSpec(n=arguments.n, k=arguments.k, activation_scale="tensor")
+    kernel = qmm.compile(spec)
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     for threads in sorted(arguments.threads, reverse=True):

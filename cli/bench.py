@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ def report_option(kind: str, text: str) -> Callable[..., Any]:
     help=f"Formats side by side: {', '.join(FORMATS)}. Each name stands for some of the options "
     "that follow; other combinations of them have no peers.",
 )
-@format_options
+@functools.partial(format_options, unsaid=("activation_scale",))
 @click.option(
     "--against",
     type=Names(),
@@ -180,8 +181,9 @@ def bench_command(
     before. For M up to 16 the weights are rotated through more memory than the caches hold. The
     share is that of the limit: operations at the measured rate of the dot-product instruction, or
     bytes at the measured read bandwidth, whichever takes longer. A ratio is a contender's time
-    over quantmm's; ~ says that it is within what the rounds differ. With --rpc all of that happens
-    on a server's machine.
+    over quantmm's; ~ says that it is within what the rounds differ. X that is not quantized row by
+    row has one scale in all unless --activation-scale says otherwise, as other libraries have it.
+    With --rpc all of that happens on a server's machine.
     """
     from ..tuning.rpc import machine_for
 
@@ -228,6 +230,7 @@ def jobs_for(
     models: list[str] | None,
     hot: bool,
     format_names: list[str] | None,
+    activation_scale: str | None,
     **spec_fields: Any,
 ) -> list[Job]:
     """What a command line asks for: a shape's formats side by side."""
@@ -236,6 +239,8 @@ def jobs_for(
         refuse({*given} & SPEC_OPTIONS, "--format decides this")
     if models is not None:
         refuse({*given} & {"n", "k"}, "--model decides this")
+    usual = "row" if spec_fields["dynamic"] else "tensor"
+    spec_fields["activation_scale"] = activation_scale or usual
     formats = [fields_of(name) for name in format_names] if format_names else [spec_fields]
     layers = layers_of(models) if models else [Layer("", rows, depth) for rows in n for depth in k]
     return [

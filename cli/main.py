@@ -231,7 +231,7 @@ def demo() -> None:
     m, n, k = 16, 1024, 1024
     x, weights = rng.standard_normal((m, k)), rng.standard_normal((n, k))
     click.echo(f"Y = X Wᵀ with X {m} x {k} and W {n} x {k}, both quantized to int8")
-    w, qx = quantize(weights, "int8"), quantize(x, "int8", group_size="tensor")
+    w, qx = quantize(weights), quantize(x)
     spec = MatmulSpec(n=n, k=k)
     # Not from the cache: this shows that everything is there that compiling needs.
     kernel = compile(spec, "host", cache=False)

@@ -20,7 +20,7 @@ HELP = {
     "weight": "Format of the weight.",
     "activation": "Format in which activations are multiplied.",
     "group_size": "k per weight scale: a multiple of 8, 'tensor', or 'channel'.",
-    "activation_scale": "What one activation scale covers.",
+    "activation_scale": "What one activation scale covers: a row of X, or all of it.",
     "input": "Float type in which activations arrive; without it they arrive quantized.",
     "out": "Format of the result.",
     "activation_fn": "Activation function after the bias.",
@@ -83,8 +83,13 @@ class Names(click.ParamType[Any]):
         return names
 
 
-def format_options(command: Command, but: Collection[str] = ()) -> Command:
-    """One option per field of `MatmulSpec`, but for the sizes and those named."""
+def format_options(
+    command: Command, but: Collection[str] = (), unsaid: Collection[str] = ()
+) -> Command:
+    """One option per field of `MatmulSpec`, but for the sizes and those named.
+
+    Those of `unsaid` have no default.
+    """
     for field in reversed(dataclasses.fields(MatmulSpec)):
         if field.name in but:
             continue
@@ -95,11 +100,12 @@ def format_options(command: Command, but: Collection[str] = ()) -> Command:
             decorate = click.option(option, type=GroupSize(), help=HELP[field.name])
         elif field.name in CHOICES:
             values = [value for value in CHOICES[field.name] if value is not None]
+            default = None if field.name in unsaid else field.default
             decorate = click.option(
                 option,
                 type=click.Choice(values),
-                default=field.default,
-                show_default=field.default is not None,
+                default=default,
+                show_default=default is not None,
                 help=HELP[field.name],
             )
         else:

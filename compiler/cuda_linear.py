@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..errors import ArrayError, CudaError
 from .arrays import numpy_dtype, refuse_overlap
-from .checks import SCALARS, why_no
+from .checks import SCALARS, missing, why_no
 from .cuda_arrays import (
     DeviceArray,
     check_matrix,
@@ -264,17 +264,28 @@ class CudaLinear(Bound):
         One that is on the device is not looked at, which would mean to wait for it.
         """
         per_row = self._spec.activation_scale == "row" and name.startswith("x_")
-        if value is None and name in self._defaults and not per_row:
-            return call.addresses[f"bound {name}"]
+        if value is None and name not in self._defaults:
+            raise missing(name)
         if value is None:
-            value = self._defaults.get(name)
-        if value is None:
-            raise ArrayError(f"{name} is missing; give it to bind or to the call")
+            return self._bound_rows(name, call) if per_row else call.addresses[f"bound {name}"]
         count, dtype = call.m if per_row else 1, np.dtype(SCALARS[name])
         there = numbers_on_device(name, value, dtype, count, call.place.device)
         if there is not None:
             return there
         return self._copied(name, self._numbers(name, value, call.m), call.place)
+
+    def _bound_rows(self, name: str, call: Call) -> int:
+        """The address of a bound number, repeated for at least as many rows as X has."""
+        place, memory = call.place, f"bound {name}"
+        address, there = self._workspace.get((place, memory), (0, 0))
+        number = self._defaults[name]
+        if there < call.m * number.itemsize:
+            self._not_captured(place, f"{name} must be repeated for every row")
+            address = self._memory(memory, call.m * number.itemsize, place)
+            _, size = self._workspace[place, memory]
+            rows = np.repeat(number, size // number.itemsize)
+            self._gpu.copy_to(place.device, address, rows, place.stream)
+        return address
 
     def _add_x(self, call: Call) -> None:
         """X among the call's arguments: where it lies, or as `PREPARE` makes it ready."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +31,7 @@ from .arrays import (
 from .checks import SCALARS, check_bias, check_weight, missing, numbers, opened, why_no
 from .quantize import QTensor
 from .runtime import aligned, aligned_empty, tvm_ffi
-from .spec import MatmulSpec
+from .spec import INTEGER_RANGE, MatmulSpec
 from .values import FLOAT32_MAX
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ PIECE = 2 << 20
 #: nearest is positive and finite.
 PLAIN = (float, np.float32)
 PLAIN_SCALES = float(np.finfo(np.float32).smallest_subnormal), FLOAT32_MAX
-
+#: Rows up to which one number for all of them is kept, repeated, for later calls.
+KEPT_ROWS = 4096
 
 B = TypeVar("B", bound="Bound")
 
@@ -122,6 +124,8 @@ class Linear(Bound):
 
     def _bind(self) -> None:
         """Have tensors for what every call hands over."""
+        #: The arguments of the last call that brought none but x, and its rows.
+        self._last: tuple[int, list[Any]] = 0, []
         bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
         if self._spec.activation_scale == "row":
             # One number per row, and how many rows there are only a call knows.
@@ -134,7 +138,8 @@ class Linear(Bound):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the tensors, which lie in this process's memory."""
-        return {name: value for name, value in self.__dict__.items() if name != "_bound"}
+        of_process = ("_bound", "_last")
+        return {name: value for name, value in self.__dict__.items() if name not in of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put the arrays where kernels can read them."""
@@ -168,6 +173,7 @@ class Linear(Bound):
     def duplicate(self) -> Linear:
         """The same with a copy of the packed weight in other memory."""
         linear = copy.copy(self)
+        linear._last = 0, []
         linear._arrays = {name: aligned(array) for name, array in self._arrays.items()}
         linear._bound = [
             tvm_ffi.from_dlpack(linear._arrays[name]) if name in linear._arrays else bound
@@ -195,8 +201,8 @@ class Linear(Bound):
             uint8, see `pack_int4`), or a `QTensor`, which brings its scale and zero point.
         out : (M, n) of `spec.out` to write to; a new array like x (torch or NumPy) when None.
         residual : (M, n) of `spec.residual_dtype`, when the spec has one.
-        x_scale, x_zero_point : scalar, or (M,) when `spec.activation_scale` is "row"; instead of
-            the bound ones. A dynamic spec finds its own.
+        x_scale, x_zero_point : one for all rows, or (M,) when `spec.activation_scale` is "row";
+            instead of the bound ones. A dynamic spec finds its own.
         out_scale, out_zero_point : scalars for int8 and uint8 outputs, instead of the bound ones.
         num_threads : for this call only.
 
@@ -229,10 +235,8 @@ class Linear(Bound):
             if not apart(x, out):
                 written = span_of(y, self._out_dtype.itemsize)
                 refuse_overlap("out", written, "x", span_of(source, self._x_dtype.itemsize))
-        bound = self._bound
         if (
-            not self._complete
-            or x_scale is not None
+            x_scale is not None
             or x_zero_point is not None
             or out_scale is not None
             or out_zero_point is not None
@@ -245,12 +249,22 @@ class Linear(Bound):
                 "out_zero_point": out_zero_point,
             }
             bound = self._with_call(m, given, residual, y)
+        else:
+            bound = self._bound if self._complete else self._completed(m)
         if num_threads is None:
             threads.use(kernel._num_threads, least, best)
         else:
             threads.use(threads.check_threads(num_threads), least, best)
         function(source, *bound, y, mo, mi)
         return result
+
+    def _completed(self, m: int) -> list[Any]:
+        """The bound arguments with bound numbers repeated for every row."""
+        rows, arguments = self._last
+        if rows != m:
+            arguments = self._with_call(m, {}, None, None)
+            self._last = m, arguments
+        return arguments
 
     def _with_call(self, m: int, given: dict[str, Any], residual: Any, y: Any) -> list[Any]:
         """The bound arguments with this call's own in place."""
@@ -261,8 +275,7 @@ class Linear(Bound):
                 continue
             if name not in self._names:
                 raise ArrayError(f"{name} was given; {why_no(name, spec)}")
-            given_one = self._quick_scale(name, value, m)
-            arguments[self._names.index(name)] = tvm_ffi.from_dlpack(given_one)
+            arguments[self._names.index(name)] = self._tensor(name, value, m)
         if residual is not None and not spec.residual:
             raise ArrayError("a residual was given; the spec has residual=False")
         if not self._complete:
@@ -272,23 +285,16 @@ class Linear(Bound):
                 elif arguments[i] is None:
                     if name not in self._defaults:
                         raise missing(name)
-                    arguments[i] = tvm_ffi.from_dlpack(self._numbers(name, self._defaults[name], m))
+                    arguments[i] = self._tensor(name, self._defaults[name][0], m)
         return arguments
 
-    def _quick_scale(self, name: str, value: Any, m: int) -> np.ndarray:
-        """`_numbers`, in a fraction of the time for one scale that is a plain number."""
-        rows = self._spec.activation_scale == "row" and name == "x_scale"
-        least, greatest = PLAIN_SCALES
-        if (
-            rows
-            or SCALARS[name] is not np.float32
-            or not isinstance(value, PLAIN)
-            or not least <= value <= greatest
-        ):
-            return self._numbers(name, value, m)
-        scale = aligned_empty((1,), np.float32)
-        scale[0] = value
-        return scale
+    def _tensor(self, name: str, value: Any, m: int) -> Any:
+        """`_numbers` as a tensor, in a fraction of the time for what is one plain number."""
+        number = plain_number(name, value, self._spec)
+        if number is None:
+            return tvm_ffi.from_dlpack(self._numbers(name, value, m))
+        rows = self._spec.activation_scale == "row" and name.startswith("x_")
+        return repeated(number, SCALARS[name], m if rows else 1)
 
     def _residual(self, residual: Any, m: int, y: Any) -> Any:
         """The residual as a kernel reads it."""
@@ -302,6 +308,32 @@ class Linear(Bound):
         written = span_of(y, self._out_dtype.itemsize)
         refuse_overlap("out", written, "residual", span_of(added, dtype.itemsize))
         return added
+
+
+def plain_number(name: str, value: Any, spec: MatmulSpec) -> Any:
+    """`value` if it is one number that `numbers` would take as it is, else None."""
+    if type(value) is np.ndarray and value.ndim == 0:
+        value = value[()]
+    if SCALARS[name] is np.float32:
+        least, greatest = PLAIN_SCALES
+        return value if isinstance(value, PLAIN) and least <= value <= greatest else None
+    first, last = INTEGER_RANGE[spec.activation if name == "x_zero_point" else spec.out]
+    return value if type(value) in (int, np.int32) and first <= value <= last else None
+
+
+def repeated(number: float, dtype: Any, count: int) -> Any:
+    """A tensor that holds `number` so often, which nothing changes."""
+    return kept(number, dtype, count) if count <= KEPT_ROWS else filled(number, dtype, count)
+
+
+def filled(number: float, dtype: Any, count: int) -> Any:
+    """A new tensor of `number`."""
+    array = aligned_empty((count,), dtype)
+    array[...] = number
+    return tvm_ffi.from_dlpack(array)
+
+
+kept = functools.lru_cache(maxsize=64)(filled)
 
 
 def packed_weight(

@@ -40,7 +40,8 @@ class Problem:
         words = ["quantmm verify", f"--target {target}", f"--m {self.m}"]
         for field in dataclasses.fields(self.spec):
             value = getattr(self.spec, field.name)
-            if value == field.default or field.name == "m":
+            # What a scale covers is always said: the line of another version may be repeated here.
+            if field.name == "m" or (value == field.default and field.name != "activation_scale"):
                 continue
             option = "--" + field.name.replace("_", "-")
             words.append(option if value is True else f"{option} {value}")

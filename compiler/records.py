@@ -244,20 +244,28 @@ def databases_in(log: str | os.PathLike[str] | None) -> Iterator[Path]:
 
 
 def kernel_lines(database: Path, spec: MatmulSpec) -> Iterator[tuple[int, str]]:
-    """The numbers and lines for a spec, the latest last; nothing else is parsed."""
-    start = line_start(spec)
+    """The numbers and lines for a spec, the latest last; of others at most their spec is parsed."""
+    start = line_start(spec.n, spec.k)
     path = database / KERNELS
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                if line.startswith(start):
+                if line.startswith(start) and spec_of_line(line) == spec:
                     yield number, line
 
 
-@functools.cache
-def line_start(spec: MatmulSpec) -> str:
-    """How a line for a spec begins."""
-    return json.dumps({"spec": spec.to_json()})[:-1]
+def line_start(n: int, k: int) -> str:
+    """How a line for a spec with this N and K begins; K may be the start of a larger number."""
+    return json.dumps({"spec": json.dumps({"n": n, "k": k})[:-1]})[:-2]
+
+
+def spec_of_line(line: str) -> MatmulSpec | None:
+    """The spec that a line is for; None where it is damaged."""
+    try:
+        text, _ = json.JSONDecoder().raw_decode(line, len('{"spec": '))
+        return MatmulSpec.from_json(text)
+    except DAMAGE:
+        return None
 
 
 def parsed(name: str, line: str, spec: MatmulSpec, row: Target) -> Record:

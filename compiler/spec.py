@@ -44,8 +44,10 @@ class MatmulSpec:
     group_size : None for one weight scale per row of W, "tensor" for one in all, or the number of
         consecutive k that share a scale (a multiple of 8; the last group may be shorter).
     weight_zero_point, activation_zero_point : whether zero points are subtracted.
-    activation_scale : "tensor" or "row": what one activation scale (and zero point) covers.
-    dynamic : X is quantized inside the call, row by row from its own range (needs `input`).
+    activation_scale : "row" or "tensor": what one activation scale (and zero point) covers. With
+        "row" a call takes a number for each row of X, or one for all of them; with "tensor" one.
+    dynamic : X is quantized inside the call, row by row from its own range (needs `input`, and
+        "row" scales).
     input : None when X arrives quantized, else the float type in which it arrives.
     out : float type of Y, "int8" or "uint8" (requantized), or "int32" (the bare accumulator).
     bias, residual : whether a float32 bias[n] and a residual[m, n] are added.
@@ -67,7 +69,7 @@ class MatmulSpec:
     group_size: int | str | None = None
     weight_zero_point: bool = False
     activation_zero_point: bool = False
-    activation_scale: str = "tensor"
+    activation_scale: str = "row"
     dynamic: bool = False
     input: str | None = None
     out: str = "float32"
@@ -96,7 +98,10 @@ class MatmulSpec:
         if self.dynamic and self.input is None:
             raise SpecError("dynamic=True quantizes X in the call; it needs input='float32' or so")
         if self.dynamic and self.activation_scale != "row":
-            object.__setattr__(self, "activation_scale", "row")
+            raise SpecError(
+                f"activation_scale={self.activation_scale!r} with dynamic=True, which finds one "
+                "for each row of X; expected 'row'"
+            )
         if self.out == "int32":
             if isinstance(self.group_size, int) and self.group_size < self.k:
                 raise SpecError(
@@ -154,18 +159,25 @@ class MatmulSpec:
         return INT32_MAX // (x * w)
 
     def to_json(self) -> str:
-        """The spec as one line of JSON; fields at their default are left out."""
+        """The spec as one line of JSON.
+
+        Fields at their default are left out, but for activation_scale, whose default was another
+        one: see `from_json`.
+        """
         return json.dumps(
             {
                 field.name: getattr(self, field.name)
                 for field in dataclasses.fields(self)
-                if getattr(self, field.name) != field.default
+                if getattr(self, field.name) != field.default or field.name == "activation_scale"
             }
         )
 
     @classmethod
     def from_json(cls, text: str) -> MatmulSpec:
         """The spec that `to_json` wrote.
+
+        A text without activation_scale is of the time when "tensor" was the default, and "row" what
+        dynamic=True made of it.
 
         Raises
         ------
@@ -183,6 +195,7 @@ class MatmulSpec:
             raise SpecError(f"no field {unknown[0]!r} in a spec; its fields are {sorted(known)}")
         if missing := sorted({"n", "k"} - set(fields)):
             raise SpecError(f"a spec needs {missing[0]!r}")
+        fields.setdefault("activation_scale", "row" if fields.get("dynamic") else "tensor")
         return cls(**fields)
 
 

@@ -169,6 +169,7 @@ def compile_chained(layers: Sequence[Layer], scales: Sequence[float]) -> list[qm
             k=k,
             m=TEST_IMAGES,
             activation="uint8",
+            activation_scale="tensor",
             bias=True,
             activation_fn=None if last else "relu",
             out="float32" if last else "uint8",

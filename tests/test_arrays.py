@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
+
 import numpy as np
 import problems
 import pytest
 import quantmm as qmm
+from quantmm import compiler
 from quantmm.errors import ArrayError
 
 M, N, K = 5, 19, 33
@@ -109,6 +113,53 @@ def test_row_scales():
     problems.assert_agrees(linear(q.data, **call), qmm.reference(spec, q.data, w, **call))
 
 
+def test_one_scale_for_all():
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, activation_scale="tensor")
+    w = problems.weight(rng, spec)
+    q = qmm.quantize(rng.standard_normal((M, K)))
+    linear = qmm.compile(spec).bind(w)
+    for call in (linear, lambda x: qmm.reference(spec, x, w)):
+        with pytest.raises(ArrayError, match=r"x_scale has shape \(5,\); expected a scalar"):
+            call(q)
+
+
+def test_the_defaults_fit_each_other():
+    rng = np.random.default_rng(0)
+    w = qmm.quantize(rng.standard_normal((N, K)))
+    spec = qmm.MatmulSpec(n=N, k=K)
+    linear = qmm.compile(spec).bind(w)
+    for group_size in (None, "tensor"):
+        x = qmm.quantize(rng.standard_normal((M, K)), group_size=group_size)
+        problems.assert_agrees(linear(x), qmm.reference(spec, x, w))
+
+
+def test_one_number_for_all_rows(monkeypatch):
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, activation_zero_point=True, out="int8")
+    w = problems.weight(rng, spec)
+    bound = {"x_scale": 0.25, "x_zero_point": 3, "out_scale": 4.0}
+    linear = qmm.compile(spec).bind(w, **bound)
+    scales = (np.float32(0.1), np.asarray(0.3, np.float32), np.float64(0.7), [2.0], 3)
+    others = [{}, *({"x_scale": scale} for scale in scales), {"x_zero_point": np.int64(-128)}]
+    monkeypatch.setattr(compiler.linear, "KEPT_ROWS", 2)
+    # Each M twice, and one after the other: nothing that was kept may serve another call.
+    for m, call in itertools.product((1, M, M, 2, 1), others):
+        x = problems.integers(rng, "int8", (m, K))
+        expected = qmm.reference(spec, x, w, **bound | call)
+        problems.assert_agrees(linear(x, **call), expected)
+        problems.assert_agrees(pickle.loads(pickle.dumps(linear))(x, **call), expected)
+        problems.assert_agrees(linear.duplicate()(x, **call), expected)
+    for call, message in [
+        ({"x_scale": -0.5}, "scale -0.5; expected positive"),
+        ({"x_zero_point": 128}, "zero_point 128; int8 holds"),
+        ({"x_zero_point": True}, "x_zero_point is bool; expected integers"),
+        ({"out_zero_point": -129}, "zero_point -129; int8 holds"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            linear(x, **call)
+
+
 def test_torch_in_torch_out(case):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     linear, x, expected = case
@@ -144,7 +195,6 @@ def test_anything_with_dlpack(case):
 def test_refused_inputs(case):
     linear, x, _ = case
     q = qmm.QTensor(x, np.asarray(1, np.float32), None, "int8", "tensor", (M, K))
-    rows = qmm.QTensor(x, np.ones(M, np.float32), None, "int8", None, (M, K))
     shifted = qmm.quantize(np.ones((M, K)), "int8", group_size="tensor", zero_point=1)
     for given, message in [
         (x[:, 1:], r"x is int8\(5, 32\); expected int8\(M, 33\)"),
@@ -157,7 +207,6 @@ def test_refused_inputs(case):
         (None, "x is NoneType"),
         (Foreign(x.astype(np.int16)), "x is int16"),
         (Foreign(x[0]), r"x is int8\(33,\)"),
-        (rows, r"x_scale has shape \(5,\); expected a scalar"),
         (shifted, "x has zero points"),
     ]:
         with pytest.raises(ArrayError, match=message):
@@ -304,7 +353,7 @@ def test_refused_scales_and_weights(case):
         (np.float32(np.inf), "scale inf"),
         (np.array([np.nan]), "scale nan"),
         (1e-60, "scale 0.0"),
-        (np.ones(M), r"x_scale has shape \(5,\); expected a scalar"),
+        (np.ones(M + 1), r"x_scale has shape \(6,\); expected a scalar or \(5,\)"),
         ("1", "x_scale holds str32; expected real numbers"),
         (True, "x_scale is bool; expected numbers"),
         (1e300, r"x_scale holds 1e\+300, which is beyond float32"),

@@ -8,11 +8,16 @@ import itertools
 import chips
 import numpy as np
 import pytest
+import quantmm as qmm
 from quantmm import targets
-from quantmm.bench import limits, rotation, timing
+from quantmm.bench import formats, limits, rotation, timing
 from quantmm.bench.roofline import Limits
+from quantmm.cli.bench import SPEC_OPTIONS, bench_command, jobs_for
 from quantmm.compiler import runtime
 from quantmm.targets import cores
+
+#: The options of `quantmm bench` that decide what is timed.
+DECIDING = SPEC_OPTIONS | {"m", "n", "k", "models", "hot", "format_names"}
 
 
 def test_peak_kernel_does_the_operations_that_are_counted(target):
@@ -119,6 +124,27 @@ def test_contenders_take_turns(monkeypatch):
     order = [name[0] for name in seen]
     changes = sum(x != y for x, y in itertools.pairwise(order))
     assert changes >= 5
+
+
+def test_what_the_names_of_formats_stand_for():
+    for name, fields in formats.FORMATS.items():
+        spec = qmm.MatmulSpec(n=8, k=8, **fields)
+        assert formats.name_of(spec) == name
+        assert spec.activation_scale == ("tensor" if name == "int8" else "row")
+    assert formats.name_of(qmm.MatmulSpec(n=8, k=8)) == "activation_scale=row"
+
+
+def test_what_the_command_times_by_default():
+    for words, expected in [
+        ("", formats.FORMATS["int8"]),
+        ("--format int8", formats.FORMATS["int8"]),
+        ("--dynamic --input float32", formats.FORMATS["w8a8-dynamic"]),
+        ("--activation-scale row", {}),
+    ]:
+        context = bench_command.make_context("bench", f"--m 1 --n 8 --k 8 {words}".split())
+        given = {name: context.params[name] for name in DECIDING}
+        (job,) = jobs_for((), "host", [1], **given)
+        assert job.spec == qmm.MatmulSpec(n=8, k=8, **expected)
 
 
 MB = 1024  # in the kilobytes that Linux writes

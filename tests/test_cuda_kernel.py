@@ -291,7 +291,7 @@ def test_out_may_not_share_memory_with_what_is_read(other):
 
 
 def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):
-    kernel, gpu = built(SPEC)
+    kernel, gpu = built(dataclasses.replace(SPEC, activation_scale="tensor"))
     linear = kernel.bind(Problem(SPEC, 2).weight(), x_scale=0.5)
     x = OnDevice(gpu, Problem(SPEC, 2).activation())
     out = OnDevice(gpu, np.zeros((2, 24), np.float32))
@@ -361,6 +361,25 @@ def test_numbers_on_a_device_are_used_in_place(monkeypatch):
     second = OnDevice(gpu, call["x_scale"][:, None])
     with pytest.raises(ArrayError, match="x_scale is on CUDA device 1; expected it on 0, as x"):
         cuda_arrays.numbers_on_device("x_scale", second, np.dtype("float32"), 5, 0)
+
+
+def test_bound_numbers_are_repeated_for_every_row_once(monkeypatch):
+    spec = dataclasses.replace(SPEC, activation_zero_point=True)
+    kernel, gpu = built(spec)
+    w, bound = Problem(spec, 1).weight(), {"x_scale": 0.5, "x_zero_point": -3}
+    linear = kernel.bind(w, **bound)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "is_capturing", lambda device, stream: True)
+        x = OnDevice(gpu, Problem(spec, 3).activation())
+        with pytest.raises(CudaError, match="x_scale must be repeated for every row: call once"):
+            linear(x, OnDevice(gpu, np.zeros((3, 24), np.float32)))
+    for m, capturing in ((5, False), (3, True), (5, True), (9, False), (1, True)):
+        x = Problem(spec, m).activation()
+        out = OnDevice(gpu, np.zeros((m, 24), np.float32))
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu, "is_capturing", lambda device, stream, now=capturing: now)
+            linear(OnDevice(gpu, x), out)
+        assert difference(out.get(), qmm.reference(spec, x, w, **bound)) is None
 
 
 def test_what_is_bound_may_be_on_a_device():

@@ -78,7 +78,7 @@ def test_every_task_is_done_and_its_log_is_used(gpu_check, gpu, tmp_path):
 
     tuned = tmp_path / "tuned"
     assert keeping.check(tuned) == []
-    spec = qmm.MatmulSpec(n=32, k=512, out="bfloat16")
+    spec = qmm.MatmulSpec(n=32, k=512, out="bfloat16", activation_scale="tensor")
     kernel = qmm.compile(spec, "cuda-sm90", cache=False, log=tuned)
     rows = kernel.report([1, 2, 12, 17])
     assert [row["record"] is not None for row in rows] == [True, False, True, False]

@@ -32,7 +32,8 @@ def test_float32_itself_loses_what_float64_holds():
 
 
 def test_what_integers_hold_has_no_error():
-    rows = qmm.error_report(EXACT, [spec(EXACT)], x=[[127.0, -5, 1], [3, 0, 7]])
+    one_scale = spec(EXACT, activation_scale="tensor")
+    rows = qmm.error_report(EXACT, [one_scale], x=[[127.0, -5, 1], [3, 0, 7]])
     assert rows[1:] == [qmm.ErrorRow("int8 channel", "int8 tensor", 14, 14 / 24, math.inf, 0.0)]
 
 
@@ -48,8 +49,8 @@ def test_weight_error_by_hand():
 @pytest.mark.parametrize(
     ("formats", "label", "lost"),
     [
-        ({}, "int8 tensor", [0.27, 0.004]),  # one step is 1
-        ({"activation_scale": "row"}, "int8 row", [0, 0.004]),  # in the second row 0.01
+        ({"activation_scale": "tensor"}, "int8 tensor", [0.27, 0.004]),  # one step is 1
+        ({}, "int8 row", [0, 0.004]),  # in the second row 0.01
         ({"dynamic": True, "input": "float32"}, "int8 row", [0, 0.004]),
     ],
 )
@@ -67,9 +68,9 @@ def test_activation_zero_point_by_hand():
         qmm.error_report(w, [spec(w, activation="uint8", activation_zero_point=zero)], x)[1]
         for zero in (False, True)
     )
-    assert (having.activation, having.output_error) == ("uint8 tensor zero points", 0)
+    assert (having.activation, having.output_error) == ("uint8 row zero points", 0)
     # -5 is clipped to 0; 250 is the greatest number and exact.
-    assert without.activation == "uint8 tensor"
+    assert without.activation == "uint8 row"
     assert without.output_error == pytest.approx(5 / math.hypot(5, 250))
 
 

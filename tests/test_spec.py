@@ -31,6 +31,7 @@ FIELDS = [
     ("bias", 1, "bias=1; expected True or False"),
     ("dynamic", True, "needs input="),
 ]
+TEXT = '{"n": 4, "k": 8%s}'
 
 
 @pytest.mark.parametrize(("name", "value", "message"), FIELDS)
@@ -104,6 +105,23 @@ def test_is_frozen_and_hashable():
 def test_json_round_trip(n, k, group_size, bias, out):
     spec = qmm.MatmulSpec(n=n, k=k, group_size=group_size, bias=bias, out=out)
     assert qmm.MatmulSpec.from_json(spec.to_json()) == spec
+
+
+def test_dynamic_specs_have_a_scale_for_each_row():
+    with pytest.raises(SpecError, match=r"activation_scale='tensor' with dynamic=True.* 'row'"):
+        qmm.MatmulSpec(n=4, k=4, input="float32", dynamic=True, activation_scale="tensor")
+
+
+def test_json_says_what_an_activation_scale_covers():
+    row, tensor = (qmm.MatmulSpec(n=4, k=8, activation_scale=each) for each in ("row", "tensor"))
+    assert row == qmm.MatmulSpec(n=4, k=8)
+    for spec in (row, tensor):
+        assert spec.to_json() == TEXT % f', "activation_scale": "{spec.activation_scale}"'
+        assert qmm.MatmulSpec.from_json(spec.to_json()) == spec
+    # As it was written when "tensor" was the default.
+    assert qmm.MatmulSpec.from_json(TEXT % "") == tensor
+    dynamic = dataclasses.replace(row, input="float32", dynamic=True)
+    assert qmm.MatmulSpec.from_json(TEXT % ', "dynamic": true, "input": "float32"') == dynamic
 
 
 @pytest.mark.parametrize(

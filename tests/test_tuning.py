@@ -32,7 +32,18 @@ from quantmm.compiler.kernel import Function
 from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
 from quantmm.schedules import Parameters
 from quantmm.schedules.space import of_trace
-from quantmm.tuning import candidate, joining, keeping, measure, plot, progress, run, stage, verdict
+from quantmm.tuning import (
+    candidate,
+    joining,
+    keeping,
+    measure,
+    plot,
+    progress,
+    run,
+    search,
+    stage,
+    verdict,
+)
 from quantmm.tuning import log as logs
 from quantmm.tuning.candidate import Choice, default_choice
 from quantmm.tuning.log import Database, database_for
@@ -1157,6 +1168,30 @@ def test_check_says_what_is_damaged(quantmm, copy):
     status, _, err = quantmm("logs", "check", copy / "nothing")
     assert status == 2
     assert "no log at" in err
+
+
+def test_texts_of_before_keep_their_meaning(tmp_path):
+    # When X had one scale in all by default, specs did not say so.
+    tensor, row = (qmm.MatmulSpec(n=64, k=96, activation_scale=each) for each in ("tensor", "row"))
+    before = '{"n": 64, "k": 96}'
+    assert search.text_of(tensor) == before
+    assert search.text_of(row) == row.to_json()
+    (tmp_path / "header.json").write_text('{"target": "generic"}')
+    texts = [
+        before,
+        tensor.to_json(),
+        row.to_json(),
+        '{"n": 64, "k": 960}',
+        '{"n": 64, "k": 96, 0}',
+    ]
+    content = "".join(json.dumps({"spec": text, "tuned": []}) + "\n" for text in texts)
+    (tmp_path / records.KERNELS).write_text(content)
+    assert [number for number, _ in records.kernel_lines(tmp_path, tensor)] == [1, 2]
+    assert [number for number, _ in records.kernel_lines(tmp_path, row)] == [3]
+    assert [kernel.number for kernel in keeping.kernels(tmp_path)] == [2, 3, 4]
+    keeping.prune(tmp_path)
+    written = [json.loads(line)["spec"] for line in lines(tmp_path, records.KERNELS)]
+    assert written[:2] == texts[1:3]
 
 
 def test_the_logs_that_come_with_quantmm_are_whole():
