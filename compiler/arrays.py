@@ -95,9 +95,7 @@ def import_torch(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
 def check_torch(name: str, x: Any, verb: str) -> None:
     """Refuse what DLPack hands over as something else, or with a page of C++ for a message."""
     torch = sys.modules["torch"]
-    if x.layout is not torch.strided or x.is_nested:
-        kind = "nested" if x.is_nested else torch_name(x.layout)
-        raise ArrayError(f"{name} is a {kind} tensor; expected a dense one")
+    check_dense(name, x)
     if not x.is_cpu:
         raise ArrayError(f"{name} is on {x.device}; this kernel {verb} arrays of the CPU")
     if x.requires_grad and torch.is_grad_enabled():
@@ -105,6 +103,13 @@ def check_torch(name: str, x: Any, verb: str) -> None:
             f"{name} requires a gradient, which kernels do not compute; pass {name}.detach(), or "
             "call within torch.no_grad()"
         )
+
+
+def check_dense(name: str, x: Any) -> None:
+    """Refuse a torch tensor whose numbers do not lie at strides."""
+    if x.layout is not sys.modules["torch"].strided or x.is_nested:
+        kind = "nested" if x.is_nested else torch_name(x.layout)
+        raise ArrayError(f"{name} is a {kind} tensor; expected a dense one")
 
 
 def torch_rows_fit(x: Any, columns: int) -> bool:

@@ -239,7 +239,7 @@ class CudaKernel:
         return self._gpu
 
     def plan(self, m: int) -> CudaPlan:
-        """Which kernel computes `m` rows, and in how many tiles.
+        """Which kernel computes `m` rows, and in how many tiles; without rows in none.
 
         Raises
         ------
@@ -257,8 +257,8 @@ class CudaKernel:
         if spec.m is not None and m != spec.m:
             raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")
         most = MAX_ELEMENTS // max(self.info.layout.x_columns, spec.n)
-        if m < 1 or m > most:
-            raise ArrayError(f"x has {m} rows; expected 1 to {most}")
+        if m < 0 or m > most:
+            raise ArrayError(f"x has {m} rows; expected at most {most}")
         info = self.info
         fits = [v for v in info.variants if -(-m // v.rows) <= MOST_TILES]
         tuned = function_for(info.tuned, m)

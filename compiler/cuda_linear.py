@@ -33,6 +33,7 @@ from .cuda_arrays import (
 )
 from .linear import Bound
 from .quantize import QTensor
+from .rows import dimensions
 from .spec import stored_as
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class CudaLinear(Bound):
         """
         if isinstance(x, QTensor):
             x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
+        elif getattr(x, "ndim", None) != 2 and dimensions("x", x) != 2:
+            numbers = {"x_scale": x_scale, "x_zero_point": x_zero_point}
+            others = {"out_scale": out_scale, "out_zero_point": out_zero_point}
+            return self._of_rows(x, out, residual, numbers, **others)
         scalars = {
             "x_scale": x_scale,
             "x_zero_point": x_zero_point,
@@ -171,6 +176,8 @@ class CudaLinear(Bound):
             result, y = self._output(call, x, out)
             self._add_residual(call, residual, y)
             self._add_scalars(call, scalars)
+            if call.m == 0:
+                return result
             self._add_x(call)
             self._launch(call.plan.name, call)
             if call.on_host:
@@ -366,7 +373,8 @@ class CudaLinear(Bound):
         """The address of a copy of `array`."""
         self._not_captured(place, f"{name} must be copied from the host")
         address = self._memory(name, array.nbytes, place)
-        self._gpu.copy_to(place.device, address, array, place.stream)
+        if array.nbytes:
+            self._gpu.copy_to(place.device, address, array, place.stream)
         return address
 
     def _memory(self, name: str, size: int, place: Place) -> int:

@@ -215,8 +215,13 @@ class Kernel:
             best.record,
         )
 
-    def _prepare(self, m: int) -> tuple[Any, int, int, int, int]:
-        """Resolve the function for `m` rows, once this machine is known to execute it."""
+    def _prepare(self, m: int) -> tuple[Any, int, int, int, int] | None:
+        """Resolve the function for `m` rows, once this machine is known to execute it.
+
+        None for no rows, which any kernel computes that is not for another M.
+        """
+        if m == 0 and self.spec.m is None:
+            return None
         plan = self.plan(m)
         info = self.info
         machine.require(f"this kernel ({info.target})", info.architecture, info.features)

@@ -30,6 +30,7 @@ from .arrays import (
 )
 from .checks import SCALARS, check_bias, check_weight, missing, numbers, opened, why_no
 from .quantize import QTensor
+from .rows import as_rows, dimensions, numbers_of_rows, rows_to_write, shape_of
 from .runtime import aligned, aligned_empty, tvm_ffi
 from .spec import INTEGER_RANGE, MatmulSpec
 from .values import FLOAT32_MAX
@@ -97,6 +98,23 @@ class Bound:
     def _open(self, x: QTensor, x_scale: Any, x_zero_point: Any) -> tuple[np.ndarray, Any, Any]:
         """The integers, scale and zero point of a quantized activation."""
         return opened(self._spec, x, x_scale, x_zero_point)
+
+    def _of_rows(
+        self: Any, x: Any, out: Any, residual: Any, numbers: dict[str, Any], **others: Any
+    ) -> Any:
+        """The call for an x that is no matrix, on the matrix of its rows.
+
+        `numbers` are those that may come for each row.
+        """
+        spec = self._spec
+        lead = shape_of("x", x)[:-1]
+        x = as_rows("x", x, self._x_columns)
+        rows = None if out is None else rows_to_write("out", out, (*lead, spec.n))
+        if residual is not None:
+            residual = as_rows("residual", residual, spec.n, lead)
+        flat = {name: numbers_of_rows(name, value, lead) for name, value in numbers.items()}
+        y = self(x, rows, residual=residual, **flat, **others)
+        return y.reshape((*lead, spec.n)) if out is None else out
 
     def _numbers(self, name: str, value: npt.ArrayLike, m: int | None) -> np.ndarray:
         """A scale or zero point in the shape that the kernel takes: (1,), or (m,) for rows."""
@@ -197,12 +215,14 @@ class Linear(Bound):
 
         Parameters
         ----------
-        x : (M, k) of `spec.input`, or without one of `spec.activation` (int4: (M, ceil(k / 2))
-            uint8, see `pack_int4`), or a `QTensor`, which brings its scale and zero point.
-        out : (M, n) of `spec.out` to write to; a new array like x (torch or NumPy) when None.
-        residual : (M, n) of `spec.residual_dtype`, when the spec has one.
-        x_scale, x_zero_point : one for all rows, or (M,) when `spec.activation_scale` is "row";
-            instead of the bound ones. A dynamic spec finds its own.
+        x : (..., k) of `spec.input`, or without one of `spec.activation` (int4:
+            (..., ceil(k / 2)) uint8, see `pack_int4`), or a `QTensor`, which brings its scale and
+            zero point. The product of the dimensions before the last one is M, which may be 0.
+        out : (..., n) of `spec.out` to write to; a new array like x (torch or NumPy) when None.
+        residual : (..., n) of `spec.residual_dtype`, when the spec has one.
+        x_scale, x_zero_point : one for all rows, or when `spec.activation_scale` is "row" one for
+            each, of the shape `x.shape[:-1]`; instead of the bound ones. A dynamic spec finds its
+            own.
         out_scale, out_zero_point : scalars for int8 and uint8 outputs, instead of the bound ones.
         num_threads : for this call only.
 
@@ -223,9 +243,13 @@ class Linear(Bound):
         spec = kernel.spec
         if isinstance(x, QTensor):
             x, x_scale, x_zero_point = self._open(x, x_scale, x_zero_point)
+        elif getattr(x, "ndim", None) != 2 and dimensions("x", x) != 2:
+            numbers = {"x_scale": x_scale, "x_zero_point": x_zero_point}
+            others = {"out_scale": out_scale, "out_zero_point": out_zero_point}
+            return self._of_rows(x, out, residual, numbers, num_threads=num_threads, **others)
         source = import_array("x", x, self._x_dtype, self._x_columns)
         m = x.shape[0] if isinstance(x, np.ndarray) else source.shape[0]
-        function, mo, mi, least, best = kernel._ready.get(m) or kernel._prepare(m)
+        ready = kernel._ready.get(m) or kernel._prepare(m)
         shape = m, spec.n
         if out is None:
             result = new_array(x, shape, self._out_dtype)
@@ -251,11 +275,11 @@ class Linear(Bound):
             bound = self._with_call(m, given, residual, y)
         else:
             bound = self._bound if self._complete else self._completed(m)
-        if num_threads is None:
-            threads.use(kernel._num_threads, least, best)
-        else:
-            threads.use(threads.check_threads(num_threads), least, best)
-        function(source, *bound, y, mo, mi)
+        count = kernel._num_threads if num_threads is None else threads.check_threads(num_threads)
+        if ready is not None:
+            function, mo, mi, least, best = ready
+            threads.use(count, least, best)
+            function(source, *bound, y, mo, mi)
         return result
 
     def _completed(self, m: int) -> list[Any]:

@@ -127,7 +127,8 @@ def quantize(
     Parameters
     ----------
     x : (rows, K), finite numbers that float32 holds: NumPy, torch (of any device, wanting a
-        gradient or not), anything with DLPack, or lists. A vector is taken as one row.
+        gradient or not), anything with DLPack, or lists. A vector is taken as one row; there may
+        be no rows.
     dtype : "int8", "uint8", "int4" or "uint4".
     group_size : None for one scale per row, "tensor" for one in all, or k per scale.
     scale, zero_point : given ones, broadcast to the shape that `QTensor` names. Without them
@@ -160,7 +161,9 @@ def quantize(
         raise SpecError(f"method={method!r} finds the scale, but a scale was given; give only one")
     share = check_percentile(percentile, method)
     group_size = as_group_size(group_size)
-    values = as_matrix("x", np.atleast_2d(as_array("x", x))).astype(np.float32, copy=False)
+    given = np.atleast_2d(as_array("x", x))
+    nothing = given.ndim == 2 and given.shape[0] == 0 < given.shape[1]
+    values = (given if nothing else as_matrix("x", given)).astype(np.float32, copy=False)
     shape = values.shape[0], values.shape[1]
     per_scale = scale_shape(shape, group_size)
     if symmetric is None:
@@ -168,7 +171,9 @@ def quantize(
     if symmetric and zero_point is not None:
         raise SpecError("symmetric=True has no zero_point, but one was given")
 
-    if method == "percentile":
+    if nothing:
+        low = high = np.zeros(per_scale, np.float32)
+    elif method == "percentile":
         low, high = percentile_range(values, group_size, share, symmetric=symmetric)
     else:
         low, high = group_range(values, group_size)
@@ -186,7 +191,7 @@ def quantize(
     elif not symmetric:
         z = np.asarray(np.clip(np.rint(np.float32(least) - low / s), least, greatest), np.int32)
 
-    if method == "mse":
+    if method == "mse" and not nothing:
         s = least_error(values, s, z, dtype, group_size)
 
     data = np.empty(shape, np.int8 if dtype.startswith("int") else np.uint8)
@@ -274,7 +279,7 @@ def unpack_int4(packed: npt.ArrayLike, k: int, *, signed: bool = True) -> np.nda
             f"{k} 4-bit values are stored in {-(-k // 2)} bytes of uint8, "
             f"not {p.dtype.name}{p.shape}"
         )
-    nibbles = np.stack([p & 0xF, p >> 4], axis=-1).reshape(*p.shape[:-1], -1)[..., :k]
+    nibbles = np.stack([p & 0xF, p >> 4], axis=-1).reshape(*p.shape[:-1], 2 * p.shape[-1])[..., :k]
     if not signed:
         return np.ascontiguousarray(nibbles)
     return ((nibbles ^ 8).astype(np.int8) - 8).astype(np.int8)

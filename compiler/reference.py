@@ -40,19 +40,20 @@ def reference(
     out_scale: npt.ArrayLike | None = None,
     out_zero_point: npt.ArrayLike | None = None,
 ) -> np.ndarray:
-    """Y = X Wᵀ as `spec` defines it, (M, n) in `spec.out`.
+    """Y = X Wᵀ as `spec` defines it, (..., n) in `spec.out`.
 
     What a kernel refuses is refused here too. Floats that are quantized must also be finite, where
     a kernel, which does not look for it, has results that mean nothing; see `Linear.__call__`.
 
     Parameters
     ----------
-    x : (M, k) floats when `spec.input` is set; otherwise integers of `spec.activation` (int4 also
-        packed, as uint8 of (M, ceil(k / 2))), or a `QTensor` that brings its scale and zero point.
+    x : (..., k) floats when `spec.input` is set; otherwise integers of `spec.activation` (int4
+        also packed, as uint8 of (..., ceil(k / 2))), or a `QTensor` that brings its scale and zero
+        point.
     w : the quantized weight, (n, k).
-    bias : float32 (n,), when `spec.bias`.   residual : (M, n), when `spec.residual`.
-    x_scale, x_zero_point : scalar, or (M,) when `spec.activation_scale` is "row"; not for dynamic
-        specs.
+    bias : float32 (n,), when `spec.bias`.   residual : (..., n), when `spec.residual`.
+    x_scale, x_zero_point : scalar, or `x.shape[:-1]` when `spec.activation_scale` is "row"; not
+        for dynamic specs.
     out_scale, out_zero_point : for int8 and uint8 outputs; an out_zero_point left out is 0.
 
     Raises
@@ -63,6 +64,16 @@ def reference(
     check_weight(spec, w)
     added_bias = check_bias(spec, bias)
     end = output_numbers(spec, out_scale, out_zero_point)
+    if not isinstance(x, QTensor) and (given := as_array("x", x)).ndim != 2:
+        if 0 in (given.ndim, *given.shape[-1:]):
+            raise ArrayError(f"x has shape {given.shape}; expected (..., {spec.k})")
+        lead = given.shape[:-1]
+        arrays = {"bias": bias, "residual": of_rows("residual", residual, (*lead, spec.n), 1)}
+        for name, value in (("x_scale", x_scale), ("x_zero_point", x_zero_point)):
+            arrays[name] = of_rows(name, value, lead, 0)
+        rows = given.reshape(-1, given.shape[-1])
+        arrays |= {"out_scale": out_scale, "out_zero_point": out_zero_point}
+        return reference(spec, rows, w, **arrays).reshape(*lead, spec.n)
     qx, sx, zx = activations(spec, x, x_scale, x_zero_point)
     m = qx.shape[0]
     xs = qx.astype(np.float64) - zx
@@ -95,6 +106,23 @@ def reference(
     return store(spec.out, y, *end)
 
 
+def of_rows(
+    name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], columns: int
+) -> np.ndarray | None:
+    """What comes for each row of an x that is no matrix, for the rows of one.
+
+    Scalars stay; the last `columns` dimensions of `shape` are those of a row.
+    """
+    if value is None:
+        return None
+    array = as_array(name, value)
+    if array.shape == shape:
+        return array.reshape(-1, *shape[len(shape) - columns :])
+    if array.size == 1 and columns == 0:
+        return array.reshape(-1)
+    raise ArrayError(f"{name} has shape {array.shape}; expected {shape}")
+
+
 def activations(
     spec: MatmulSpec,
     x: npt.ArrayLike | QTensor,
@@ -106,8 +134,6 @@ def activations(
     if isinstance(x, QTensor):
         given, x_scale, x_zero_point = opened(spec, x, x_scale, x_zero_point)
     q = as_array("x", given)
-    if q.ndim != 2:
-        raise ArrayError(f"x has shape {q.shape}; expected a matrix of (M, {spec.k})")
     scale = optional("x_scale", x_scale, spec, len(q))
     zero = optional("x_zero_point", x_zero_point, spec, len(q))
     if spec.input is not None:

@@ -198,15 +198,11 @@ def test_refused_inputs(case):
     shifted = qmm.quantize(np.ones((M, K)), "int8", group_size="tensor", zero_point=1)
     for given, message in [
         (x[:, 1:], r"x is int8\(5, 32\); expected int8\(M, 33\)"),
-        (x[0], r"x is int8\(33,\)"),
-        (x[None], r"x is int8\(1, 5, 33\)"),
         (x.astype(np.uint8), r"x is uint8\(5, 33\); expected int8"),
         (x.astype(np.float32), "x is float32"),
-        (x[:0], "x has 0 rows; expected 1 to"),
         (x.tolist(), "x is list; expected an array"),
         (None, "x is NoneType"),
         (Foreign(x.astype(np.int16)), "x is int16"),
-        (Foreign(x[0]), r"x is int8\(33,\)"),
         (shifted, "x has zero points"),
     ]:
         with pytest.raises(ArrayError, match=message):
@@ -270,7 +266,6 @@ def test_refused_tensors(of_floats):
         (torch._efficientzerotensor((M, K)), "x is a Tensor without memory; expected numbers"),
         (x.to(torch.complex64).conj(), r"x is complex64(5, 33); expected float32(M, 33)"),
         (x.double(), r"x is float64(5, 33); expected float32(M, 33)"),
-        (x[0], r"x is float32(33,); expected float32(M, 33)"),
     ]:
         with pytest.raises(ArrayError) as caught:
             of_floats(given)

@@ -332,9 +332,9 @@ def test_odd_k_is_padded_with_the_zero_point():
         ({"x": [[1.0, math.nan]]}, ArrayError, "NaN or infinity"),
         ({"x": [[math.inf]]}, ArrayError, "NaN or infinity"),
         (
-            {"x": np.zeros((0, 3))},
+            {"x": np.zeros((3, 0))},
             ArrayError,
-            r"x has shape \(0, 3\); expected a matrix that is not empty",
+            r"x has shape \(3, 0\); expected a matrix that is not empty",
         ),
         ({"x": np.zeros((2, 2, 2))}, ArrayError, r"x has shape \(2, 2, 2\); expected a matrix"),
         ({"x": [[1.0]], "dtype": "int7"}, SpecError, "dtype='int7'"),

@@ -1,0 +1,162 @@
+"""X with any number of dimensions before the last one, and X without rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import problems
+import pytest
+import quantmm as qmm
+from quantmm.compiler.quantize import METHODS
+from quantmm.compiler.rows import as_rows
+from quantmm.errors import ArrayError
+from test_arrays import Foreign
+
+N, K = 19, 34
+LEADS = [(), (1,), (6,), (2, 3), (2, 1, 3), (0,), (2, 0), (0, 3)]
+SPECS = {
+    "all": qmm.MatmulSpec(
+        n=N, k=K, activation_zero_point=True, bias=True, residual=True, out="float16"
+    ),
+    "packed": qmm.MatmulSpec(n=N, k=K, activation="int4", out="int32"),
+    "dynamic": qmm.MatmulSpec(n=N, k=K, input="float32", dynamic=True, activation_zero_point=True),
+    "static": qmm.MatmulSpec(n=N, k=K, input="float16", out="int8"),
+}
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def case(request):
+    """A bound kernel, its spec, and a function that draws a call's arrays for some dimensions."""
+    spec = SPECS[request.param]
+    rng = np.random.default_rng(0)
+    w, bind = problems.weight(rng, spec), problems.bind_arguments(rng, spec)
+
+    def draw(lead):
+        m = int(np.prod(lead))
+        x = problems.activation(rng, spec, m)
+        call = problems.call_arguments(rng, spec, m)
+        of_rows = {
+            name: array.reshape(lead if array.ndim == 1 else (*lead, -1 if m else N))
+            for name, array in call.items()
+        }
+        return x.reshape(*lead, x.shape[1]), of_rows
+
+    def expected(x, call):
+        return qmm.reference(spec, x, w, **bind, **call)
+
+    return qmm.compile(spec).bind(w, **bind), draw, expected
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_any_dimensions(case, lead):
+    linear, draw, reference = case
+    x, call = draw(lead)
+    y, expected = linear(x, **call), reference(x, call)
+    assert y.shape == expected.shape == (*lead, N)
+    problems.assert_agrees(y.reshape(-1, N), expected.reshape(-1, N))
+    out = np.zeros_like(y)
+    assert linear(x, out, **call) is out
+    np.testing.assert_array_equal(out, y)
+    np.testing.assert_array_equal(linear(Foreign(x), **call), y)
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_the_reference_of_the_rows_is_that_of_their_matrix(case, lead):
+    _, draw, reference = case
+    x, call = draw(lead)
+    m = int(np.prod(lead))
+    flat = {
+        name: array.reshape(m, *array.shape[len(lead) :]) if array.ndim >= len(lead) else array
+        for name, array in call.items()
+    }
+    y = reference(x.reshape(m, x.shape[-1]), flat)
+    np.testing.assert_array_equal(y.reshape(*lead, N), reference(x, call))
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_torch(lead):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, residual=True)
+    linear = qmm.compile(spec).bind(problems.weight(rng, spec))
+    x = problems.integers(rng, "int8", (*lead, K))
+    call = {"x_scale": np.full(lead, 0.5, np.float32), "residual": np.ones((*lead, N), np.float32)}
+    there = {name: torch.from_numpy(array) for name, array in call.items()}
+    expected = linear(x, **call)
+    y = linear(torch.from_numpy(x), **there)
+    assert isinstance(y, torch.Tensor)
+    np.testing.assert_array_equal(y.numpy(), expected)
+    wide = torch.zeros(*lead, N + 3)
+    if len(lead) < 2:
+        linear(torch.from_numpy(x), wide[..., :N], **there)
+        np.testing.assert_array_equal(wide[..., :N].numpy(), expected)
+        assert (wide[..., N:] == 0).all()
+
+
+def test_rows_at_one_distance_are_read_in_place():
+    whole = np.arange(4 * 6 * 50, dtype=np.int8).reshape(4, 6, 50)
+    for x in (whole[..., 5:39], whole[1:3, ..., :34], whole[:, :1, 2:36], whole[2:3, ::2, :34]):
+        rows = as_rows("x", x, K)
+        assert np.shares_memory(rows, whole)
+        np.testing.assert_array_equal(rows, np.array(x).reshape(-1, K))
+    for x in (whole[:, :5, :34], whole.transpose(1, 0, 2)[..., :34]):
+        rows = as_rows("x", x, K)
+        assert not np.shares_memory(rows, whole)
+        np.testing.assert_array_equal(rows, np.array(x).reshape(-1, K))
+
+
+def test_out_with_rows_at_one_distance():
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, out="int32")
+    w = problems.weight(rng, spec)
+    linear = qmm.compile(spec).bind(w)
+    x = problems.integers(rng, "int8", (2, 3, K))
+    wide = np.full((2, 3, N + 5), 7, np.int32)
+    linear(x, wide[..., 2 : N + 2])
+    np.testing.assert_array_equal(wide[..., 2 : N + 2], qmm.reference(spec, x, w))
+    wide[..., 2 : N + 2] = 7
+    assert (wide == 7).all()
+    apart = np.zeros((2, 4, N), np.int32)[:, :3]
+    with pytest.raises(ArrayError, match=r"out of \(2, 3, 19\) has rows at several distances; exp"):
+        linear(x, apart)
+
+
+def test_refused_dimensions():
+    spec = qmm.MatmulSpec(n=N, k=K, residual=True)
+    linear = qmm.compile(spec).bind(qmm.quantize(np.ones((N, K))))
+    x, added = np.ones((2, 3, K), np.int8), np.ones((2, 3, N), np.float32)
+    call = {"x_scale": 0.5, "residual": added}
+    for given, message in [
+        ({"x": x[..., 1:]}, r"x is int8\(2, 3, 33\); expected the shape \(..., 34\)"),
+        ({"x": np.int8(1)}, r"x is int8\(\); expected"),
+        ({"x": np.array(1, np.int8)}, r"x is int8\(\); expected the shape \(..., 34\)"),
+        ({"x": x.astype(np.int16)}, r"x is int16\(6, 34\); expected int8\(M, 34\)"),
+        ({"out": np.ones((6, N), np.float32)}, r"out is float32\(6, 19\); .* \(2, 3, 19\)"),
+        ({"out": np.ones((2, 3, N))}, r"out is float64\(6, 19\); expected float32\(6, 19\)"),
+        ({"residual": added[0]}, r"residual is float32\(3, 19\); .* shape \(2, 3, 19\)"),
+        ({"residual": None}, r"residual is missing; the spec adds one of \(6, 19\)"),
+        ({"x_scale": np.ones(6)}, r"x_scale has shape \(6,\); expected a scalar or \(2, 3\)"),
+        ({"x_scale": [[1.0] * 2] * 3}, r"x_scale has shape \(3, 2\); expected a scalar or \(2, 3"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            linear(**{"x": x, **call, **given})
+    fixed = qmm.compile(dataclasses.replace(spec, m=6, residual=False)).bind(
+        qmm.quantize(np.ones((N, K)))
+    )
+    assert fixed(x, x_scale=1.0).shape == (2, 3, N)
+    with pytest.raises(ArrayError, match="x has 0 rows; this kernel was compiled for m=6"):
+        fixed(x[:0], x_scale=1.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("group_size", [None, "tensor", 8])
+@pytest.mark.parametrize("dtype", ["int8", "uint4"])
+def test_quantized_without_rows(dtype, group_size, method):
+    q = qmm.quantize(np.zeros((0, K)), dtype, group_size=group_size, method=method)
+    assert q.shape == (0, K)
+    assert qmm.dequantize(q).shape == (0, K)
+    if dtype == "int8" and group_size != 8:
+        spec = qmm.MatmulSpec(n=N, k=K)
+        w = qmm.quantize(np.ones((N, K)))
+        assert qmm.compile(spec).bind(w)(q).shape == qmm.reference(spec, q, w).shape == (0, N)
