@@ -6,7 +6,9 @@ uint16, packed 4-bit integers as uint8 (`spec.stored_as`).
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
 import sys
 from typing import Any, NamedTuple
 
@@ -268,6 +270,16 @@ def span_of(matrix: Any, itemsize: int) -> Span:
     """The same of a tensor of the CPU."""
     rows, columns = matrix.shape
     return span(matrix.data_ptr(), (rows, columns), matrix.strides[0], itemsize)
+
+
+def rows_of(array: Any, start: int, count: int) -> Any:
+    """Some rows of a tensor of the CPU with the format that kernels take, over the same memory."""
+    dtype = np.dtype(str(array.dtype))
+    steps = [step * dtype.itemsize for step in array.strides]
+    shape = (count, *array.shape[1:])
+    size = steps[0] * (count - 1) + math.prod(shape[1:]) * dtype.itemsize
+    memory = (ctypes.c_char * size).from_address(array.data_ptr() + start * steps[0])
+    return tvm_ffi.from_dlpack(np.ndarray(shape, dtype, memory, strides=steps))
 
 
 def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:

@@ -7,6 +7,7 @@ the host's memory, are copied to the device and back.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,11 @@ class DeviceArray:
     dtype: str
     device: int
     stream: int
+
+    def rows(self, start: int, count: int, itemsize: int) -> DeviceArray:
+        """Some of its rows."""
+        address = self.address + start * self.stride * itemsize
+        return dataclasses.replace(self, address=address, shape=(count, self.shape[1]))
 
     def span(self, dtype: np.dtype) -> Span:
         """Where it lies; `dtype` is its own, which a call need not look up again."""
@@ -145,7 +151,7 @@ def matrix(name: str, found: Described) -> DeviceArray:
     row, column = (int(step) for step in found.strides) if found.strides else (columns, 1)
     if rows == 1:
         row = columns
-    if (column != 1 and columns > 1) or row < columns or row * rows > MAX_ELEMENTS:
+    if (column != 1 and columns > 1) or not columns <= row <= MAX_ELEMENTS:
         raise ArrayError(
             f"{name} has strides ({row}, {column}) in elements; expected contiguous rows"
         )

@@ -239,26 +239,39 @@ class CudaKernel:
         return self._gpu
 
     def plan(self, m: int) -> CudaPlan:
-        """Which kernel computes `m` rows, and in how many tiles; without rows in none.
+        """Which kernel computes `m` rows, and in how many tiles.
 
         Raises
         ------
         ArrayError
-            Not an M of this kernel.
+            Not an M of this kernel, or more rows than are computed at a time.
         """
+        self.check_rows(m)
+        if m < 1 or m > self.most_rows:
+            raise ArrayError(f"x has {m} rows; expected 1 to {self.most_rows}")
+        return self.plan_of_part(m)
+
+    def check_rows(self, m: int) -> None:
+        """Refuse an M that is not this kernel's."""
+        if self.spec.m is not None and m != self.spec.m:
+            raise ArrayError(f"x has {m} rows; this kernel was compiled for m={self.spec.m}")
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that a kernel computes at a time, as offsets are int32; a call has any M."""
+        tallest = max(variant.rows for variant in self.info.variants)
+        columns = max(self.info.layout.x_columns, self.spec.n)
+        return min(MAX_ELEMENTS // columns, MOST_TILES * tallest)
+
+    def plan_of_part(self, m: int) -> CudaPlan:
+        """The plan of `m` of a call's rows."""
         found = self._plans.get(m)
         if found is None:
             found = self._plans[m] = self._planned(m)
         return found
 
     def _planned(self, m: int) -> CudaPlan:
-        """As `plan`, which is asked in every call."""
-        spec = self.spec
-        if spec.m is not None and m != spec.m:
-            raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")
-        most = MAX_ELEMENTS // max(self.info.layout.x_columns, spec.n)
-        if m < 0 or m > most:
-            raise ArrayError(f"x has {m} rows; expected at most {most}")
+        """As `plan_of_part`, which is asked in every call."""
         info = self.info
         fits = [v for v in info.variants if -(-m // v.rows) <= MOST_TILES]
         tuned = function_for(info.tuned, m)
@@ -277,7 +290,9 @@ class CudaKernel:
         """For each M in `m`: the strategy, grid, instruction and tuned record that it uses."""
         rows = []
         for count in [self.spec.m] if self.spec.m else m:
-            plan = self.plan(count)
+            plan = (
+                self.plan(count) if count <= self.most_rows else self.plan_of_part(self.most_rows)
+            )
             rows.append(
                 {
                     "m": count,

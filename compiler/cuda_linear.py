@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, CudaError
-from .arrays import numpy_dtype, refuse_overlap
+from .arrays import MAX_ELEMENTS, numpy_dtype, refuse_overlap
 from .checks import SCALARS, missing, why_no
 from .cuda_arrays import (
     DeviceArray,
@@ -70,7 +71,6 @@ class Call:
     """
 
     place: Place
-    plan: CudaPlan
     on_host: bool
     x: DeviceArray
     addresses: dict[str, int]
@@ -176,11 +176,10 @@ class CudaLinear(Bound):
             result, y = self._output(call, x, out)
             self._add_residual(call, residual, y)
             self._add_scalars(call, scalars)
-            if call.m == 0:
-                return result
-            self._add_x(call)
-            self._launch(call.plan.name, call)
-            if call.on_host:
+            for plan, part in self._parts(call):
+                self._add_x(part)
+                self._launch(plan.name, part)
+            if call.on_host and call.m:
                 self._download(y, result, call.place)
         return result
 
@@ -189,14 +188,14 @@ class CudaLinear(Bound):
         given = on_device("x", x)
         if given is not None:
             check_matrix("x", given, self._x_dtype, self._x_columns)
-            plan = self.kernel.plan(given.shape[0])
             place, source = Place(given.device, given.stream), given
         else:
             host = on_host("x", x, self._x_dtype, self._x_columns)
-            plan = self.kernel.plan(host.shape[0])
+            self.kernel.check_rows(host.shape[0])
             place, source = FIRST, self._upload("x", host, FIRST)
-        numbers = {"m": source.shape[0], "mi": plan.mi, "columns": self._spec.n}
-        return Call(place, plan, given is None, source, {**self._on(place)}, numbers)
+        self.kernel.check_rows(source.shape[0])
+        numbers = {"columns": self._spec.n}
+        return Call(place, given is None, source, {**self._on(place)}, numbers)
 
     def _output(self, call: Call, x: Any, out: Any) -> tuple[Any, DeviceArray]:
         """What the caller gets, and where kernels write it."""
@@ -293,6 +292,30 @@ class CudaLinear(Bound):
             rows = np.repeat(number, size // number.itemsize)
             self._gpu.copy_to(place.device, address, rows, place.stream)
         return address
+
+    def _parts(self, call: Call) -> Iterator[tuple[CudaPlan, Call]]:
+        """The call for as many rows at a time as offsets of int32 reach."""
+        steps = {
+            "y": call.numbers["y_stride"] * self._out_dtype.itemsize,
+            "residual": call.numbers.get("residual_stride", 0)
+            * numpy_dtype(self._spec.residual_dtype).itemsize,
+        }
+        if self._spec.activation_scale == "row":
+            steps |= {
+                name: np.dtype(SCALARS[name]).itemsize for name in ("x_scale", "x_zero_point")
+            }
+        strides = (value for name, value in call.numbers.items() if name.endswith("_stride"))
+        most = min(self.kernel.most_rows, MAX_ELEMENTS // max(call.x.stride, *strides))
+        for start in range(0, call.m, most):
+            rows = min(most, call.m - start)
+            plan = self.kernel.plan_of_part(rows)
+            addresses = {
+                name: address + start * steps.get(name, 0)
+                for name, address in call.addresses.items()
+            }
+            x = call.x.rows(start, rows, self._x_dtype.itemsize)
+            numbers = {**call.numbers, "m": rows, "mi": plan.mi}
+            yield plan, Call(call.place, call.on_host, x, addresses, numbers)
 
     def _add_x(self, call: Call) -> None:
         """X among the call's arguments: where it lies, or as `PREPARE` makes it ready."""

@@ -182,25 +182,47 @@ class Kernel:
         """
         return threads.default_threads() if self._num_threads is None else self._num_threads
 
-    def plan(self, m: int) -> Plan:
-        """Which function computes `m` rows, and on which grid of tiles.
+    @property
+    def most_rows(self) -> int:
+        """Rows that a function computes at a time, as its offsets are int32; a call has any M.
+
+        The last block of tiles may be whole blocks longer than M: half of the range is for that.
+        """
+        return MAX_ELEMENTS // 2 // max(self.info.layout.k_padded, self.spec.n)
+
+    def parts(self, m: int) -> tuple[int, int]:
+        """How many parts `m` rows are computed in, and how many rows the first of them has.
 
         Raises
         ------
         ArrayError
             Not an M of this kernel.
         """
-        spec = self.spec
+        spec, most = self.spec, self.most_rows
         if spec.m is not None and m != spec.m:
             raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")
-        # The last block of tiles may be whole blocks longer than m; half of the range is for that.
-        most = MAX_ELEMENTS // 2 // max(self.info.layout.k_padded, spec.n)
-        if m < 1 or m > most:
-            raise ArrayError(f"x has {m} rows; expected 1 to {most}")
-        best = min(
-            (each for each in self.info.functions if each.serves(m)),
-            key=lambda each: each.cost_of(m),
-        )
+        count = -(-m // most)
+        return count, -(-m // max(1, count))
+
+    def plan(self, m: int) -> Plan:
+        """Which function computes `m` rows, and on which grid of tiles.
+
+        Raises
+        ------
+        ArrayError
+            Not an M of this kernel, or more rows than are computed at a time.
+        """
+        self.parts(m)
+        if m < 1 or m > self.most_rows:
+            raise ArrayError(f"x has {m} rows; expected 1 to {self.most_rows}")
+        return self._planned(m)
+
+    def _planned(self, m: int) -> Plan:
+        """The plan of a part of `m` rows."""
+        functions = self.info.functions
+        # The one function of a kernel for a fixed M also computes the last part of that.
+        fit = [each for each in functions if each.serves(m)] or functions
+        best = min(fit, key=lambda each: each.cost_of(m))
         tiles = -(-m // best.rows)
         mo = -(-tiles // max(1, best.block_rows // best.rows))
         work = max(best.cost_of(m) * self.info.cost_ns, self.info.layout.nbytes / STREAM)
@@ -216,18 +238,26 @@ class Kernel:
         )
 
     def _prepare(self, m: int) -> tuple[Any, int, int, int, int] | None:
-        """Resolve the function for `m` rows, once this machine is known to execute it.
+        """Resolve the function for `m` rows; None where they are computed in none or several parts.
 
-        None for no rows, which any kernel computes that is not for another M.
+        Raises
+        ------
+        ArrayError
+            Not an M of this kernel.
         """
-        if m == 0 and self.spec.m is None:
+        count, _ = self.parts(m)
+        if count != 1:
             return None
-        plan = self.plan(m)
+        ready = self._ready[m] = self._function(m)
+        return ready
+
+    def _function(self, m: int) -> tuple[Any, int, int, int, int]:
+        """The function for a part of `m` rows, once this machine is known to execute it."""
+        plan = self._planned(m)
         info = self.info
         machine.require(f"this kernel ({info.target})", info.architecture, info.features)
         function = launcher.function(self._module, plan.name)
-        ready = self._ready[m] = function, plan.mo, plan.mi, plan.least, plan.best
-        return ready
+        return function, plan.mo, plan.mi, plan.least, plan.best
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
         """For each M in `m`: what it uses, as a call of the calling thread would now.
@@ -237,13 +267,14 @@ class Kernel:
         """
         rows = []
         for count in [self.spec.m] if self.spec.m else m:
-            plan = self.plan(count)
+            parts, part = self.parts(count)
+            plan = self.plan(count) if parts < 2 else self._planned(part)
             rows.append(
                 {
                     "m": count,
                     "strategy": plan.strategy,
                     "function": plan.name,
-                    "tiles": plan.mo * plan.mi,
+                    "tiles": plan.mo * plan.mi * max(1, parts),
                     "instruction": plan.instruction,
                     "target": self.info.target,
                     "threads": threads.count(self._num_threads, plan.least, plan.best),

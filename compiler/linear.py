@@ -26,6 +26,7 @@ from .arrays import (
     new_tensor,
     numpy_dtype,
     refuse_overlap,
+    rows_of,
     span_of,
 )
 from .checks import SCALARS, check_bias, check_weight, missing, numbers, opened, why_no
@@ -276,11 +277,29 @@ class Linear(Bound):
         else:
             bound = self._bound if self._complete else self._completed(m)
         count = kernel._num_threads if num_threads is None else threads.check_threads(num_threads)
-        if ready is not None:
+        if ready is None:
+            self._in_parts(m, [source, *bound, y], count)
+        else:
             function, mo, mi, least, best = ready
             threads.use(count, least, best)
             function(source, *bound, y, mo, mi)
         return result
+
+    def _in_parts(self, m: int, arguments: list[Any], num_threads: int | None) -> None:
+        """Compute more rows than a function does at a time, or none."""
+        names = ["x", *self._names, "y"]
+        of_rows = {"x", "residual", "y"}
+        if self._spec.activation_scale == "row":
+            of_rows |= {"x_scale", "x_zero_point"}
+        _, size = self.kernel.parts(m)
+        for start in range(0, m, max(1, size)):
+            function, mo, mi, least, best = self.kernel._function(min(size, m - start))
+            part = [
+                rows_of(argument, start, min(size, m - start)) if name in of_rows else argument
+                for name, argument in zip(names, arguments, strict=True)
+            ]
+            threads.use(num_threads, least, best)
+            function(*part, mo, mi)
 
     def _completed(self, m: int) -> list[Any]:
         """The bound arguments with bound numbers repeated for every row."""

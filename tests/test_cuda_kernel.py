@@ -16,7 +16,7 @@ import quantmm as qmm
 from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantmm.compiler import cuda_arrays, cuda_build, cuda_linear, kernel_file, nvrtc
+from quantmm.compiler import cuda_arrays, cuda_build, cuda_kernel, cuda_linear, kernel_file, nvrtc
 from quantmm.compiler.arrays import numpy_dtype
 from quantmm.compiler.problem import Problem, difference, random_spec
 from quantmm.compiler.spec import stored_as
@@ -396,6 +396,27 @@ def test_any_dimensions_before_the_last(lead):
     }
     assert linear(Shaped(gpu, x, 256), out, **there) is out
     assert difference(out.matrix.get().reshape(expected.shape), expected) is None
+
+
+@pytest.mark.parametrize(("columns", "m", "fixed"), [(256, 40, None), (257, 17, 17)])
+def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, columns, m, fixed):
+    # Once with x in place, once made ready first; rows of y lie further apart than those of x.
+    for module in (cuda_kernel, cuda_linear):
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 16 * 600)
+    spec = qmm.MatmulSpec(n=24, k=columns, activation_zero_point=True, residual=True, m=fixed)
+    kernel, gpu = built(spec)
+    problem = Problem(spec, m)
+    x, w, call = problem.activation(), problem.weight(), problem.call_arguments()
+    expected = qmm.reference(spec, x, w, **call)
+    linear = kernel.bind(w)
+    assert difference(linear(x, **call), expected) is None
+    out = OnDevice(gpu, np.zeros((m, 24), np.float32), stride=600)
+    gpu.launches.clear()
+    there = {name: OnDevice(gpu, each.reshape(m, -1)) for name, each in call.items()}
+    linear(OnDevice(gpu, x), out, **there)
+    assert difference(out.get(), expected) is None
+    assert len(gpu.launches) == -(-m // 16) * (1 if columns == 256 else 2)
+    assert [row["m"] for row in kernel.report([m])] == [m]
 
 
 def test_bound_numbers_are_repeated_for_every_row_once(monkeypatch):

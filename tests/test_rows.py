@@ -8,6 +8,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
+from quantmm.compiler import kernel
 from quantmm.compiler.quantize import METHODS
 from quantmm.compiler.rows import as_rows
 from quantmm.errors import ArrayError
@@ -160,3 +161,51 @@ def test_quantized_without_rows(dtype, group_size, method):
         spec = qmm.MatmulSpec(n=N, k=K)
         w = qmm.quantize(np.ones((N, K)))
         assert qmm.compile(spec).bind(w)(q).shape == qmm.reference(spec, q, w).shape == (0, N)
+
+
+def assert_in_parts(spec, m):
+    """A call of `m` rows as the reference has it, from arrays whose rows lie apart."""
+    rng = np.random.default_rng(0)
+    compiled = qmm.compile(spec)
+    assert compiled.most_rows == 10
+    w, bind = problems.weight(rng, spec), problems.bind_arguments(rng, spec)
+    x, call = problems.activation(rng, spec, m), problems.call_arguments(rng, spec, m)
+    wide = np.zeros((m, spec.n + 5), spec.out)
+    apart = np.concatenate([x, x], axis=1)[:, : x.shape[1]]
+    linear = compiled.bind(w, **bind)
+    expected = qmm.reference(spec, x, w, **bind, **call)
+    problems.assert_agrees(linear(x, **call), expected)
+    assert linear(apart, wide[:, 5:], **call) is not None
+    problems.assert_agrees(np.ascontiguousarray(wide[:, 5:]), expected)
+    assert (wide[:, :5] == 0).all()
+    assert [row["m"] for row in compiled.report([m])] == [m]
+
+
+@pytest.mark.parametrize("m", [9, 10, 11, 20, 35])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation_zero_point": True, "residual": True, "bias": True, "out": "float16"},
+        {"activation_scale": "tensor", "activation": "uint8", "out": "int8"},
+        {"input": "float32", "dynamic": True, "group_size": 8, "weight": "int4"},
+    ],
+)
+def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, fields, m):
+    monkeypatch.setattr(kernel, "MAX_ELEMENTS", 2 * 10 * 40 + 1)
+    assert_in_parts(qmm.MatmulSpec(n=N, k=40, **fields), m)
+    assert_in_parts(qmm.MatmulSpec(n=N, k=40, **fields, m=m), m)
+
+
+def test_more_results_than_int32_counts():
+    # 2**30 + 262,144 of them.
+    n, m = 1 << 18, (1 << 12) + 1
+    spec = qmm.MatmulSpec(n=n, k=8, m=m, out="int8", activation_scale="tensor")
+    rng = np.random.default_rng(0)
+    w = problems.weight(rng, spec)
+    x = problems.integers(rng, "int8", (m, 8))
+    numbers = {"x_scale": 0.01, "out_scale": 0.5}
+    linear = qmm.compile(spec).bind(w, **numbers)
+    assert linear.kernel.most_rows < m
+    y = linear(x)
+    for rows in (slice(0, 1), slice(2048, 2050), slice(m - 1, m)):
+        problems.assert_agrees(y[rows], qmm.reference(spec, x[rows], w, **numbers))
