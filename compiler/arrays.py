@@ -283,11 +283,12 @@ def rows_of(array: Any, start: int, count: int) -> Any:
 
 
 def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:
-    """An empty array of the library that `like` comes from, torch or NumPy."""
+    """An empty array of the library that `like` comes from, torch or NumPy, in the CPU's memory."""
     if isinstance(like, np.ndarray) or not is_torch(like):
         return np.empty(shape, dtype)
     torch = sys.modules["torch"]
-    return torch.empty(shape, dtype=getattr(torch, name_of(dtype)))
+    # On the device of `like`, whatever `torch.set_default_device` says.
+    return torch.empty(shape, dtype=getattr(torch, name_of(dtype)), device="cpu")
 
 
 def new_tensor(array: Any, dtype: np.dtype) -> Any:

@@ -13,16 +13,15 @@ from quantmm import compiler
 from quantmm.errors import ArrayError
 
 M, N, K = 5, 19, 33
+W = problems.weight(np.random.default_rng(0), qmm.MatmulSpec(n=N, k=K))
 
 
 @pytest.fixture(scope="module")
 def case():
-    rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(n=N, k=K)
-    w = problems.weight(rng, spec)
-    linear = qmm.compile(spec).bind(w, x_scale=0.25)
-    x = problems.integers(rng, "int8", (M, K))
-    return linear, x, qmm.reference(spec, x, w, x_scale=0.25)
+    linear = qmm.compile(spec).bind(W, x_scale=0.25)
+    x = problems.integers(np.random.default_rng(1), "int8", (M, K))
+    return linear, x, qmm.reference(spec, x, W, x_scale=0.25)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -171,6 +170,31 @@ def test_torch_in_torch_out(case):
     problems.assert_agrees(out.numpy(), expected)
     transposed = torch.from_numpy(np.ascontiguousarray(x.T)).T
     problems.assert_agrees(linear(transposed).numpy(), expected)
+
+
+@pytest.fixture
+def other_defaults():
+    """A torch whose new tensors are of another device and type unless they are told."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    dtype = torch.get_default_dtype()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    yield torch
+    torch.set_default_device(None)
+    torch.set_default_dtype(dtype)
+
+
+def test_torchs_defaults_do_not_matter(case, other_defaults):
+    linear, x, expected = case
+    given = other_defaults.from_numpy(x)
+    for there in (given, given.t().contiguous().t(), given[None]):
+        y = linear(there)
+        assert (y.device.type, y.dtype) == ("cpu", other_defaults.float32)
+        problems.assert_agrees(y.numpy().reshape(expected.shape), expected)
+    assert linear(given, x_scale=other_defaults.ones((), device="cpu")).device.type == "cpu"
+    # Quantized by NumPy, of whatever the numbers were.
+    q = qmm.quantize(given.double(), group_size="tensor")
+    problems.assert_agrees(linear(q), qmm.reference(linear.kernel.spec, q, W))
 
 
 class Foreign:
