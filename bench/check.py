@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..compiler.formats import fields_of
 from ..compiler.spec import MatmulSpec
 from .contenders import GROUPS, Job
-from .formats import fields_of
 from .rotation import COLD_ROWS
 
 #: All but NumPy's floats, which are no match for torch's.

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..compiler.formats import changed, name_of, weight_bytes
 from .contenders import OURS, Job
-from .formats import changed, name_of, weight_bytes
 from .roofline import Limits
 from .timing import Time, median_range
 

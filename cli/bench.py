@@ -20,11 +20,11 @@ from ..bench import check as page
 from ..bench import export, report
 from ..bench.compare import ROUNDS
 from ..bench.contenders import GROUPS, OURS, Job, check_words
-from ..bench.formats import FORMATS, fields_of
 from ..bench.machine import Machine
 from ..bench.models import MODELS, Layer
 from ..bench.rotation import COLD_ROWS
 from ..bench.row import Row
+from ..compiler.formats import FORMATS, fields_of
 from ..compiler.spec import MatmulSpec
 from ..errors import BenchError, ReportError
 from ..files import check_writable, write_whole

@@ -23,11 +23,11 @@ import quantmm as qmm
 import tuning_faults
 from quantmm import targets
 from quantmm.bench import check, limits
-from quantmm.bench.formats import FORMATS
 from quantmm.bench.machine import Machine
 from quantmm.bench.models import MODELS
 from quantmm.cli import logs as cli_logs
 from quantmm.compiler import cache, cuda_records, records
+from quantmm.compiler.formats import FORMATS
 from quantmm.compiler.kernel import Function
 from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
 from quantmm.schedules import Parameters

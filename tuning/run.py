@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import targets
-from ..bench.formats import weight_bytes
 from ..bench.rotation import COLD_ROWS
 from ..compiler import records
+from ..compiler.formats import weight_bytes
 from ..compiler.linker import command as linker_command
 from ..compiler.records import FAILURES, TRIALS
 from ..compiler.runtime import without_torch

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ... import targets
+from ...compiler.formats import weight_bytes
 from ...compiler.spec import MatmulSpec
 from ...targets import Target
-from ..formats import weight_bytes
 from ..rotation import COLD_ROWS, copies_for
 
 #: The scale of int8 activations that arrive quantized.

@@ -10,11 +10,11 @@ import numpy as np
 
 from ...compiler.arrays import numpy_dtype
 from ...compiler.compile import compile
+from ...compiler.formats import is_named
 from ...compiler.kernel import Kernel
 from ...compiler.problem import Problem, difference
 from ...compiler.quantize import QTensor, pack_int4
 from ...compiler.reference import reference
-from ..formats import is_named
 from .job import X_SCALE, Job, Ready, Weight
 
 #: Rows of X that are compared with the reference where no peer has the format.

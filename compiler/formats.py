@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..compiler.spec import MatmulSpec
-from ..errors import BenchError
+from ..errors import SpecError
+from .spec import MatmulSpec
 
 #: Floats in and out, X quantized row by row inside the call.
 FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
@@ -31,11 +31,11 @@ def fields_of(name: str) -> dict[str, Any]:
 
     Raises
     ------
-    BenchError
+    SpecError
         No such name.
     """
     if name not in FORMATS:
-        raise BenchError(f"no format {name!r}; expected some of {', '.join(FORMATS)}")
+        raise SpecError(f"no format {name!r}; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
