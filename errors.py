@@ -65,3 +65,11 @@ class BenchError(QuantmmError, ValueError):
 
 class ReportError(QuantmmError, OSError):
     """A report of measurements that cannot be written."""
+
+
+class ModuleError(QuantmmError, ValueError):
+    """A torch module that is not one to quantize."""
+
+
+class StateError(QuantmmError, RuntimeError):
+    """A state dict that does not fit a module; torch raises a RuntimeError for those too."""

@@ -1,0 +1,81 @@
+"""The gradient with respect to x, from the dequantized weight.
+
+Rounding x to integers has no slope of its own and is taken for the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..compiler.spec import MatmulSpec
+from .dequantize import dequantize
+
+aten = torch.ops.aten
+
+#: For each activation function, what it makes of a gradient; given that and its argument.
+SLOPES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, v: aten.threshold_backward(grad, v, 0),
+    "gelu": lambda grad, v: aten.gelu_backward(grad, v),
+    "gelu_tanh": lambda grad, v: aten.gelu_backward(grad, v, approximate="tanh"),
+    "silu": lambda grad, v: aten.silu_backward(grad, v),
+}
+
+
+class Differentiable(torch.autograd.Function):
+    """The operator, called with itself below autograd and its arguments."""
+
+    @staticmethod
+    def forward(
+        operator: Callable[..., Tensor],
+        x: Tensor,
+        data: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        bias: Tensor | None,
+        spec: str,
+    ) -> Tensor:
+        """Compute y."""
+        return operator(x, data, scale, zero_point, bias, spec)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the weight, and x where the slope depends on it."""
+        _, x, data, scale, zero_point, bias, spec = inputs
+        ctx.spec = MatmulSpec.from_json(spec)
+        kept = (None if ctx.spec.activation_fn is None else x, data, scale, zero_point, bias)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x: that of y through the activation function, times W."""
+        # The exact numbers, also within torch.autocast.
+        with torch.autocast("cpu", enabled=False):
+            x, data, scale, zero_point, bias = ctx.saved_tensors
+            weight = dequantize(data, scale, zero_point, ctx.spec)
+            single = sloped(ctx.spec, grad.to(torch.float32), x, weight, bias)
+            grad_x = (single @ weight).to(grad.dtype)
+        return None, grad_x, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, operator: None, tangent: Tensor, *others: None) -> Tensor:
+        """The tangent of y: that of x times Wᵀ, through the activation function."""
+        with torch.autocast("cpu", enabled=False):
+            x, data, scale, zero_point, bias = ctx.saved_tensors
+            weight = dequantize(data, scale, zero_point, ctx.spec)
+            single = tangent.to(torch.float32) @ weight.T
+            return sloped(ctx.spec, single, x, weight, bias).to(tangent.dtype)
+
+
+def sloped(
+    spec: MatmulSpec, grad: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """A gradient of y as one of X Wᵀ + bias."""
+    if x is None:
+        return grad
+    return SLOPES[spec.activation_fn](grad, functional.linear(x.to(torch.float32), weight, bias))

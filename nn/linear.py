@@ -1,0 +1,261 @@
+"""`Linear`: a quantized weight as a torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..compiler.checks import check_bias, check_weight
+from ..compiler.formats import FLOATS
+from ..compiler.quantize import QTensor, check_qtensor, quantize, scale_shape
+from ..compiler.spec import MatmulSpec
+from ..errors import ModuleError, StateError
+from .dequantize import dequantize
+from .formats import format_name, module_spec, spec_for
+from .op import linear
+from .packed import as_qtensor
+
+EXTRA_STATE = "_extra_state"
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + bias with a quantized W; x is quantized in the call, row by row.
+
+    The buffers are a `QTensor`'s arrays, the same for every machine. What a kernel reads is packed
+    from them at the first call, and again after they were changed. A kernel is compiled when a
+    module first meets a dtype of x, and shared by all modules of one spec. `half()` and its like
+    leave the buffers as they are: their numbers are exact, and every call takes any dtype of x.
+
+    Attributes
+    ----------
+    spec : what is computed, for x of float32.
+    data : (n, k) of int8 or uint8, 4-bit formats (n, ceil(k / 2)) of uint8, see `pack_int4`.
+    scale : float32 of the shape that `QTensor` names.
+    zero_point : int32 of the same shape, or None.
+    bias : float32 (n,), or None.
+    """
+
+    data: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        format: str | MatmulSpec = "w8a8-dynamic",
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Make a module whose weight is zero, for `load_state_dict` to fill.
+
+        Parameters
+        ----------
+        format : "w8a8-dynamic", "w4a8", "w4a8-g128", "w4a8-g32", or a `MatmulSpec` with this
+            shape that is dynamic and gives what it takes.
+        device : "meta" makes buffers without memory.
+
+        Raises
+        ------
+        SpecError
+            Not such a format.
+        """
+        super().__init__()
+        spec = spec_for(format, out_features, in_features, bias)
+        self.spec = spec
+        self.in_features, self.out_features = spec.k, spec.n
+        self._text = spec.to_json()
+        columns, dtype = spec.k, getattr(torch, spec.weight, torch.uint8)
+        if spec.four_bit_weight:
+            columns, dtype = -(-spec.k // 2), torch.uint8
+        shape = scale_shape((spec.n, spec.k), spec.group_size)
+        # Changes of tensors that are made in inference mode would go unnoticed.
+        with torch.inference_mode(False):
+            zeros, ones = torch.zeros, torch.ones
+            self.register_buffer("data", zeros((spec.n, columns), dtype=dtype, device=device))
+            self.register_buffer("scale", ones(shape, dtype=torch.float32, device=device))
+            zero_point = zeros(shape, dtype=torch.int32, device=device)
+            self.register_buffer("zero_point", zero_point if spec.weight_zero_point else None)
+            added = zeros(spec.n, dtype=torch.float32, device=device)
+            self.register_buffer("bias", added if spec.bias else None)
+
+    @classmethod
+    def from_float(cls, module: nn.Linear, format: str | MatmulSpec = "w8a8-dynamic") -> Linear:
+        """Quantize the weight of a `torch.nn.Linear`, which stays as it is.
+
+        Parameters
+        ----------
+        format : as for `Linear`. A spec has to have the module's n, k and bias.
+
+        Raises
+        ------
+        ModuleError
+            Something else than a `torch.nn.Linear`.
+        SpecError
+            Not such a format.
+        ArrayError
+            A weight with NaN or infinity.
+        """
+        if not isinstance(module, nn.Linear):
+            raise ModuleError(f"module is {type(module).__name__}; expected a torch.nn.Linear")
+        weight, bias = module.weight, module.bias
+        n, k = weight.shape
+        spec = spec_for(format, n, k, bias is not None)
+        if weight.is_meta:
+            return cls(k, n, spec.bias, spec, device="meta").train(module.training)
+        w = quantize(
+            cast(npt.ArrayLike, weight),
+            spec.weight,
+            group_size=spec.group_size,
+            symmetric=not spec.weight_zero_point,
+        )
+        made = cls.from_quantized(w, cast("npt.ArrayLike | None", bias), spec)
+        return made.to(weight.device).train(module.training)
+
+    @classmethod
+    def from_quantized(
+        cls, w: QTensor, bias: npt.ArrayLike | None = None, spec: MatmulSpec | None = None
+    ) -> Linear:
+        """A module for a weight that is quantized already, with a copy of its numbers.
+
+        Parameters
+        ----------
+        bias : (n,) floats.
+        spec : None for the dynamic spec that fits `w` and `bias`.
+
+        Raises
+        ------
+        ArrayError
+            No weight, or one or a bias that `spec` does not describe.
+        SpecError
+            A spec that no module can have.
+        """
+        w = check_qtensor("w", w)
+        if spec is None:
+            spec = MatmulSpec(
+                n=w.shape[0],
+                k=w.shape[1],
+                weight=w.dtype,
+                group_size=w.group_size,
+                weight_zero_point=w.zero_point is not None,
+                bias=bias is not None,
+                **FLOATS,
+            )
+        spec = module_spec(spec)
+        check_weight(spec, w)
+        added = check_bias(spec, bias)
+        module = cls(spec.k, spec.n, spec.bias, spec, device="meta")
+        module.data, module.scale = owned(w.data), owned(w.scale)
+        if spec.weight_zero_point:
+            zeros = np.zeros(w.scale.shape, np.int32)
+            module.zero_point = owned(zeros if w.zero_point is None else w.zero_point)
+        if added is not None:
+            module.bias = owned(added)
+        return module
+
+    def to_quantized(self) -> QTensor:
+        """The weight as a `QTensor` with a copy of its numbers."""
+        zero_point = None if self.zero_point is None else self.zero_point.cpu().clone()
+        return as_qtensor(self.data.cpu().clone(), self.scale.cpu().clone(), zero_point, self.spec)
+
+    def dequantize(self) -> Tensor:
+        """The weight as float32 (n, k)."""
+        return dequantize(self.data, self.scale, self.zero_point, self.spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Y = x Wᵀ + bias.
+
+        Parameters
+        ----------
+        x : (..., k) of float32, float16 or bfloat16, on the CPU.
+
+        Returns
+        -------
+        (..., n) of the dtype of x.
+
+        Raises
+        ------
+        ArrayError
+            Another shape, dtype or device.
+        """
+        # A module looks attributes up in this dictionary, in ten times the time.
+        own = self._buffers
+        return linear(x, own["data"], own["scale"], own["zero_point"], own["bias"], self._text)
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets when the module is printed."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, format={format_name(self.spec)}"
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """The spec as the bytes of its JSON: a tensor, since safetensors stores nothing else."""
+        return owned(np.frombuffer(self._text.encode(), np.uint8))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: `_load_from_state_dict` has compared the specs before it loads."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Load what fits, and refuse everything before anything of it is loaded where it does not.
+
+        Raises
+        ------
+        StateError
+            A state of another format, or with a tensor of another shape or dtype.
+        """
+        check_state(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        for name, tensor in self._buffers.items():
+            if tensor is not None and tensor.is_inference():
+                with torch.inference_mode(False):
+                    self._buffers[name] = tensor.clone()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
+        """Let `fn` change where buffers lie, and not their dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            with torch.inference_mode(False):
+                found = fn(tensor)
+                return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)
+
+
+def check_state(module: Linear, state: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a state that `module` would not compute the same with."""
+    text = state.get(prefix + EXTRA_STATE)
+    # A state without numbers does not say what it is of.
+    if isinstance(text, Tensor) and not text.is_meta:
+        given = bytes(text.tolist()).decode()
+        if given != module._text:
+            raise StateError(f"{prefix}{EXTRA_STATE} has {given}; the module has {module._text}")
+    for name, own in module._buffers.items():
+        tensor = state.get(prefix + name)
+        if own is None or not isinstance(tensor, Tensor):
+            continue
+        if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
+            raise StateError(
+                f"{prefix}{name} is {kind(tensor)}; the module, {format_name(module.spec)} of "
+                f"{(module.spec.n, module.spec.k)}, has {kind(own)}"
+            )
+
+
+def kind(tensor: Tensor) -> str:
+    """Dtype and shape."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{(*tensor.shape,)}"
+
+
+def owned(array: np.ndarray) -> Tensor:
+    """A tensor with a copy of the array, on the CPU whatever torch's default device is."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.array(array))
