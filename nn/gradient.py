@@ -26,7 +26,7 @@ SLOPES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Differentiable(torch.autograd.Function):
+class Differentiable(torch.autograd.function._SingleLevelFunction):
     """The operator, called with itself below autograd and its arguments."""
 
     @staticmethod

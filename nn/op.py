@@ -18,6 +18,8 @@ from torch._C import (
     _AutoDispatchBelowAutograd,
     _ExcludeDispatchKeyGuard,
 )
+from torch._C._functorch import maybe_current_level
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from ..compiler.linear import Linear
@@ -42,11 +44,14 @@ linear = torch.ops.quantmm.linear.default
 PLAIN = DispatchKeySet(DispatchKey.CPU) | DispatchKeySet(DispatchKey.AutogradCPU)
 AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
 
-Optional = Tensor | None
-
 
 def compute(
-    x: Tensor, data: Tensor, scale: Tensor, zero_point: Optional, bias: Optional, spec: str
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    spec: str,
 ) -> Tensor:
     """Y = X Wᵀ on the CPU, for an x of (..., k)."""
     bound = packed.find(x.dtype, data, scale, zero_point, bias, spec)
@@ -76,7 +81,12 @@ def check_shape(x: Tensor, spec: MatmulSpec) -> None:
 
 
 def describe(
-    x: Tensor, data: Tensor, scale: Tensor, zero_point: Optional, bias: Optional, spec: str
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    spec: str,
 ) -> Tensor:
     """A result without numbers, for tensors without numbers."""
     if x.device != data.device:
@@ -93,8 +103,8 @@ def differentiate(
     x: Tensor,
     data: Tensor,
     scale: Tensor,
-    zero_point: Optional,
-    bias: Optional,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
     spec: str,
 ) -> Tensor:
     """Record the gradient of x where one is wanted, and compute."""
@@ -119,17 +129,32 @@ def differentiate(
 
 def record(*arguments: Any) -> Tensor:
     """Compute so that gradients with respect to x, and its tangents, can follow."""
-    return Differentiable.apply(without_gradient, *arguments)
+    with enable_single_level_autograd_function():
+        return Differentiable.apply(without_gradient, *arguments)
 
 
 def without_gradient(*arguments: Any) -> Tensor:
-    """The operator as it is below autograd."""
-    with _AutoDispatchBelowAutograd():
+    """The operator as it is below autograd.
+
+    torch records nothing within the forward of a function. Where a transform of torch.func is at
+    work, the transforms around it still have to.
+    """
+    nested = maybe_current_level() is not None
+    with (
+        _AutoDispatchBelowAutograd(),
+        torch.set_grad_enabled(nested),
+        forward_ad._set_fwd_grad_enabled(nested),
+    ):
         return linear(*arguments)
 
 
 def cast(
-    x: Tensor, data: Tensor, scale: Tensor, zero_point: Optional, bias: Optional, spec: str
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    spec: str,
 ) -> Tensor:
     """Within torch.autocast x gets its dtype, as for torch's own linear; the weight keeps its."""
     if x.dtype in DTYPES:
