@@ -13,6 +13,9 @@ import torch_modules as tm
 from quantmm.nn import packed
 
 X = torch.randn(3, 70)
+WITH_ZERO_POINT = tm.qmm.MatmulSpec(
+    n=33, k=70, weight="uint8", weight_zero_point=True, bias=True, input="float32", dynamic=True
+)
 
 
 @pytest.fixture
@@ -66,24 +69,12 @@ def like(module):
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changes_are_seen(change):
-    module = tm.layer(format=tm.qnn.Linear(70, 33, format=with_zero_point()).spec)
+    module = tm.layer(format=WITH_ZERO_POINT)
     before = module(X)
     change(module)
     after = module(X)
     assert not torch.equal(after, before)
     tm.assert_agrees(after, module, X)
-
-
-def with_zero_point():
-    return tm.qmm.MatmulSpec(
-        n=33,
-        k=70,
-        weight="uint8",
-        weight_zero_point=True,
-        bias=True,
-        input="float32",
-        dynamic=True,
-    )
 
 
 def found_for(module):
