@@ -1,6 +1,7 @@
-"""A weight's float32 matrix in torch's operations, which gradients are computed from.
+"""`torch.ops.quantmm.dequantize`: a weight's float32 matrix, which gradients are computed from.
 
-It equals `quantmm.dequantize`, and can be traced.
+An operator, because there is a function that computes it; and because torch 2.13's inductor leaves
+columns out where it compiles scales that are repeated along K (docs/decisions.md, "torch").
 """
 
 from __future__ import annotations
@@ -8,29 +9,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..compiler import quantize
+from ..compiler.quantize import QTensor
 from ..compiler.spec import MatmulSpec
+from .library import LIBRARY
 
 
-def dequantize(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: MatmulSpec) -> Tensor:
-    """float32 (n, k): scale * (data - zero_point), the product rounded once."""
-    steps = integers(data, spec)
-    if zero_point is not None:
-        steps = steps - spread(zero_point.to(torch.float32), spec)
-    return spread(scale, spec) * steps
+def as_qtensor(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: MatmulSpec) -> QTensor:
+    """A weight over the memory of its tensors, those of the CPU."""
+    return QTensor(
+        data.detach().numpy(),
+        scale.detach().numpy(),
+        None if zero_point is None else zero_point.detach().numpy(),
+        spec.weight,
+        spec.group_size,
+        (spec.n, spec.k),
+    )
 
 
-def integers(data: Tensor, spec: MatmulSpec) -> Tensor:
-    """The quantized integers as float32 (n, k)."""
-    if not spec.four_bit_weight:
-        return data.to(torch.float32)
-    nibbles = torch.stack((data & 0xF, data >> 4), -1).flatten(-2)[:, : spec.k]
-    if spec.weight == "uint4":
-        return nibbles.to(torch.float32)
-    return (nibbles ^ 8).to(torch.float32) - 8
+def compute(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
+    """float32 (n, k), see `quantmm.dequantize`."""
+    there = None if zero_point is None else zero_point.cpu()
+    w = as_qtensor(data.cpu(), scale.cpu(), there, MatmulSpec.from_json(spec))
+    return torch.from_numpy(quantize.dequantize(w)).to(data.device)
 
 
-def spread(values: Tensor, spec: MatmulSpec) -> Tensor:
-    """Scales or zero points repeated so that they broadcast against (n, k)."""
-    if isinstance(spec.group_size, int):
-        return values.repeat_interleave(spec.k_of_group, 1)[:, : spec.k]
-    return values[:, None] if values.dim() == 1 else values
+def describe(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
+    """The same without numbers."""
+    fields = MatmulSpec.from_json(spec)
+    return scale.new_empty((fields.n, fields.k))
+
+
+LIBRARY.define(
+    "dequantize(Tensor data, Tensor scale, Tensor? zero_point, str spec) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.impl("dequantize", compute, "CompositeExplicitAutograd")
+torch.library.register_fake("quantmm::dequantize", describe, lib=LIBRARY)
+dequantize = torch.ops.quantmm.dequantize.default

@@ -6,7 +6,7 @@ Rounding x to integers has no slope of its own and is taken for the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,12 @@ SLOPES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Differentiable(torch.autograd.function._SingleLevelFunction):
-    """The operator, called with itself below autograd and its arguments."""
+    """The operator, called with itself below autograd and its arguments.
+
+    It has one level, like the kernel that calls it: torch.func reaches that kernel once per level.
+    """
+
+    apply: ClassVar[Callable[..., Tensor]]
 
     @staticmethod
     def forward(
@@ -46,7 +51,7 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the weight, and x where the slope depends on it."""
         _, x, data, scale, zero_point, bias, spec = inputs
-        ctx.spec = MatmulSpec.from_json(spec)
+        ctx.spec, ctx.text = MatmulSpec.from_json(spec), spec
         kept = (None if ctx.spec.activation_fn is None else x, data, scale, zero_point, bias)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
@@ -57,7 +62,7 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         # The exact numbers, also within torch.autocast.
         with torch.autocast("cpu", enabled=False):
             x, data, scale, zero_point, bias = ctx.saved_tensors
-            weight = dequantize(data, scale, zero_point, ctx.spec)
+            weight = dequantize(data, scale, zero_point, ctx.text)
             single = sloped(ctx.spec, grad.to(torch.float32), x, weight, bias)
             grad_x = (single @ weight).to(grad.dtype)
         return None, grad_x, None, None, None, None, None
@@ -67,7 +72,7 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         """The tangent of y: that of x times Wᵀ, through the activation function."""
         with torch.autocast("cpu", enabled=False):
             x, data, scale, zero_point, bias = ctx.saved_tensors
-            weight = dequantize(data, scale, zero_point, ctx.spec)
+            weight = dequantize(data, scale, zero_point, ctx.text)
             single = tangent.to(torch.float32) @ weight.T
             return sloped(ctx.spec, single, x, weight, bias).to(tangent.dtype)
 

@@ -15,10 +15,9 @@ from ..compiler.formats import FLOATS
 from ..compiler.quantize import QTensor, check_qtensor, quantize, scale_shape
 from ..compiler.spec import MatmulSpec
 from ..errors import ModuleError, StateError
-from .dequantize import dequantize
+from .dequantize import as_qtensor, dequantize
 from .formats import format_name, module_spec, spec_for
 from .op import linear
-from .packed import as_qtensor
 
 EXTRA_STATE = "_extra_state"
 
@@ -167,7 +166,7 @@ class Linear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The weight as float32 (n, k)."""
-        return dequantize(self.data, self.scale, self.zero_point, self.spec)
+        return dequantize(self.data, self.scale, self.zero_point, self._text)
 
     def forward(self, x: Tensor) -> Tensor:
         """Y = x Wᵀ + bias.

@@ -28,9 +28,9 @@ from ..errors import ArrayError, UnsupportedError
 from . import packed
 from .formats import DTYPES, kernel_spec
 from .gradient import Differentiable
+from .library import LIBRARY
 
 NAME = "quantmm::linear"
-LIBRARY = torch.library.Library("quantmm", "DEF")
 LIBRARY.define(
     "linear(Tensor x, Tensor data, Tensor scale, Tensor? zero_point, Tensor? bias, str spec)"
     " -> Tensor",

@@ -20,9 +20,9 @@ from torch import Tensor
 from ..compiler.compile import compile
 from ..compiler.kernel import Kernel
 from ..compiler.linear import Linear
-from ..compiler.quantize import QTensor
 from ..compiler.spec import MatmulSpec
 from ..errors import ArrayError
+from .dequantize import as_qtensor
 from .formats import kernel_spec
 
 Key = tuple[Any, ...]
@@ -113,18 +113,6 @@ def pack(
             raise ArrayError(f"{name} is on {tensor.device}; expected the CPU, where kernels run")
     w = as_qtensor(data, scale, zero_point, spec)
     return kernel_for(spec).bind(w, None if bias is None else bias.detach())
-
-
-def as_qtensor(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: MatmulSpec) -> QTensor:
-    """The weight over the memory of its tensors."""
-    return QTensor(
-        data.detach().numpy(),
-        scale.detach().numpy(),
-        None if zero_point is None else zero_point.detach().numpy(),
-        spec.weight,
-        spec.group_size,
-        (spec.n, spec.k),
-    )
 
 
 @functools.cache

@@ -1,0 +1,7 @@
+"""The namespace of quantmm's operators."""
+
+from __future__ import annotations
+
+from torch.library import Library
+
+LIBRARY = Library("quantmm", "DEF")
