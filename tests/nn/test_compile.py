@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 import torch_modules as tm
 from quantmm.nn import op
+from torch._inductor import config
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler"
@@ -17,10 +18,11 @@ BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=needs_compiler)
 
 
 @pytest.fixture(autouse=True)
-def afresh(monkeypatch):
-    # torch's cache does not ask for the source of an operator's gradient.
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+def afresh():
     torch._dynamo.reset()
+    # torch's cache does not ask for the source of an operator's gradient.
+    with config.patch(force_disable_caches=True):
+        yield
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

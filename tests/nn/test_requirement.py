@@ -1,0 +1,59 @@
+"""Who imports torch, and what they hear who have none or an old one. Runs without torch too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PYPROJECT = Path(__file__).parent.parent.parent / "pyproject.toml"
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def heard(torch):
+    """What importing `quantmm.nn` says where this is torch."""
+    return run(f"""
+import sys, types
+import quantmm
+sys.modules["torch"] = {torch}
+try:
+    import quantmm.nn
+except quantmm.QuantmmError as error:
+    print(type(error).__name__, error)
+""")
+
+
+def test_quantmm_does_not_import_torch():
+    code = "import sys, quantmm; print('torch' in sys.modules, 'quantmm.nn' in sys.modules)"
+    assert run(code) == "False False"
+
+
+def test_without_torch():
+    assert heard(None) == (
+        "ToolError quantmm.nn needs torch, which is not installed: pip install 'quantmm[torch]'"
+    )
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.3.0+cpu", "2.8.9"])
+def test_too_old(version):
+    said = heard(f"types.SimpleNamespace(__version__={version!r})")
+    assert said == (
+        f"ToolError quantmm.nn found torch {version}; expected 2.9 or later: "
+        "pip install 'quantmm[torch]'"
+    )
+    assert '\ntorch = ["torch>=2.9"]\n' in PYPROJECT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.13.0+cpu", "2.10.0a0+git123", "3.0"])
+def test_new_enough(version):
+    pytest.importorskip("torch", reason="torch is not installed")
+    from quantmm.nn import requirement
+
+    requirement.check_version(version)
