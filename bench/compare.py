@@ -84,10 +84,8 @@ def started(contender: Contender, job: Job, running: dict[str, Process]) -> str:
     Failed
         It takes no part, and nothing of it is left.
     """
-    for module in contender.needs:
-        # Not `importlib.util`'s, which finds no torch where a process keeps it out of its imports.
-        if importlib.machinery.PathFinder.find_spec(module) is None:
-            raise Failed(f"not installed (no module {module!r})")
+    if module := first_missing(contender.needs):
+        raise Failed(f"not installed (no module {module!r})")
     process = running[contender.name] = Process(contender, job)
     try:
         about = process.ready()
@@ -98,6 +96,13 @@ def started(contender: Contender, job: Job, running: dict[str, Process]) -> str:
         running.pop(contender.name).close()
         raise
     return about
+
+
+def first_missing(modules: Collection[str]) -> str | None:
+    """The first of `modules` that is not installed."""
+    # Not `importlib.util`'s, which finds no torch where a process keeps it out of its imports.
+    find = importlib.machinery.PathFinder.find_spec
+    return next((module for module in modules if find(module) is None), None)
 
 
 def take_turns(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .contenders import OURS
-from .row import Row, geometric_mean
+from .row import Measured, Ratio, Row, geometric_mean
 
 HEADER = """\
 | M x N x K | threads | floor ms | quantmm ms | least ms | share | best peer ms | ratio |
@@ -50,19 +50,23 @@ def milliseconds(seconds: float) -> str:
 
 
 def ratio_text(row: Row, name: str | None) -> str:
+    """A contender's ratio to quantmm's time, or nothing."""
+    return shown(row.ratio(name))
+
+
+def shown(ratio: Ratio | None) -> str:
     """A ratio, with a ~ where it is within the spread."""
-    ratio = row.ratio(name)
     return "" if ratio is None else f"{'' if ratio.certain else '~'}{ratio.value:.2f}"
 
 
-def absences(rows: Sequence[Row]) -> list[str]:
+def absences(rows: Sequence[Measured]) -> list[str]:
     """Who was left out, at which shapes unless at all of a format, and why."""
     every: dict[str, list[str]] = {}
     places: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        every.setdefault(row.format, []).append(row.job.title)
+        every.setdefault(row.format, []).append(row.title)
         for name, reason in row.absent.items():
-            places.setdefault((name, row.format, reason), []).append(row.job.title)
+            places.setdefault((name, row.format, reason), []).append(row.title)
     lines = []
     for (name, format_name, reason), where in places.items():
         whole = where == every[format_name]

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ToolError
 from .contenders import OURS
 from .export import absences, counted, flat, kind, milliseconds, parts, ratio_text, summaries
-from .row import Row
+from .row import Measured, Row
 
 TEMPLATE = Path(__file__).parent / "report.html"
 NEEDS = ("jinja2", "matplotlib")
@@ -70,7 +70,7 @@ def to_html(rows: Sequence[Row], environment: dict[str, Any]) -> str:
     )
 
 
-def warnings(rows: Sequence[Row]) -> list[str]:
+def warnings(rows: Sequence[Measured]) -> list[str]:
     """What makes figures doubtful."""
     busy = [row for row in rows if row.busy_cores > BUSY_CORES]
     stolen = [row for row in rows if row.stolen_cores > BUSY_CORES]

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..compiler.formats import changed, name_of, weight_bytes
 from .contenders import OURS, Job
@@ -17,7 +17,7 @@ from .timing import Time, median_range
 
 @dataclass(frozen=True)
 class Ratio:
-    """A contender's time over quantmm's: above 1, quantmm is faster.
+    """One time over another; a contender's over quantmm's is above 1 where quantmm is faster.
 
     Attributes
     ----------
@@ -30,6 +30,12 @@ class Ratio:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, time: Time, other: Time) -> Ratio:
+        """The ratio of two that have a sample of every round."""
+        within = [t / o for t, o in zip(time.samples, other.samples, strict=True)]
+        return cls(time.median / other.median, *median_range(within))
+
     @property
     def certain(self) -> bool:
         """Whether one of the two is faster beyond what the rounds differ."""
@@ -37,8 +43,32 @@ class Ratio:
 
     @property
     def slower(self) -> bool:
-        """Whether quantmm is slower, beyond what the rounds differ."""
+        """Whether a contender is faster than quantmm, beyond what the rounds differ."""
         return self.high < 1
+
+
+class Measured(Protocol):
+    """What rows of every kind say of themselves."""
+
+    @property
+    def format(self) -> str:
+        """What was computed."""
+
+    @property
+    def title(self) -> str:
+        """At which shape."""
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Why some took no part."""
+
+    @property
+    def busy_cores(self) -> float:
+        """How many cores other programs used meanwhile."""
+
+    @property
+    def stolen_cores(self) -> float:
+        """And other virtual machines."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +100,11 @@ class Row:
     def format(self) -> str:
         """The format's name, or what is not as usual in it."""
         return name_of(self.job.spec)
+
+    @property
+    def title(self) -> str:
+        """The shape."""
+        return self.job.title
 
     @property
     def weight_bytes(self) -> int:
@@ -112,9 +147,7 @@ class Row:
         """A contender's time over quantmm's; None where one of them took no part."""
         if name is None or not self.ours or name not in self.times:
             return None
-        theirs, ours = self.times[name], self.ours
-        within = [t / o for t, o in zip(theirs.samples, ours.samples, strict=True)]
-        return Ratio(theirs.median / ours.median, *median_range(within))
+        return Ratio.of(self.times[name], self.ours)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: what was measured, and beside it what follows."""

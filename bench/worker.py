@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..processes import end_with_parent
-from .contenders import Contender, build
+from .contenders import Contender, build, reason
 from .contenders.job import Job, Turns
 
 
@@ -35,8 +35,7 @@ def serve(connection: Connection) -> None:
             else:
                 answer = ready.turn()
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            answer = {"error": f"{type(error).__name__}: {reason}"}
+            answer = {"error": reason(error)}
         connection.send_bytes(json.dumps(answer).encode())
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "chosen",
     "environment",
+    "reason",
 ]
 
 
@@ -180,3 +181,9 @@ def build(contender: Contender, job: Job) -> Turns:
     if isinstance(ready, Ready):
         check(job, ready, quantized=job.dynamic and not contender.baseline)
     return ready
+
+
+def reason(error: Exception) -> str:
+    """Why a contender failed, in one line."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"

@@ -1,0 +1,1 @@
+"""Calls inside a program: contenders beside a host's own parallel operations, in one process."""
