@@ -6,36 +6,36 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from .. import targets
 from ..bench import check as page
 from ..bench import export, report
 from ..bench.compare import ROUNDS
-from ..bench.contenders import GROUPS, OURS, Job, check_words
+from ..bench.contenders import GROUPS, Job, check_words
+from ..bench.inside.hosts import HOSTS
 from ..bench.machine import Machine
 from ..bench.models import MODELS, Layer
 from ..bench.rotation import COLD_ROWS
 from ..bench.row import Row
 from ..compiler.formats import FORMATS, fields_of
 from ..compiler.spec import MatmulSpec
-from ..errors import BenchError, ReportError
-from ..files import check_writable, write_whole
+from ..compiler.threads import default_threads
+from ..errors import BenchError
+from .inside import InsideRun, check_inside_page, measure_inside
 from .options import Names, Whole, format_options, make_spec, rpc_options, target_option
+from .reports import STDOUT, check_files, require_ours, watched, write_report
 from .tables import show
 
-#: The file name that stands for the terminal.
-STDOUT = "-"
 SPEC_OPTIONS = {each.name for each in dataclasses.fields(MatmulSpec)} - {"n", "k", "m"}
 #: What --check decides itself.
 CHECKED = SPEC_OPTIONS | {"m", "n", "k", "models", "hot", "format_names", "against", "target"}
+#: What goes with processes of their own only.
+NOT_INSIDE = {"html_file", "csv_file", "rpc", "key"}
 
 
 @dataclass
@@ -62,9 +62,7 @@ class Run:
             report.require_libraries()
         if list(self.files.values()).count(STDOUT) > 1:
             raise click.UsageError("give --json or --csv a FILE; only one can be printed")
-        for name in self.files.values():
-            if name != STDOUT:
-                check_writable(Path(name), ReportError)
+        check_files(self.files.values())
 
     @property
     def prints_table(self) -> bool:
@@ -73,14 +71,9 @@ class Run:
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[Row]:
         """Measure one after the other."""
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("", total=len(jobs))
-            for job in jobs:
-                progress.update(task, description=f"{job.title}, {job.threads} threads")
-                self.rows.append(self.machine.compare(job, self.against, self.rounds))
-                progress.advance(task)
-                yield self.rows[-1]
+        for job in watched(jobs, lambda job: f"{job.title}, {job.threads} threads"):
+            self.rows.append(self.machine.compare(job, self.against, self.rounds))
+            yield self.rows[-1]
 
     def write(self) -> None:
         """Write the reports."""
@@ -90,20 +83,7 @@ class Run:
             "html": report.to_html,
         }
         for kind, name in self.files.items():
-            text = writers[kind](self.rows, self.environment)
-            if name == STDOUT:
-                click.echo(text)
-            else:
-                write_whole(Path(name), text.encode(), ReportError)
-
-    def require_ours(self) -> None:
-        """Fail where quantmm itself took no part."""
-        if without := [row for row in self.rows if row.ours is None]:
-            first = without[0]
-            raise BenchError(
-                f"quantmm took no part in {len(without)} of {len(self.rows)} rows, the first "
-                f"{first.format} {first.job.title}: {first.absent[OURS.name]}"
-            )
+            write_report(name, writers[kind](self.rows, self.environment))
 
 
 def report_option(kind: str, text: str) -> Callable[..., Any]:
@@ -140,7 +120,14 @@ def report_option(kind: str, text: str) -> Callable[..., Any]:
     type=Names(),
     default="numpy",
     show_default=True,
-    help=f"Who else: {', '.join(GROUPS)}. Who is not installed is listed as absent.",
+    help=f"Who else: {', '.join(GROUPS)}. Who is not installed is listed as absent. With --inside "
+    "those on the host's threads, by default all of them.",
+)
+@click.option(
+    "--inside",
+    metavar="HOST",
+    help=f"Time calls right after parallel operations of {' or '.join(each.name for each in HOSTS)}"
+    " in the same process, beside their time alone.",
 )
 @target_option
 @click.option(
@@ -154,7 +141,8 @@ def report_option(kind: str, text: str) -> Callable[..., Any]:
     "--check",
     is_flag=True,
     help="Repeat every comparison that docs/performance.md quotes, in the form of that page; "
-    "without --threads for one thread and for one per physical core.",
+    "without --threads for one thread and for one per physical core. With --inside torch, its "
+    "tables of calls and of a model inside torch, for one thread per physical core.",
 )
 @report_option("json", "Everything that was measured, in a FILE or instead of the table.")
 @report_option("csv", "A line for every contender, in a FILE or instead of the table.")
@@ -165,6 +153,7 @@ def bench_command(
     /,
     target: str,
     against: list[str],
+    inside: str | None,
     threads: list[int] | None,
     rpc: str | None,
     key: str | None,
@@ -183,7 +172,8 @@ def bench_command(
     bytes at the measured read bandwidth, whichever takes longer. A ratio is a contender's time
     over quantmm's; ~ says that it is within what the rounds differ. X that is not quantized row by
     row has one scale in all unless --activation-scale says otherwise, as other libraries have it.
-    With --rpc all of that happens on a server's machine.
+    With --rpc all of that happens on a server's machine; with --inside in one process, that of a
+    host whose threads are at work.
     """
     from ..tuning.rpc import machine_for
 
@@ -192,6 +182,18 @@ def bench_command(
         for name in context.params
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+    if inside is not None:
+        refuse(
+            given & NOT_INSIDE, "--inside measures in a process of this machine, and writes --json"
+        )
+        run_inside = InsideRun(inside, against if "against" in given else None, rounds, json_file)
+        counts = threads or [default_threads()]
+        if check:
+            refuse(given & CHECKED, "--check decides this itself")
+            check_inside_page(run_inside, counts)
+        else:
+            measure_inside(run_inside, jobs_for(given, target, counts, **shape_words))
+        return
     named = {"json": json_file, "csv": csv_file, "html": html_file}
     files = {kind: name for kind, name in named.items() if name is not None}
     with machine_for(rpc, key) as machine:
@@ -209,13 +211,18 @@ def bench_command(
         finally:
             if run.rows:
                 run.write()
-    run.require_ours()
+    require_ours(run.rows)
 
 
 def refuse(options: Collection[str], reason: str) -> None:
     """Refuse options that would mean nothing."""
     if options:
-        names = {"models": "model", "format_names": "format"}
+        names = {
+            "models": "model",
+            "format_names": "format",
+            "html_file": "html",
+            "csv_file": "csv",
+        }
         words = sorted("--" + names.get(name, name).replace("_", "-") for name in options)
         raise click.UsageError(f"{', '.join(words)}: {reason}")
 

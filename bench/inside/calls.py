@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,8 +37,7 @@ def ready(job: Job, host: str, contenders: list[dict[str, Any]]) -> Company:
         samples[contender.name] = functools.partial(
             sample, operations, job.threads, itertools.cycle(made.calls), changing_order()
         )
-    facts = dataclasses.replace(facts, pool=pool_name())
-    return Company(samples, json.dumps(dataclasses.asdict(facts)))
+    return Company(samples, dataclasses.replace(facts, pool=pool_name()))
 
 
 def built(contender: Contender, job: Job) -> Ready:

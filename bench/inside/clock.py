@@ -1,4 +1,4 @@
-"""Samples of single calls: the median of some, each with something before it that does not count."""
+"""Samples of single calls: the median of some, where what stands before a call does not count."""
 
 from __future__ import annotations
 

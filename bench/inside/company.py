@@ -6,6 +6,7 @@ ends the process ends the measurement of them all.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -43,15 +44,19 @@ class Company:
     Attributes
     ----------
     samples : by name, what takes a sample of a contender, as JSON types.
-    about : `Facts` as text.
     """
 
     samples: Mapping[str, Callable[[], Any]]
-    about: str
+    facts: Facts
     order: Iterator[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", shuffled([*self.samples]))
+
+    @property
+    def about(self) -> str:
+        """The facts as text, which is what a process says when it is ready."""
+        return json.dumps(dataclasses.asdict(self.facts))
 
     def turn(self) -> dict[str, Any]:
         """The next contender's name and sample."""

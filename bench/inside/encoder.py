@@ -82,4 +82,4 @@ VARIANTS: dict[str, Callable[[Any], Any]] = {
     "quantmm w4a8-g32": lambda model: quantized(model, "w4a8-g32"),
 }
 #: Those that are quantmm's.
-OURS = tuple(name for name in VARIANTS if name.startswith("quantmm"))
+OUR_VARIANTS = tuple(name for name in VARIANTS if name.startswith("quantmm"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from ..row import Ratio
 from ..timing import Time
 from .clock import median_call
 from .company import Company, Facts, measured
-from .encoder import OURS, VARIANTS, Size, encoder
+from .encoder import OUR_VARIANTS, VARIANTS, Size, encoder
 from .hosts import find_host, require
 
 BUILDER = f"{__name__}:ready"
@@ -61,7 +60,7 @@ class EncoderRow:
     @property
     def best_torch(self) -> str | None:
         """The fastest variant that is torch's own."""
-        theirs = [name for name in self.times if name not in OURS]
+        theirs = [name for name in self.times if name not in OUR_VARIANTS]
         return min(theirs, key=lambda name: self.times[name].median, default=None)
 
     def ratio(self, name: str) -> Ratio | None:
@@ -72,7 +71,7 @@ class EncoderRow:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: what was measured, and beside it what follows."""
-        ratios = {name: self.ratio(name) for name in OURS}
+        ratios = {name: self.ratio(name) for name in OUR_VARIANTS}
         return {
             "best_torch": self.best_torch,
             "medians": {name: time.median for name, time in self.times.items()},
@@ -132,8 +131,7 @@ def ready(job: Job, size: dict[str, int], batch: int) -> Company:
             continue
         facts.about[name] = ""
         samples[name] = functools.partial(median_call, itertools.repeat(call), nothing)
-    facts = dataclasses.replace(facts, pool=pool_name())
-    return Company(samples, json.dumps(dataclasses.asdict(facts)))
+    return Company(samples, dataclasses.replace(facts, pool=pool_name()))
 
 
 def check(result: Any, exact: Any) -> None:
