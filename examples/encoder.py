@@ -5,8 +5,10 @@ weights, which cost the same time as trained ones. Four of it take turns in one 
 
     torch float32         as it is
     torch dynamic int8    torch.ao.quantization.quantize_dynamic
-    w8a8-dynamic          quantmm.nn.quantize_: int8 weights, one scale per row
-    w4a8-g32              quantmm.nn.quantize_: int4 weights, one scale per 32 of them
+    quantmm w8a8-dynamic  quantmm.nn.quantize_: int8 weights, one scale per row
+    quantmm w4a8-g32      quantmm.nn.quantize_: int4 weights, one scale per 32 of them
+
+The model and its four forms are those of `quantmm bench --inside torch --check`.
 
 Run it, with `pip install 'quantmm[torch]'`, as
 
@@ -18,32 +20,19 @@ It prints the median of each in milliseconds, and how often it fits into torch's
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from quantmm.nn import quantize_
-from torch import Tensor, nn
-from torch.nn import functional
+from quantmm.bench.inside.encoder import VARIANTS, Size, encoder
+from torch import nn
 
 BASELINE = "torch float32"
-FORMATS = ("w8a8-dynamic", "w4a8-g32")
+SIZE = Size()
 #: Batch and tokens of each text.
 TOKENS = ((1, 12), (1, 128), (32, 16))
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of an encoder: its layers, the width of a token, that between two linears, and the heads."""
-
-    layers: int = 6
-    width: int = 384
-    hidden: int = 1536
-    heads: int = 12
 
 
 @dataclass(frozen=True)
@@ -57,42 +46,10 @@ class Row:
     ratio: float
 
 
-class Block(nn.Module):
-    """Attention and two linears, each with a residual and a norm."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        width, self.heads = size.width, size.heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, size.hidden), nn.Linear(size.hidden, width)
-        self.after_attention, self.after_linears = nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to the same."""
-        query, key, value = (self.split(each(x)) for each in (self.query, self.key, self.value))
-        attended = functional.scaled_dot_product_attention(query, key, value)
-        x = self.after_attention(x + self.out(attended.transpose(1, 2).reshape(x.shape)))
-        return self.after_linears(x + self.down(functional.gelu(self.up(x))))
-
-    def split(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to (batch, heads, tokens, width / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
 def contenders(size: Size) -> dict[str, nn.Module]:
     """The same encoder in every way, by name."""
-    model = nn.Sequential(*[Block(size) for _ in range(size.layers)]).eval()
-    rows: dict[str, nn.Module] = {BASELINE: model}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that torchao takes its place
-        rows["torch dynamic int8"] = torch.ao.quantization.quantize_dynamic(
-            copy.deepcopy(model), {nn.Linear}
-        )
-    for format in FORMATS:
-        rows[format] = copy.deepcopy(model)
-        quantize_(rows[format], format)
-    return rows
+    model = encoder(size)
+    return {name: change(model) for name, change in VARIANTS.items()}
 
 
 def medians(
@@ -140,20 +97,19 @@ def pair(text: str) -> tuple[int, int]:
     return int(batch), int(tokens)
 
 
-def main(words: Sequence[str] | None = None, size: Size = Size()) -> None:
+def main(words: Sequence[str] | None = None, size: Size = SIZE) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=pair, action="append", metavar="BATCHxTOKENS")
     parser.add_argument("--turns", type=int, default=6)
     chosen = parser.parse_args(words)
-    torch.manual_seed(0)
     torch.set_num_threads(chosen.threads)  # which quantmm's modules keep to
     rows = compare(size, chosen.tokens or TOKENS, turns=chosen.turns)
-    print(f"{'batch':>6}{'tokens':>8}  {'':<20}{'ms':>10}{'ratio':>8}")
+    print(f"{'batch':>6}{'tokens':>8}  {'':<22}{'ms':>10}{'ratio':>8}")
     for row in rows:
         print(
-            f"{row.batch:>6}{row.tokens:>8}  {row.contender:<20}"
+            f"{row.batch:>6}{row.tokens:>8}  {row.contender:<22}"
             f"{row.milliseconds:>10.2f}{row.ratio:>8.2f}"
         )
 

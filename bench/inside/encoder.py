@@ -7,6 +7,7 @@ the functions only.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,16 +62,17 @@ def torch_dynamic(model: Any) -> Any:
     """A copy whose linears are those of torch's dynamic quantization to int8."""
     import torch
 
-    quantize: Callable[..., Any] = torch.ao.quantization.quantize_dynamic
-    return quantize(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that torchao takes its place
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
 
 
-def quantized(model: Any, format_name: str) -> Any:
+def quantized(model: Any, format: str) -> Any:
     """A copy whose linears are quantmm's."""
     from ...nn import quantize_
 
     model = copy.deepcopy(model)
-    quantize_(model, format_name)
+    quantize_(model, format)
     return model
 
 
