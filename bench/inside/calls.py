@@ -1,7 +1,7 @@
 """Single calls among a host's operations: what the process does that measures.
 
 Every call comes right after the host's operation, so that caches are as that leaves them. "Alone",
-the operation had one thread and the host's others sleep; "inside", it had as many as the call.
+that had one thread and the host's others nothing to do; "inside", it had as many as the call.
 """
 
 from __future__ import annotations
