@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..compiler.spec import MatmulSpec
+from ..errors import UnsupportedError
 from .dequantize import dequantize
 
 aten = torch.ops.aten
@@ -52,13 +53,17 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         """Keep the weight, and x where the slope depends on it."""
         _, x, data, scale, zero_point, bias, spec = inputs
         ctx.spec, ctx.text = MatmulSpec.from_json(spec), spec
+        # None says that a tensor has no tangent; zeros would not.
+        ctx.set_materialize_grads(False)
         kept = (None if ctx.spec.activation_fn is None else x, data, scale, zero_point, bias)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradient of x: that of y through the activation function, times W."""
+        if grad is None:
+            return (None,) * 7
         # The exact numbers, also within torch.autocast.
         with torch.autocast("cpu", enabled=False):
             x, data, scale, zero_point, bias = ctx.saved_tensors
@@ -68,8 +73,13 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         return None, grad_x, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, operator: None, tangent: Tensor, *others: None) -> Tensor:
+    def jvp(ctx: Any, operator: None, tangent: Tensor, *others: Tensor | None) -> Tensor:
         """The tangent of y: that of x times Wᵀ, through the activation function."""
+        if any(other is not None for other in others):
+            raise UnsupportedError(
+                "the weight has a tangent; expected x alone to, because quantized weights are not "
+                "trained"
+            )
         with torch.autocast("cpu", enabled=False):
             x, data, scale, zero_point, bias = ctx.saved_tensors
             weight = dequantize(data, scale, zero_point, ctx.text)

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..compiler.checks import check_bias, check_weight
 from ..compiler.formats import FLOATS
 from ..compiler.quantize import QTensor, check_qtensor, quantize, scale_shape
 from ..compiler.spec import MatmulSpec
-from ..errors import ModuleError, StateError
+from ..errors import ModuleError, SpecError, StateError
 from .dequantize import as_qtensor, dequantize
 from .formats import format_name, module_spec, spec_for
 from .op import linear
@@ -71,9 +72,10 @@ class Linear(nn.Module):
         self.spec = spec
         self.in_features, self.out_features = spec.k, spec.n
         self._text = spec.to_json()
-        columns, dtype = spec.k, getattr(torch, spec.weight, torch.uint8)
         if spec.four_bit_weight:
             columns, dtype = -(-spec.k // 2), torch.uint8
+        else:
+            columns, dtype = spec.k, getattr(torch, spec.weight)
         shape = scale_shape((spec.n, spec.k), spec.group_size)
         # Changes of tensors that are made in inference mode would go unnoticed.
         with torch.inference_mode(False):
@@ -96,7 +98,7 @@ class Linear(nn.Module):
         Raises
         ------
         ModuleError
-            Something else than a `torch.nn.Linear`.
+            Something else than a `torch.nn.Linear`, or a lazy one without a weight yet.
         SpecError
             Not such a format.
         ArrayError
@@ -105,6 +107,11 @@ class Linear(nn.Module):
         if not isinstance(module, nn.Linear):
             raise ModuleError(f"module is {type(module).__name__}; expected a torch.nn.Linear")
         weight, bias = module.weight, module.bias
+        if isinstance(weight, UninitializedParameter):
+            raise ModuleError(
+                f"module is {type(module).__name__} without a weight; expected one that was called "
+                "before, which tells it its shape"
+            )
         n, k = weight.shape
         spec = spec_for(format, n, k, bias is not None)
         if weight.is_meta:
@@ -232,12 +239,14 @@ class Linear(nn.Module):
 
 def check_state(module: Linear, state: Mapping[str, Any], prefix: str) -> None:
     """Refuse a state that `module` would not compute the same with."""
-    text = state.get(prefix + EXTRA_STATE)
+    extra = state.get(prefix + EXTRA_STATE)
     # A state without numbers does not say what it is of.
-    if isinstance(text, Tensor) and not text.is_meta:
-        given = bytes(text.tolist()).decode()
-        if given != module._text:
-            raise StateError(f"{prefix}{EXTRA_STATE} has {given}; the module has {module._text}")
+    if extra is not None and not (isinstance(extra, Tensor) and extra.is_meta):
+        given = spec_of(extra, prefix + EXTRA_STATE)
+        if given != module.spec:
+            raise StateError(
+                f"{prefix}{EXTRA_STATE} has {given.to_json()}; the module has {module._text}"
+            )
     for name, own in module._buffers.items():
         tensor = state.get(prefix + name)
         if own is None or not isinstance(tensor, Tensor):
@@ -247,6 +256,17 @@ def check_state(module: Linear, state: Mapping[str, Any], prefix: str) -> None:
                 f"{prefix}{name} is {kind(tensor)}; the module, {format_name(module.spec)} of "
                 f"{(module.spec.n, module.spec.k)}, has {kind(own)}"
             )
+
+
+def spec_of(extra: Any, name: str) -> MatmulSpec:
+    """The spec that `Linear.get_extra_state` wrote."""
+    if not isinstance(extra, Tensor) or extra.dtype != torch.uint8 or extra.dim() != 1:
+        found = kind(extra) if isinstance(extra, Tensor) else type(extra).__name__
+        raise StateError(f"{name} is {found}; expected the bytes of a spec, uint8 of one dimension")
+    try:
+        return MatmulSpec.from_json(bytes(extra.tolist()).decode(errors="replace"))
+    except SpecError as error:
+        raise StateError(f"{name}: {error}") from None
 
 
 def kind(tensor: Tensor) -> str:

@@ -45,6 +45,7 @@ class Packed:
 
 
 _packed: dict[Key, Packed] = {}
+_kernels: weakref.WeakValueDictionary[MatmulSpec, Kernel] = weakref.WeakValueDictionary()
 _packing = threading.Lock()
 
 
@@ -115,10 +116,12 @@ def pack(
     return kernel_for(spec).bind(w, None if bias is None else bias.detach())
 
 
-@functools.cache
 def kernel_for(spec: MatmulSpec) -> Kernel:
-    """The kernel that all weights of `spec` share."""
-    return compile(spec)
+    """The kernel that all weights of `spec` share, for as long as there are any."""
+    kernel = _kernels.get(spec)
+    if kernel is None:
+        kernel = _kernels[spec] = compile(spec)
+    return kernel
 
 
 def _forget(packed: dict[Key, Packed], key: Key, _: Any) -> None:

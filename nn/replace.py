@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ModuleError, QuantmmError
@@ -12,13 +12,23 @@ from .linear import Linear
 
 Filter = Callable[[nn.Module, str], bool]
 
+#: Where a module keeps what is to be called before and after it.
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
 
 def quantize_(
     model: nn.Module, format: str = "w8a8-dynamic", filter_fn: Filter | None = None
 ) -> None:
     """Replace the linears of a model by quantized ones, in place: all of them, or none.
 
-    Modules that the model holds several times, and weights that several linears share, stay shared.
+    Modules that the model holds several times, and weights that several linears share, stay shared;
+    hooks that were registered for a call stay with it.
     Left alone are subclasses of `torch.nn.Linear` that compute something else, and the output
     projections of `torch.nn.MultiheadAttention`, which reads their weight itself.
 
@@ -67,15 +77,17 @@ def linears_of(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 def quantized(chosen: dict[str, nn.Linear], format: str) -> dict[nn.Module, Linear]:
     """For each linear its quantized one."""
-    of_weight: dict[int, Linear] = {}
+    of_weight: dict[Tensor, Linear] = {}
     made: dict[nn.Module, Linear] = {}
     for name, module in chosen.items():
         try:
             new = Linear.from_float(module, format)
         except QuantmmError as error:
             raise type(error)(f"{name}: {error}") from None
-        first = of_weight.setdefault(id(module.weight), new)
+        first = of_weight.setdefault(module.weight, new)
         new.data, new.scale, new.zero_point = first.data, first.scale, first.zero_point
+        for hooks in HOOKS:
+            setattr(new, hooks, getattr(module, hooks))
         made[module] = new
     return made
 

@@ -119,6 +119,14 @@ def test_through_layers_without_and_with_gradients():
         assert not model(embed(torch.randn(2, 7))).requires_grad
 
 
+def test_the_weight_has_no_tangent():
+    module, x = tm.one_layer(), torch.randn(3, 70)
+    with forward_ad.dual_level():
+        scale = forward_ad.make_dual(module.scale.clone(), torch.ones(33))
+        with pytest.raises(UnsupportedError, match="the weight has a tangent; expected x alone"):
+            torch.ops.quantmm.linear(x, module.data, scale, None, module.bias, module._text)
+
+
 @pytest.mark.parametrize("name", ["scale", "bias"])
 def test_the_weight_has_no_gradient(name):
     module = tm.layer()

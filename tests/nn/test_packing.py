@@ -104,6 +104,18 @@ def test_nothing_is_kept_of_a_weight_that_was_replaced():
     assert entry() is None
 
 
+def test_a_kernel_is_kept_as_long_as_something_is_packed_for_it():
+    module, other = tm.layer(n=7), tm.layer(n=7)
+    module(X), other(X)
+    kernel = weakref.ref(found_for(module).linear.kernel)
+    del module
+    gc.collect()
+    assert kernel() is found_for(other).linear.kernel
+    del other
+    gc.collect()
+    assert kernel() is None
+
+
 def test_a_bias_of_each_for_one_weight(packs):
     module, other = tm.layer(), tm.layer()
     other.data, other.scale = module.data, module.scale

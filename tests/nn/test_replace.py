@@ -118,6 +118,38 @@ def test_torchs_encoder_calls_its_quantized_linears(nested):
         assert torch.equal(encoder(x, src_key_padding_mask=mask), y)
 
 
+def test_hooks_stay():
+    model, called = small(), []
+    model[0].register_forward_pre_hook(lambda module, args: called.append("before"))
+    handle = model[0].register_forward_hook(
+        lambda module, args, kwargs, y: called.append("after"), with_kwargs=True
+    )
+    qnn.quantize_(model)
+    model(torch.randn(2, 8))
+    handle.remove()
+    model(torch.randn(2, 8))
+    assert called == ["before", "after", "before"]
+
+
+def test_computed_weights():
+    model = nn.Sequential(*[nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)) for _ in "ab"])
+    weights = [module.weight.detach() for module in model]
+    qnn.quantize_(model)
+    for module, weight in zip(model, weights, strict=True):
+        assert type(module) is qnn.Linear
+        assert (module.dequantize() - weight).abs().max() < 0.01
+    assert model[0].data is not model[1].data
+
+
+def test_a_weight_that_is_not_there_yet():
+    model = nn.Sequential(nn.LazyLinear(8))
+    with pytest.raises(ModuleError, match=r"^0: module is LazyLinear without a weight; expected"):
+        qnn.quantize_(model)
+    model(torch.randn(2, 4))
+    qnn.quantize_(model)
+    assert type(model[0]) is qnn.Linear
+
+
 def test_a_linear_itself():
     with pytest.raises(
         ModuleError, match=r"cannot be replaced in place.*from_float\(model, 'w4a8'\)"

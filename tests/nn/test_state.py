@@ -87,6 +87,20 @@ def test_a_state_of_another_format():
     assert '"weight": "int4"' in expected
 
 
+EXTRA = {
+    "a dictionary": ({"format": "w4a8"}, "_extra_state is dict; expected the bytes of a spec"),
+    "floats": (torch.ones(3), r"_extra_state is float32\(3,\); expected the bytes of a spec"),
+    "other bytes": (torch.tensor([255, 0], dtype=torch.uint8), "_extra_state: not a spec in JSON"),
+}
+
+
+@pytest.mark.parametrize(("extra", "message"), EXTRA.values(), ids=EXTRA)
+def test_a_state_whose_format_is_none(extra, message):
+    module = tm.layer()
+    with pytest.raises(StateError, match=message):
+        module.load_state_dict({**module.state_dict(), "_extra_state": extra})
+
+
 def test_a_tensor_of_another_shape_or_dtype():
     module = tm.layer()
     state = module.state_dict()
