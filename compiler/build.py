@@ -14,6 +14,7 @@ from ..errors import UnsupportedError
 from ..schedules import Variant, gemm, gemv, winograd
 from ..schedules.program import Program
 from ..targets import Target, WeightLayout, machine
+from ..targets.layout import k_blocks
 from . import frontend, lowering
 from .arrays import MAX_ELEMENTS
 from .kernel import Function, Kernel, KernelInfo
@@ -47,12 +48,30 @@ def build(
     """
     row = targets.find_cpu(target)
     chosen = operands(spec, row)
-    layout = layout_for(spec, chosen, record.k_block if record else None)
-    if math.prod(layout.shape) > MAX_ELEMENTS:
-        raise UnsupportedError(
-            f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
-        )
+    layout = layout_within_reach(spec, chosen, record.k_block if record else None)
     return kernel_of(spec, row, layout, choose(spec, row, layout, record), num_threads)
+
+
+def layout_within_reach(
+    spec: MatmulSpec, chosen: Operands, k_block: int | None = None
+) -> WeightLayout:
+    """`layout_for`, in shorter blocks of K if their padding would be what int32 does not reach.
+
+    Raises
+    ------
+    UnsupportedError
+        A weight whose last offset is beyond int32 in any case.
+    """
+    layout = layout_for(spec, chosen, k_block)
+    instruction, group_size, bits = chosen.instruction, layout.group_size, layout.bits
+    for size in (layout.k_block, *k_blocks(spec.k, instruction, group_size, bits)):
+        within = dataclasses.replace(layout, k_block=size)
+        if math.prod(within.shape) - 1 <= MAX_ELEMENTS:
+            return within
+    raise UnsupportedError(
+        f"a weight of n={spec.n}, k={spec.k} is {math.prod(layout.shape)} elements with its "
+        f"padding; expected at most {MAX_ELEMENTS + 1}"
+    )
 
 
 def kernel_of(

@@ -17,6 +17,7 @@ tile counts are run-time numbers, so one function serves every M.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from tvm import te, tirx
@@ -26,6 +27,7 @@ from ..schedules.program import Parameters, Program, fitted, parts_of, x_steps
 from ..targets import Instruction, Target, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
+from .arrays import MAX_ELEMENTS
 from .checks import takes
 from .epilogue import Epilogue
 from .operands import Operands, needs_w_own, needs_w_sum
@@ -130,9 +132,12 @@ def placeholders(
     per_group = layout.n_blocks, layout.groups, layout.lanes
     per_column = layout.n_blocks, 1, layout.lanes
     x_columns = layout.k_even // 2 if spec.packed_activation else spec.k
+    # The last offset is in int32, but the number of elements may be one too many for it.
+    counts = "int64" if math.prod(layout.shape) > MAX_ELEMENTS else "int32"
+    w_shape = tuple(tirx.IntImm(counts, size) for size in layout.shape)
     shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
         "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
-        "w": (layout.shape, layout.stored_dtype),
+        "w": (w_shape, layout.stored_dtype),
         "w_sum": (per_group, "int32"),
         "w_own": (per_group, "int32"),
         "w_zero_point": (per_group, layout.dtype),
