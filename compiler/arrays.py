@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ArrayError
 from .runtime import tvm_ffi
 from .spec import stored_as
+from .values import refuse_masked
 
 #: NumPy dtypes that a kernel takes as another one of the same size.
 VIEWED = {np.dtype(t): np.dtype(np.uint16) for t in (np.float16, ml_dtypes.bfloat16)}
@@ -54,6 +55,8 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
     if not isinstance(x, np.ndarray):
         read = import_torch if is_torch(x) else import_dlpack
         return read(name, x, dtype, columns)
+    if type(x) is not np.ndarray:
+        refuse_masked(name, x)
     native = x.dtype == dtype
     if x.ndim != 2 or x.shape[1] != columns or not (native or x.dtype.newbyteorder("=") == dtype):
         raise ArrayError(f"{name} is {x.dtype.name}{x.shape}; expected {dtype.name}(M, {columns})")
@@ -191,6 +194,7 @@ def export_array(name: str, out: Any, dtype: np.dtype, shape: tuple[int, int]) -
         check_on_cpu(name, given, "writes")
         found = str(given.dtype)
         array = viewed(name, out, stored_as(found))
+    refuse_masked(name, array)
     fits = array.dtype == dtype if found is None else found == name_of(dtype)
     if not fits or array.shape != shape:
         found = found or array.dtype.name

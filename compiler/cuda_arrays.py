@@ -18,6 +18,7 @@ from ..errors import ArrayError
 from ..targets.driver import stream_of
 from .arrays import MAX_ELEMENTS, Span, from_dlpack, import_torch, is_torch, numpy_dtype, span
 from .spec import stored_as
+from .values import refuse_masked
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def described(name: str, x: Any) -> Described | None:
         No array, one on a device that is no GPU of NVIDIA's, or a view of negated numbers.
     """
     if isinstance(x, np.ndarray):
+        refuse_masked(name, x)
         return None
     if is_torch(x):
         if not x.is_cuda:

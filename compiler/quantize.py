@@ -20,6 +20,7 @@ from .values import (
     FLOAT32_MAX,
     as_array,
     as_matrix,
+    refuse_masked,
     refuse_scales,
     refuse_zero_points,
     scales,
@@ -60,6 +61,7 @@ class QTensor:
             there = array is not None or name != "zero_point"
             if there and not isinstance(array, (np.ndarray, np.generic)):
                 raise ArrayError(f"{name} is {type(array).__name__}; expected a NumPy array")
+            refuse_masked(name, array)
         rows, k = self.shape
         packed = self.dtype.endswith("int4")
         expected = (rows, -(-k // 2) if packed else k), "uint8" if packed else self.dtype

@@ -38,9 +38,20 @@ def as_array(name: str, value: Any) -> np.ndarray:
             f"{name} is {type(value).__name__}; expected an array of numbers: {error}"
         ) from None
     # The small floats of ml_dtypes have no kind of NumPy's own.
+    refuse_masked(name, value)
     if array.dtype.kind not in "fiu" and not np.can_cast(array.dtype, np.longdouble):
         raise ArrayError(f"{name} holds {array.dtype.name}; expected real numbers")
     return array
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Refuse an array with a mask, or a list of them: what is masked would count."""
+    parts = value if isinstance(value, (list, tuple)) else (value,)
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise ArrayError(
+            f"{name} is a masked array, whose mask has no meaning here; expected an array without, "
+            "such as its filled(...)"
+        )
 
 
 def from_torch(tensor: Any) -> np.ndarray:

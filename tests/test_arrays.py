@@ -338,6 +338,55 @@ def test_out_beside_x_in_one_array(of_floats):
         np.testing.assert_array_equal(of_floats(rows[:, :K], whole[1 - first :: 2, :N]), expected)
 
 
+def test_masked_arrays_are_refused():
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(n=N, k=K, bias=True, residual=True)
+    kernel = qmm.compile(spec)
+    call = {"residual": np.ones((M, N), np.float32), "x_scale": np.ones(M, np.float32)}
+    call |= {"x": problems.integers(rng, "int8", (M, K)), "out": np.ones((M, N), np.float32)}
+    bind = {"bias": np.ones(N, np.float32), "x_scale": np.ones((), np.float32)}
+    linear = kernel.bind(W, **bind)
+
+    def masked(array):
+        return np.ma.masked_array(array, np.ones(array.shape, bool))
+
+    q = [W.data, W.scale, None, "int8", None, (N, K)]
+    calls = [
+        *((name, lambda name=name: linear(**call | {name: masked(call[name])})) for name in call),
+        *(
+            (name, lambda name=name: kernel.bind(W, **bind | {name: masked(bind[name])}))
+            for name in bind
+        ),
+        *(
+            (
+                name,
+                lambda name=name: qmm.reference(
+                    spec,
+                    w=W,
+                    bias=bind["bias"],
+                    **{
+                        **{key: value for key, value in call.items() if key != "out"},
+                        name: masked(call[name]),
+                    },
+                ),
+            )
+            for name in ("x", "residual", "x_scale")
+        ),
+        ("x", lambda: linear(masked(call["x"][None]), residual=call["residual"][None])),
+        ("x", lambda: qmm.quantize(masked(np.ones((M, K))))),
+        ("x", lambda: qmm.quantize([masked(np.ones(K)), np.ones(K)])),
+        ("scale", lambda: qmm.quantize(np.ones((M, K)), scale=masked(np.ones(M)))),
+        ("data", lambda: qmm.QTensor(masked(W.data), *q[1:])),
+        ("scale", lambda: qmm.QTensor(W.data, masked(W.scale), *q[2:])),
+        ("values", lambda: qmm.pack_int4(masked(np.ones((M, K), np.int8)))),
+    ]
+    for name, refused in calls:
+        with pytest.raises(
+            ArrayError, match=rf"^{name} is a masked array, whose mask has no meaning"
+        ):
+            refused()
+
+
 def test_refused_outputs(case):
     linear, x, _ = case
     out = np.empty((M, N), np.float32)

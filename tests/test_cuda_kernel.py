@@ -566,6 +566,7 @@ def test_loading_needs_neither_tvm_nor_a_compiler(tmp_path):
     ("arguments", "message"),
     [
         ({"x": np.zeros((2, 255), np.int8)}, r"x is int8\(2, 255\); expected int8\(M, 256\)"),
+        ({"x": np.ma.zeros((2, 256), np.int8)}, "x is a masked array, whose mask has no meaning"),
         ({"x": np.zeros((2, 256), np.uint8)}, r"x is uint8\(2, 256\); expected int8\(M, 256\)"),
         ({"x": [[1]]}, "x is list; expected an array"),
         ({"out": np.zeros((2, 24), np.int32)}, r"out is int32\(2, 24\); expected a writable NumPy"),
