@@ -9,7 +9,6 @@ how many threads each used, and prints the largest. Needs matplotlib.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 
 import quantmm as qmm
@@ -32,13 +31,13 @@ def main() -> None:
     arguments = parser.parse_args()
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
-    ratios = {}
+    ratios: dict[tuple[int, int, int], tuple[float, float, int]] = {}
     for n, k in itertools.product(arguments.sizes, arguments.sizes):
         kernel = qmm.compile(qmm.MatmulSpec(n=n, k=k, **fields_of(arguments.format)))
         for m in ROWS:
-            (call,) = kernel_calls(kernel, m, 1, kernel.num_threads)
-            alone = functools.partial(call, num_threads=1)
-            times = timing.interleaved({"one": [alone], "default": [call]}, arguments.rounds)
+            counts = {"one": 1, "default": kernel.num_threads}
+            calls = {name: kernel_calls(kernel, m, 1, count) for name, count in counts.items()}
+            times = timing.interleaved(calls, arguments.rounds)
             one, default = times["one"].median, times["default"].median
             threads = kernel.report((m,))[0]["threads"]
             ratios[m, n, k] = default / one, one, threads
@@ -56,9 +55,8 @@ def main() -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(arguments.output, metadata={"Date": None})
-    for (m, n, k), (ratio, one, threads) in sorted(ratios.items(), key=lambda each: -each[1][0])[
-        :5
-    ]:
+    slowest = sorted(ratios.items(), key=lambda each: -each[1][0])[:5]
+    for (m, n, k), (ratio, one, threads) in slowest:
         print(f"{m} x {n} x {k}: {ratio:.3f}, {one * 1e6:.1f} us on one thread, {threads} used")
 
 

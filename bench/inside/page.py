@@ -14,7 +14,7 @@ ROWS, SIDES = (1, 16, 128, 512), (384, 1536, 4096)
 CALLS = Section(
     f"Inside {HOST}: w8a8-dynamic, calls right after a parallel float32 operation",
     "w8a8-dynamic",
-    tuple(Shape(rows, side, side, hot=True) for side in SIDES for rows in ROWS),
+    tuple(Shape(rows, n, k, hot=True) for n in SIDES for k in SIDES for rows in ROWS),
 )
 SIZE = Size()
 ENCODER = (
