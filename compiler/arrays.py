@@ -278,12 +278,22 @@ def span_of(matrix: Any, itemsize: int) -> Span:
 
 def rows_of(array: Any, start: int, count: int) -> Any:
     """Some rows of a tensor of the CPU with the format that kernels take, over the same memory."""
+    return tvm_ffi.from_dlpack(memory_of(array, start, count))
+
+
+def copy_of(array: Any) -> Any:
+    """The same numbers as a tensor of the CPU in other memory."""
+    return tvm_ffi.from_dlpack(memory_of(array, 0, array.shape[0]).copy())
+
+
+def memory_of(array: Any, start: int, count: int) -> np.ndarray:
+    """Some rows of a tensor of the CPU as NumPy has them, as long as the tensor is there."""
     dtype = np.dtype(str(array.dtype))
     steps = [step * dtype.itemsize for step in array.strides]
     shape = (count, *array.shape[1:])
-    size = steps[0] * (count - 1) + math.prod(shape[1:]) * dtype.itemsize
+    size = steps[0] * max(0, count - 1) + math.prod(shape[1:]) * dtype.itemsize
     memory = (ctypes.c_char * size).from_address(array.data_ptr() + start * steps[0])
-    return tvm_ffi.from_dlpack(np.ndarray(shape, dtype, memory, strides=steps))
+    return np.ndarray(shape, dtype, memory, strides=steps)
 
 
 def new_array(like: Any, shape: tuple[int, int], dtype: np.dtype) -> Any:

@@ -154,7 +154,7 @@ class CudaLinear(Bound):
         ------
         ArrayError
             An array of the wrong shape, dtype, rank or device, an `out` on a device that shares
-            memory with x or residual, or a scale that is missing.
+            memory with x, or with a residual that is not `out` itself, or a scale that is missing.
         CudaError
             The driver refuses something; or a graph is being captured, and an array or number is
             on the host, or the weight not yet on the device.
@@ -250,7 +250,9 @@ class CudaLinear(Bound):
             there = self._upload("residual", host, call.place)
         else:
             check_matrix("residual", there, dtype, shape[1])
-            refuse_overlap("out", y.span(self._out_dtype), "residual", there.span(dtype))
+            written, read = y.span(self._out_dtype), there.span(dtype)
+            if written != read:  # else each element is read by the thread that writes it
+                refuse_overlap("out", written, "residual", read)
         if there.shape[0] != shape[0]:
             raise ArrayError(f"residual has {there.shape[0]} rows; expected {shape[0]}")
         call.addresses["residual"] = there.address

@@ -20,6 +20,7 @@ from ..targets.cuda_layout import CudaLayout
 from . import threads
 from .arrays import (
     apart,
+    copy_of,
     export_array,
     import_array,
     new_array,
@@ -220,7 +221,8 @@ class Linear(Bound):
             (..., ceil(k / 2)) uint8, see `pack_int4`), or a `QTensor`, which brings its scale and
             zero point. The product of the dimensions before the last one is M, which may be 0.
         out : (..., n) of `spec.out` to write to; a new array like x (torch or NumPy) when None.
-        residual : (..., n) of `spec.residual_dtype`, when the spec has one.
+        residual : (..., n) of `spec.residual_dtype`, when the spec has one; it may be `out`, to
+            which the product is then added.
         x_scale, x_zero_point : one for all rows, or when `spec.activation_scale` is "row" one for
             each, of the shape `x.shape[:-1]`; instead of the bound ones. A dynamic spec finds its
             own.
@@ -301,6 +303,12 @@ class Linear(Bound):
             threads.use(num_threads, least, best)
             function(*part, mo, mi)
 
+    @property
+    def _columns_overlap(self) -> bool:
+        """Whether some columns are computed twice, the second time from a residual that is gone."""
+        lanes = self.kernel.info.layout.lanes
+        return self._spec.n > lanes and self._spec.n % lanes != 0
+
     def _completed(self, m: int) -> list[Any]:
         """The bound arguments with bound numbers repeated for every row."""
         rows, arguments = self._last
@@ -348,8 +356,11 @@ class Linear(Bound):
         added = import_array("residual", residual, dtype, spec.n)
         if added.shape[0] != m:
             raise ArrayError(f"residual has {added.shape[0]} rows; expected {m}")
-        written = span_of(y, self._out_dtype.itemsize)
-        refuse_overlap("out", written, "residual", span_of(added, dtype.itemsize))
+        written, read = span_of(y, self._out_dtype.itemsize), span_of(added, dtype.itemsize)
+        if written != read:
+            refuse_overlap("out", written, "residual", read)
+        elif self._columns_overlap:
+            return copy_of(added)
         return added
 
 

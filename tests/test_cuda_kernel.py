@@ -292,7 +292,7 @@ def test_out_may_not_share_memory_with_what_is_read(other):
     out = OnDevice(gpu, np.zeros((2, 24), np.float32))
     start, size = gpu.allocate(0, 2048) + 1024, arrays[other].nbytes
     out.start = start
-    for shared in (0, -size + 16, out.shape[0] * out.stride - 16):
+    for shared in (16, -size + 16, out.shape[0] * out.stride - 16):
         there[other].start = start + shared
         with pytest.raises(ArrayError, match=f"out shares memory with {other}; expected memory of"):
             linear(there["x"], out, residual=there["residual"])
@@ -303,6 +303,24 @@ def test_out_may_not_share_memory_with_what_is_read(other):
         linear(there["x"], out, residual=there["residual"])
         expected = qmm.reference(spec, x_scale=0.5, w=Problem(spec, 2).weight(), **arrays)
         assert difference(out.get(), expected) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "m"), [("cuda-sm75-dp4a", 3), ("cuda-sm80", 3), ("cuda-sm80", 40)]
+)
+def test_a_residual_that_is_the_output(target, m):
+    spec = qmm.MatmulSpec(n=29, k=256, residual=True)
+    kernel, gpu = built(spec, target)
+    problem = Problem(spec, m)
+    x, w, call = problem.activation(), problem.weight(), problem.call_arguments()
+    expected = qmm.reference(spec, x, w, **call)
+    for stride in (None, 48):
+        h = OnDevice(gpu, call["residual"], stride)
+        kernel.bind(w)(OnDevice(gpu, x), h, residual=h, x_scale=call["x_scale"])
+        assert difference(h.get(), expected) is None
+    h = call["residual"].copy()
+    kernel.bind(w)(x, h, residual=h, x_scale=call["x_scale"])
+    assert difference(h, expected) is None
 
 
 def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):

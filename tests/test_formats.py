@@ -223,8 +223,32 @@ def test_torch_floats_in_and_out(dtype):
     np.testing.assert_array_equal(linear(x, out, residual=tr).float().numpy(), expected)
     mixed = np.empty(y.shape, FLOATS[dtype])
     np.testing.assert_array_equal(linear(tx, mixed, residual=residual), expected.astype(x.dtype))
-    with pytest.raises(ArrayError, match="out shares memory with residual"):
-        linear(tx, tr, residual=tr)
+    assert linear(tx, tr, residual=tr) is tr
+    np.testing.assert_array_equal(tr.float().numpy(), expected)
+
+
+@pytest.mark.parametrize(("n", "out"), [(7, "float32"), (96, "bfloat16"), (131, "float32")])
+def test_a_residual_that_is_the_output(target, n, out):
+    rng = np.random.default_rng(n)
+    spec = qmm.MatmulSpec(n=n, k=40, out=out, residual=True, activation_fn="relu")
+    w = problems.weight(rng, spec)
+    linear = qmm.compile(spec, target, num_threads=2).bind(w, x_scale=0.25)
+    for m in (1, 3, 40):
+        x = problems.activation(rng, spec, m)
+        residual = problems.call_arguments(rng, spec, m)["residual"]
+        expected = qmm.reference(spec, x, w, x_scale=0.25, residual=residual)
+        wide = np.zeros((m + 1, n + 8), residual.dtype)
+        for h in (residual.copy(), wide[:m, 1 : n + 1]):
+            h[...] = residual
+            assert linear(x, h, residual=h) is h
+            problems.assert_agrees(np.ascontiguousarray(h), expected)
+            h[...] = residual
+            linear(x, h, residual=h[:])
+            problems.assert_agrees(np.ascontiguousarray(h), expected)
+        flat, shifted = (wide.reshape(-1)[i : m * n + i].reshape(m, n) for i in (0, 1))
+        for other in (shifted, wide[:m, 2 : n + 2]):
+            with pytest.raises(ArrayError, match=r"out (may share|shares) memory with residual"):
+                linear(x, flat, residual=other)
 
 
 def test_refused_arguments():
