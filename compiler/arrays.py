@@ -23,6 +23,9 @@ from .values import refuse_masked
 #: NumPy dtypes that a kernel takes as another one of the same size.
 VIEWED = {np.dtype(t): np.dtype(np.uint16) for t in (np.float16, ml_dtypes.bfloat16)}
 
+#: What traces, exports and compilations of torch can hold.
+HOW_TO_TRACE = "a call outside of torch's tracing, or quantmm.nn.Linear, a module that it takes"
+
 #: Kernels compute offsets in int32.
 MAX_ELEMENTS = 2**31 - 1
 
@@ -101,12 +104,37 @@ def check_torch(name: str, x: Any, verb: str) -> None:
     """Refuse what DLPack hands over as something else, or with a page of C++ for a message."""
     torch = sys.modules["torch"]
     check_dense(name, x)
+    if verb == "reads":
+        refuse_traced(name, x)
     if not x.is_cpu:
         raise ArrayError(f"{name} is on {x.device}; this kernel {verb} arrays of the CPU")
     if x.requires_grad and torch.is_grad_enabled():
         raise ArrayError(
             f"{name} requires a gradient, which kernels do not compute; pass {name}.detach(), or "
             "call within torch.no_grad()"
+        )
+
+
+def refuse_traced(name: str, x: Any) -> None:
+    """Refuse a torch tensor whose operations become a graph, which would not hold the call.
+
+    Its result would be in the graph as what `torch.empty` happened to give.
+    """
+    torch = sys.modules["torch"]
+    if type(x) is not torch.Tensor:
+        fakes = sys.modules.get("torch._subclasses.fake_tensor")
+        if fakes is not None and isinstance(x, fakes.FakeTensor):
+            raise ArrayError(
+                f"{name} is a FakeTensor, which has no numbers; expected {HOW_TO_TRACE}"
+            )
+    core = torch._C
+    if (
+        core._get_tracing_state() is not None
+        or core._get_dispatch_mode(core._TorchDispatchModeKey.PROXY) is not None
+    ):
+        raise ArrayError(
+            f"{name} is traced, and a kernel's call would be missing in the graph; expected "
+            f"{HOW_TO_TRACE}"
         )
 
 

@@ -16,7 +16,16 @@ import numpy as np
 
 from ..errors import ArrayError
 from ..targets.driver import stream_of
-from .arrays import MAX_ELEMENTS, Span, from_dlpack, import_torch, is_torch, numpy_dtype, span
+from .arrays import (
+    MAX_ELEMENTS,
+    Span,
+    from_dlpack,
+    import_torch,
+    is_torch,
+    numpy_dtype,
+    refuse_traced,
+    span,
+)
 from .spec import stored_as
 from .values import refuse_masked
 
@@ -83,6 +92,7 @@ def described(name: str, x: Any) -> Described | None:
     if is_torch(x):
         if not x.is_cuda:
             return None
+        refuse_traced(name, x)
         if x.is_neg():
             # Its numbers have the other sign in memory, and what is on a device is not copied.
             raise ArrayError(f"{name} is a view of negated numbers; expected a tensor of its own")

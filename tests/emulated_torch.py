@@ -163,6 +163,11 @@ def module(driver: Any) -> types.ModuleType:
         current_stream=lambda device: current,
     )
     torch.Tensor = Tensor
+    torch._C = types.SimpleNamespace(
+        _get_tracing_state=lambda: None,
+        _get_dispatch_mode=lambda key: None,
+        _TorchDispatchModeKey=types.SimpleNamespace(PROXY=None),
+    )
     torch.from_numpy = Tensor
     torch.empty, torch.empty_like = empty, lambda other: there(other.array)
     torch.randint, torch.rand, torch.mul = randint, rand, mul

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import pickle
 
@@ -310,6 +311,43 @@ def test_refused_tensors(of_floats):
     with pytest.raises(ArrayError, match="x cannot be read through DLPack") as caught:
         torch.vmap(of_floats)(torch.ones(3, M, K))
     assert "\n" not in str(caught.value)
+
+
+def traced_by(way, torch, module, x):
+    """Make a graph of a module, or call it without numbers."""
+    if way == "trace":
+        torch.jit.trace(module, x)
+    elif way == "onnx":
+        pytest.importorskip("onnx", reason="onnx is not installed")
+        torch.onnx.export(module, (x,), io.BytesIO(), dynamo=False)
+    elif way == "fx":
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        make_fx(module)(x)
+    else:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode() as mode:
+            module(mode.from_tensor(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["trace", "onnx", "fx", "fake"])
+def test_what_makes_a_graph_is_refused(of_floats, way):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    class Calls(torch.nn.Module):
+        def forward(self, x):
+            return of_floats(x * 2)
+
+    x = torch.ones(M, K)
+    message = {"fake": "x is a FakeTensor, which has no numbers"}.get(
+        way, "x is traced, and a kernel's call would be missing in the graph"
+    )
+    message += "; expected a call outside of torch's tracing, or quantmm.nn.Linear"
+    with pytest.raises(ArrayError, match=message):
+        traced_by(way, torch, Calls(), x)
+    assert torch.equal(Calls()(x), of_floats(2 * x))
 
 
 def test_out_beside_x_in_one_array(of_floats):
