@@ -17,6 +17,7 @@ from ..targets import Target, WeightLayout, machine
 from ..targets.layout import k_blocks
 from . import frontend, lowering
 from .arrays import MAX_ELEMENTS
+from .float_mode import with_usual_floats
 from .kernel import Function, Kernel, KernelInfo
 from .llvm import llvm_target
 from .operands import Operands, instruction_for, layout_for, operands
@@ -201,7 +202,8 @@ def lower(
         func = start_from_x_sum(program, func)
     if program.layout.groups > 1:
         func = fuse_group_sums(func, target)
-    return store_within(program, func, spec.n).with_attr("global_symbol", variant.name)
+    func = with_usual_floats(store_within(program, func, spec.n), target)
+    return func.with_attr("global_symbol", variant.name)
 
 
 def machine_code(

@@ -3,8 +3,9 @@
 ;
 ; TVM's code calls TVMBackendParallelLaunch through a pointer; `launcher.py` puts @launch there, and
 ; fills in @pool. TVM's own LLVM compiles this text for the kernel's target, and its object is linked
-; with the kernel's. Nothing here is specific to an architecture, and nothing is undefined: functions
-; of libc and OpenMP are called through pointers that the process gives.
+; with the kernel's. Nothing here is specific to an architecture but two functions of a file for each,
+; and nothing is undefined: functions of libc and OpenMP are called through pointers that the process
+; gives.
 ;
 ; A thread says what its loops may use in a value of its own, the request: threads | size of OpenMP's
 ; team << 16, where the team is 0 for our own workers. Without a request it computes alone.
@@ -225,12 +226,16 @@ entry:
   store i32 %tasks, ptr %env.tasks
   %came = atomicrmw add ptr %job.came, i32 1 seq_cst
   %welcome = icmp ult i32 %came, %threads
-  br i1 %welcome, label %take, label %end
+  br i1 %welcome, label %begin, label %end
+
+begin:
+  %mode = call i64 @set_usual_floats()
+  br label %take
 
 take:
   %task = atomicrmw add ptr %job.next, i32 1 seq_cst
   %more = icmp ult i32 %task, %tasks
-  br i1 %more, label %run, label %end
+  br i1 %more, label %run, label %leave
 
 run:
   %returned = call i32 %function(i32 %task, ptr %env, ptr %closure)
@@ -240,6 +245,10 @@ run:
 fail:
   store atomic i32 %returned, ptr %job.failed seq_cst, align 4
   br label %take
+
+leave:
+  call void @set_floats(i64 %mode)
+  br label %end
 
 end:
   ret void
@@ -298,6 +307,7 @@ entry:
   %place = and i32 %index, 31
   %bit = shl i32 1, %place
   %most = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 11)
+  %inherited = call i64 @set_usual_floats()
   br label %poll
 
 poll:

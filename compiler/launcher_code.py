@@ -11,7 +11,9 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-SOURCE = Path(__file__).with_name("launch.ll")
+from ..targets import machine
+
+HERE = Path(__file__).parent
 
 
 def launcher_module(kernel: Any) -> Any:
@@ -23,9 +25,18 @@ def launcher_module(kernel: Any) -> Any:
 def compiled(target: str) -> Any:
     """The launcher for a target that is described as TVM does."""
     with NamedTemporaryFile("w", suffix=".ll") as file:
-        file.write(header(target) + SOURCE.read_text(encoding="utf-8"))
+        file.write(source(target))
         file.flush()
         return tvm_ffi.load_module(file.name)
+
+
+def source(target: str) -> str:
+    """The launcher as LLVM IR for a target."""
+    top = header(target)
+    triple = top.partition('target triple = "')[2]
+    architecture = machine.normalized(triple.partition("-")[0])
+    parts = (HERE / name for name in ("launch.ll", f"launch_{architecture}.ll"))
+    return top + "".join(part.read_text(encoding="utf-8") for part in parts)
 
 
 def header(target: str) -> str:

@@ -301,3 +301,40 @@ def test_refused_arguments():
     grouped = qmm.MatmulSpec(n=8, k=16, group_size=8, m=2)
     with pytest.raises(ArrayError, match="with group_size=None; the spec has int8"):
         qmm.compile(grouped).bind(qmm.quantize(np.ones((8, 16))))
+
+
+@pytest.fixture
+def flushing():
+    """A calling thread that flushes subnormal numbers to zero; a function that starts it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this CPU does not flush subnormal numbers")
+    yield lambda: torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_caller_that_flushes_subnormals_has_the_same_results(target, flushing, zeros, threads):
+    rng = np.random.default_rng(0)
+    spec = qmm.MatmulSpec(
+        n=1024, k=64, input="float32", dynamic=True, activation_zero_point=zeros, bias=True
+    )
+    w = qmm.quantize(rng.standard_normal((1024, 64)))
+    bias = np.full(1024, 1e-39, np.float32)
+    linear = qmm.compile(spec, target).bind(w, bias)
+    # Rows whose scales are subnormal numbers, between some whose scales are not.
+    x = rng.standard_normal((170, 64)) * 10.0 ** rng.integers(-43, -30, (170, 1))
+    x = x.astype(np.float32)
+    expected = qmm.reference(spec, x, w, bias=bias)
+    assert ((np.abs(expected) > 0) & (np.abs(expected) < 1e-38)).any()
+    assert linear.kernel.report((170,))[0]["threads"] > 1 or linear.kernel.num_threads == 1
+    least = np.array([1e-39], np.float32)
+    flushing()
+    calls = [linear(x[:m], num_threads=threads) for m in (1, 3, 170)]
+    still = (least * np.float32(1)).view(np.int32)[0]
+    bits = [y.view(np.int32) for y in calls]
+    # NumPy flushes too: compared are integers.
+    assert still == 0
+    for y in bits:
+        assert np.abs(y - expected[: len(y)].view(np.int32)).max() <= 1
