@@ -50,12 +50,13 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
     ToolError
         Neither NVRTC nor nvcc is there.
     UnsupportedError
-        See `layout_for`; or a weight of more than 2**31 - 1 elements.
+        See `layout_for`; or a weight whose last offset is beyond int32.
     """
     layout = layout_for(spec)
-    if math.prod(layout.shape) > MAX_ELEMENTS:
+    if math.prod(layout.shape) - 1 > MAX_ELEMENTS:
         raise UnsupportedError(
-            f"a weight of n={spec.n}, k={spec.k} has more than 2**31 - 1 elements"
+            f"a weight of n={spec.n}, k={spec.k} is {math.prod(layout.shape)} bytes with its "
+            f"padding; expected at most {MAX_ELEMENTS + 1}"
         )
     record = usable(record, spec, target)
     variants = choose_variants(spec, target, record)

@@ -36,6 +36,7 @@ from ..targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
 from . import fragments
 from .activations import Packed, PerRow, Rows, given, quantized, scales
 from .epilogue import Epilogue
+from .frontend import counted
 from .operands import Operands, needs_w_sum
 from .spec import MatmulSpec, stored_as
 
@@ -262,7 +263,7 @@ def placeholders(
     per_column = layout.n_blocks, 1, COLUMNS
     shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
         "x": ((rows.m, layout.x_columns // layout.piece, layout.piece), instruction.x_dtype),
-        "w": (layout.shape, layout.stored_dtype),
+        "w": (counted(layout.shape), layout.stored_dtype),
         "w_sum": (per_group, "int32"),
         "w_zero_point": (per_group, layout.dtype),
         "w_scale": (per_group, "float32"),

@@ -132,12 +132,9 @@ def placeholders(
     per_group = layout.n_blocks, layout.groups, layout.lanes
     per_column = layout.n_blocks, 1, layout.lanes
     x_columns = layout.k_even // 2 if spec.packed_activation else spec.k
-    # The last offset is in int32, but the number of elements may be one too many for it.
-    counts = "int64" if math.prod(layout.shape) > MAX_ELEMENTS else "int32"
-    w_shape = tuple(tirx.IntImm(counts, size) for size in layout.shape)
     shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
         "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
-        "w": (w_shape, layout.stored_dtype),
+        "w": (counted(layout.shape), layout.stored_dtype),
         "w_sum": (per_group, "int32"),
         "w_own": (per_group, "int32"),
         "w_zero_point": (per_group, layout.dtype),
@@ -150,6 +147,15 @@ def placeholders(
         "out_zero_point": ((1,), "int32"),
     }
     return {name: te.placeholder(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
+
+
+def counted(shape: tuple[int, ...]) -> tuple[tirx.IntImm, ...]:
+    """The shape of a packed weight, whose last offset is in int32.
+
+    The number of its elements may be one too many for that, and then has 64 bits.
+    """
+    counts = "int64" if math.prod(shape) > MAX_ELEMENTS else "int32"
+    return tuple(tirx.IntImm(counts, size) for size in shape)
 
 
 def dot_products(

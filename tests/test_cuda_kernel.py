@@ -16,11 +16,19 @@ import quantmm as qmm
 from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantmm.compiler import cuda_arrays, cuda_build, cuda_kernel, cuda_linear, kernel_file, nvrtc
+from quantmm.compiler import (
+    cuda_arrays,
+    cuda_build,
+    cuda_kernel,
+    cuda_linear,
+    frontend,
+    kernel_file,
+    nvrtc,
+)
 from quantmm.compiler.arrays import numpy_dtype
 from quantmm.compiler.problem import Problem, difference, random_spec
 from quantmm.compiler.spec import stored_as
-from quantmm.errors import ArrayError, CudaError, TargetError, ToolError
+from quantmm.errors import ArrayError, CudaError, TargetError, ToolError, UnsupportedError
 from quantmm.schedules import cuda
 
 SPEC = qmm.MatmulSpec(n=24, k=256)
@@ -435,6 +443,22 @@ def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, columns, m, fixed)
     assert difference(out.get(), expected) is None
     assert len(gpu.launches) == -(-m // 16) * (1 if columns == 256 else 2)
     assert [row["m"] for row in kernel.report([m])] == [m]
+
+
+@pytest.mark.parametrize("target", ["cuda-sm75-dp4a", "cuda-sm80"])
+def test_a_weight_whose_last_offset_is_the_last_of_int32(monkeypatch, target):
+    layout = cuda_build.layout_for(SPEC)
+    size = int(np.prod(layout.shape))
+    for module in (cuda_build, frontend):
+        monkeypatch.setattr(module, "MAX_ELEMENTS", size - 1)
+    kernel, _ = built(SPEC, target)
+    for m in (1, 17):
+        assert check(kernel, Problem(SPEC, m)) is None
+    monkeypatch.setattr(cuda_build, "MAX_ELEMENTS", size - 2)
+    with pytest.raises(
+        UnsupportedError, match=f"is {size} bytes with its padding; expected at most"
+    ):
+        built(SPEC, target)
 
 
 def test_bound_numbers_are_repeated_for_every_row_once(monkeypatch):
