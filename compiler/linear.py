@@ -252,7 +252,6 @@ class Linear(Bound):
             return self._of_rows(x, out, residual, numbers, num_threads=num_threads, **others)
         source = import_array("x", x, self._x_dtype, self._x_columns)
         m = x.shape[0] if isinstance(x, np.ndarray) else source.shape[0]
-        ready = kernel._ready.get(m) or kernel._prepare(m)
         shape = m, spec.n
         if out is None:
             result = new_array(x, shape, self._out_dtype)
@@ -279,13 +278,28 @@ class Linear(Bound):
         else:
             bound = self._bound if self._complete else self._completed(m)
         count = kernel._num_threads if num_threads is None else threads.check_threads(num_threads)
+        self._launch(m, source, bound, y, count)
+        return result
+
+    def compute(self, m: int, x: Any, y: Any) -> None:
+        """Write the product for `m` rows to `y`, where all that a call brings is x.
+
+        For callers that have checked what `__call__` checks. x (m, k) and y (m, n) have the dtypes
+        that the kernel takes (float16 and bfloat16 as uint16) and lie on the CPU, the elements of a
+        row side by side; they are of any library that tvm_ffi reads.
+        """
+        bound = self._bound if self._complete else self._completed(m)
+        self._launch(m, x, bound, y, self.kernel._num_threads)
+
+    def _launch(self, m: int, x: Any, bound: list[Any], y: Any, num_threads: int | None) -> None:
+        """Run the kernel's function for `m` rows on these arguments."""
+        ready = self.kernel._ready.get(m) or self.kernel._prepare(m)
         if ready is None:
-            self._in_parts(m, [source, *bound, y], count)
+            self._in_parts(m, [x, *bound, y], num_threads)
         else:
             function, mo, mi, least, best = ready
-            threads.use(count, least, best)
-            function(source, *bound, y, mo, mi)
-        return result
+            threads.use(num_threads, least, best)
+            function(x, *bound, y, mo, mi)
 
     def _in_parts(self, m: int, arguments: list[Any], num_threads: int | None) -> None:
         """Compute more rows than a function does at a time, or none."""
@@ -293,6 +307,7 @@ class Linear(Bound):
         of_rows = {"x", "residual", "y"}
         if self._spec.activation_scale == "row":
             of_rows |= {"x_scale", "x_zero_point"}
+        arguments = [tvm_ffi.from_dlpack(argument) for argument in arguments]
         _, size = self.kernel.parts(m)
         for start in range(0, m, max(1, size)):
             function, mo, mi, least, best = self.kernel._function(min(size, m - start))

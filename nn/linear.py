@@ -16,9 +16,11 @@ from ..compiler.formats import FLOATS
 from ..compiler.quantize import QTensor, check_qtensor, quantize, scale_shape
 from ..compiler.spec import MatmulSpec
 from ..errors import ModuleError, SpecError, StateError
+from . import packed
 from .dequantize import as_qtensor, dequantize
 from .formats import format_name, module_spec, spec_for
-from .op import linear
+from .op import is_plain, linear
+from .product import product
 
 EXTRA_STATE = "_extra_state"
 
@@ -192,8 +194,11 @@ class Linear(nn.Module):
             Another shape, dtype or device.
         """
         # A module looks attributes up in this dictionary, in ten times the time.
-        own = self._buffers
-        return linear(x, own["data"], own["scale"], own["zero_point"], own["bias"], self._text)
+        own = cast(dict[str, Any], self._buffers)
+        data, scale, zero_point, bias = own["data"], own["scale"], own["zero_point"], own["bias"]
+        if is_plain(x, scale, bias):
+            return product(packed.find(x.dtype, data, scale, zero_point, bias, self._text), x)
+        return linear(x, data, scale, zero_point, bias, self._text)
 
     def extra_repr(self) -> str:
         """What stands between the brackets when the module is printed."""

@@ -16,18 +16,20 @@ from torch._C import (
     _after_autograd_keyset,
     _AutoDispatchBelowAutograd,
     _ExcludeDispatchKeyGuard,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
 )
+from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import maybe_current_level
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
-from ..compiler.linear import Linear
-from ..compiler.spec import MatmulSpec
 from ..errors import ArrayError, UnsupportedError
 from . import packed
 from .formats import DTYPES, kernel_spec
 from .gradient import Differentiable
 from .library import LIBRARY
+from .product import check_shape, product
 
 NAME = "quantmm::linear"
 LIBRARY.define(
@@ -53,30 +55,32 @@ def compute(
     spec: str,
 ) -> Tensor:
     """Y = X Wᵀ on the CPU, for an x of (..., k)."""
-    bound = packed.find(x.dtype, data, scale, zero_point, bias, spec)
-    # Whoever limits torch's threads means those of its modules too.
-    threads = min(bound.kernel.num_threads, torch.get_num_threads())
-    if x.dim() == 2 and x.numel():
-        return bound(x, num_threads=threads)
-    return of_any_shape(bound, x, threads)
+    return product(packed.find(x.dtype, data, scale, zero_point, bias, spec), x)
 
 
-def of_any_shape(bound: Linear, x: Tensor, threads: int) -> Tensor:
-    """The same where x is no matrix, or has no rows."""
-    spec = bound.kernel.spec
-    if x.layout is not torch.strided or not x.is_cpu:
-        return bound(x)  # says what is wrong
-    check_shape(x, spec)
-    leading = x.shape[:-1]
-    if not x.numel():
-        return x.new_empty((*leading, spec.n))
-    return bound(x.reshape(-1, spec.k), num_threads=threads).view(*leading, spec.n)
+def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
+    """Whether nobody but the kernel has a say in a call, and no gradient is recorded.
 
-
-def check_shape(x: Tensor, spec: MatmulSpec) -> None:
-    """Refuse an x whose last dimension is not k."""
-    if not x.dim() or x.shape[-1] != spec.k:
-        raise ArrayError(f"x has shape {(*x.shape,)}; expected (..., {spec.k})")
+    Then a module may compute at once: torch's way into the operator and back takes as long as all
+    else beside the kernel. Not so while torch compiles, traces, transforms, casts or profiles.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return False
+    if torch.is_grad_enabled() and (
+        x.requires_grad or scale.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return (
+        x.is_cpu
+        and scale.is_cpu
+        and not x.is_neg()
+        and _len_torch_dispatch_stack() == 0
+        and _get_tracing_state() is None
+        and maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and not _profiler_enabled()
+    )
 
 
 def describe(
@@ -93,7 +97,7 @@ def describe(
     if x.device.type not in ("cpu", "meta"):
         raise ArrayError(f"x is on {x.device}; expected the CPU, where kernels run")
     fields = kernel_spec(spec, x.dtype)
-    check_shape(x, fields)
+    check_shape(x.shape, fields)
     return x.new_empty((*x.shape[:-1], fields.n))
 
 
