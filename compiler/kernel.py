@@ -120,7 +120,8 @@ class Plan:
 
     Attributes
     ----------
-    least, best : on how many threads that is quicker than on one, and quickest.
+    work : its time on one thread, in nanoseconds, by estimate.
+    best : the number of threads with the least predicted time.
     """
 
     name: str
@@ -129,7 +130,7 @@ class Plan:
     instruction: str
     mo: int
     mi: int
-    least: int
+    work: float
     best: int
     record: str | None = None
 
@@ -153,8 +154,9 @@ class Kernel:
         self._module = module
         #: The module as the bytes of a shared library, once it was linked or loaded.
         self._library: bytes | None = None
-        # For every M that was called: the function, its tile counts, and the threads it is worth.
-        self._ready: dict[int, tuple[Any, int, int, int, int]] = {}
+        # For every M that was called: the function, its tile counts, its work, and on how many
+        # threads that is done best.
+        self._ready: dict[int, tuple[Any, int, int, float, int]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its file's content, which is as trustworthy as where it comes from."""
@@ -233,11 +235,12 @@ class Kernel:
             best.instruction,
             mo,
             -(-tiles // mo),
-            *threads.worth(work, mo * best.panels),
+            work,
+            threads.best_of(work, mo * best.panels),
             best.record,
         )
 
-    def _prepare(self, m: int) -> tuple[Any, int, int, int, int] | None:
+    def _prepare(self, m: int) -> tuple[Any, int, int, float, int] | None:
         """Resolve the function for `m` rows; None where they are computed in none or several parts.
 
         Raises
@@ -251,13 +254,13 @@ class Kernel:
         ready = self._ready[m] = self._function(m)
         return ready
 
-    def _function(self, m: int) -> tuple[Any, int, int, int, int]:
+    def _function(self, m: int) -> tuple[Any, int, int, float, int]:
         """The function for a part of `m` rows, once this machine is known to execute it."""
         plan = self._planned(m)
         info = self.info
         machine.require(f"this kernel ({info.target})", info.architecture, info.features)
         function = launcher.function(self._module, plan.name)
-        return function, plan.mo, plan.mi, plan.least, plan.best
+        return function, plan.mo, plan.mi, plan.work, plan.best
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
         """For each M in `m`: what it uses, as a call of the calling thread would now.
@@ -277,7 +280,7 @@ class Kernel:
                     "tiles": plan.mo * plan.mi * max(1, parts),
                     "instruction": plan.instruction,
                     "target": self.info.target,
-                    "threads": threads.count(self._num_threads, plan.least, plan.best),
+                    "threads": threads.count(self._num_threads, plan.work, plan.best)[0],
                     "pool": threads.pool_name(),
                     "record": plan.record,
                 }

@@ -81,16 +81,20 @@ entry:
   %several = icmp ugt i32 %threads, 1
   br i1 %several, label %choose, label %alone
 
-choose:
-  %own = icmp eq i32 %team, 0
-  br i1 %own, label %ask.own, label %ask.host
-
 ; A thread that is in a parallel region already computes alone: its siblings have work of their own.
-ask.host:
+choose:
   %in_parallel = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 8)
+  %known = icmp ne ptr %in_parallel, null
+  br i1 %known, label %ask.inside, label %ask.own
+
+ask.inside:
   %inside = call i32 %in_parallel()
   %nested = icmp ne i32 %inside, 0
-  br i1 %nested, label %alone, label %host
+  br i1 %nested, label %alone, label %ask.pool
+
+ask.pool:
+  %own = icmp eq i32 %team, 0
+  br i1 %own, label %ask.own, label %host
 
 ; The team has its usual size, whatever share of it takes part: libgomp ends the threads that a
 ; smaller team leaves out, and starts them again for the next one.

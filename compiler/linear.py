@@ -297,8 +297,8 @@ class Linear(Bound):
         if ready is None:
             self._in_parts(m, [x, *bound, y], num_threads)
         else:
-            function, mo, mi, least, best = ready
-            threads.use(num_threads, least, best)
+            function, mo, mi, work, best = ready
+            threads.use(num_threads, work, best)
             function(x, *bound, y, mo, mi)
 
     def _in_parts(self, m: int, arguments: list[Any], num_threads: int | None) -> None:
@@ -310,12 +310,12 @@ class Linear(Bound):
         arguments = [tvm_ffi.from_dlpack(argument) for argument in arguments]
         _, size = self.kernel.parts(m)
         for start in range(0, m, max(1, size)):
-            function, mo, mi, least, best = self.kernel._function(min(size, m - start))
+            function, mo, mi, work, best = self.kernel._function(min(size, m - start))
             part = [
                 rows_of(argument, start, min(size, m - start)) if name in of_rows else argument
                 for name, argument in zip(names, arguments, strict=True)
             ]
-            threads.use(num_threads, least, best)
+            threads.use(num_threads, work, best)
             function(*part, mo, mi)
 
     @property

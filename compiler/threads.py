@@ -114,48 +114,43 @@ def default_threads() -> int:
     return limit if host is None else max(1, min(limit, host()))
 
 
-def worth(work: float, tasks: int) -> tuple[int, int]:
-    """How many threads a call is worth: the least number that saves time, and the best.
+def best_of(work: float, tasks: int) -> int:
+    """The number of threads with the least predicted time.
 
     Parameters
     ----------
     work : the time of the call on one thread, in nanoseconds.
     tasks : into how many parts it can be cut.
     """
-
-    def time(threads: int) -> float:
-        return work / threads + (LAUNCH + LAUNCH_EACH * threads if threads > 1 else 0)
-
-    best = max(1, min(tasks, MAX_THREADS, round(math.sqrt(work / LAUNCH_EACH))))
-    if time(best) >= work:
-        return 1, 1
-    return next(n for n in range(2, best + 1) if time(n) < work), best
+    return max(1, min(tasks, MAX_THREADS, round(math.sqrt(work / LAUNCH_EACH))))
 
 
-def use(limit: int | None, least: int = 2, best: int = MAX_THREADS) -> None:
+def use(limit: int | None, work: float = math.inf, best: int = MAX_THREADS) -> None:
     """Let the calling thread's next call run on up to `limit` threads, None for the default.
 
     Parameters
     ----------
-    least, best : what the call is `worth`. With fewer threads than the least it runs on one.
+    work, best : of the call, see `best_of`. Where a launch takes longer than what it saves, the
+        call runs on one thread.
     """
-    openmp = 0
-    threads = count(limit, least, best)
-    if threads > 1:
-        if len(sys.modules) != _process.modules:
-            look_for_hosts()
-        openmp = openmp_threads()
-    told = threads, openmp, _process.change
+    threads, team = 1, 0
+    if best > 1 and limit != 1:
+        threads, team = count(limit, work, best)
+    told = threads, team, _process.change
     if told != _caller.told:
         tell(*told)
 
 
-def count(limit: int | None, least: int, best: int) -> int:
-    """On how many threads a call runs, see `use`."""
-    if best == 1 or limit == 1:
-        return 1
-    most = default_threads() if limit is None else limit
-    return best if best <= most else most if most >= least else 1
+def count(limit: int | None, work: float, best: int) -> tuple[int, int]:
+    """On how many threads a call runs, see `use`, and how many OpenMP launches for it."""
+    default = default_threads()
+    most = default if limit is None else limit
+    threads = best if best <= most else most
+    # OpenMP wakes all threads that it has, whatever part of them is wanted.
+    team = max(threads, openmp_threads())
+    if threads < 2 or work - work / threads < LAUNCH + LAUNCH_EACH * team:
+        return 1, 0
+    return threads, team
 
 
 def openmp_threads() -> int:
@@ -166,25 +161,24 @@ def openmp_threads() -> int:
     return found.openmp.max_threads()
 
 
-def tell(threads: int, openmp: int, change: int) -> None:
+def tell(threads: int, team: int, change: int) -> None:
     """Tell the launcher what the calling thread's loops may use."""
+    wanted = threads, team, change
     process_launcher = launcher.current()
     assert process_launcher is not None, "a kernel was loaded before"
-    settled, team = True, 0
-    if threads > 1 and openmp:
+    settled = True
+    if threads > 1 and openmp_threads():
         settled = may_use_openmp()
-        team = max(threads, openmp)
         if not settled or not can_start(team):
             team = 0
-    if team:
-        assert _process.hosts is not None
-        runtime = _process.hosts.openmp
-        assert runtime is not None
+    else:
+        team = 0
+    if _process.hosts is not None and (runtime := _process.hosts.openmp) is not None:
         process_launcher.use_openmp(runtime.parallel, runtime.in_parallel)
     if threads > 1 and not team:
         start_workers(process_launcher, threads - 1)
     process_launcher.request(threads | team << 16)
-    _caller.told = (threads, openmp, change) if settled else None
+    _caller.told = wanted if settled else None
 
 
 def may_use_openmp() -> bool:
