@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: What a runtime must have: to start a parallel region, to know that one is running, and its size.
-OPENMP_SYMBOLS = ("GOMP_parallel", "omp_in_parallel", "omp_get_max_threads")
+#: What a runtime must have: to start a parallel region, to know within it that one is running and
+#: which thread this is, and how many it would have.
+OPENMP_SYMBOLS = ("GOMP_parallel", "omp_in_parallel", "omp_get_thread_num", "omp_get_max_threads")
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class OpenMP:
     Attributes
     ----------
     path : of its library.
-    parallel, in_parallel : addresses of its functions GOMP_parallel and omp_in_parallel.
+    parallel, in_parallel, thread_num : addresses of its functions GOMP_parallel, omp_in_parallel
+        and omp_get_thread_num.
     max_threads : how many threads a region of the calling thread would have.
     """
 
     path: str
     parallel: int
     in_parallel: int
+    thread_num: int
     max_threads: Callable[[], int]
 
 
@@ -90,10 +93,10 @@ def opened(path: str) -> OpenMP:
     """The runtime in a library of this process that has all of `OPENMP_SYMBOLS`."""
     # Its number of threads is read at every call, which does not pay for giving up the GIL.
     library = ctypes.PyDLL(path)
-    parallel, in_parallel = (
-        ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in OPENMP_SYMBOLS[:2]
+    parallel, in_parallel, thread_num = (
+        ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in OPENMP_SYMBOLS[:3]
     )
-    return OpenMP(path, parallel, in_parallel, library.omp_get_max_threads)
+    return OpenMP(path, parallel, in_parallel, thread_num, library.omp_get_max_threads)
 
 
 def torch_threads() -> Callable[[], int] | None:

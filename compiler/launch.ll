@@ -10,8 +10,10 @@
 ; A thread says what its loops may use in a value of its own, the request: threads | size of OpenMP's
 ; team << 16, where the team is 0 for our own workers. Without a request it computes alone.
 ;
-; A loop is cut into tasks, which threads take one by one. The caller takes tasks too, so that a loop
-; ends even where no other thread ever begins, and it waits only for threads that have taken one.
+; A loop is cut into tasks, as many for each thread. A thread takes those of its own slot, the same part
+; of the loop in every call, which its cache may have, and then what is left in the slots of others. So
+; a loop ends even where no other thread ever begins, and the caller waits only for threads that have
+; taken a task.
 
 %env = type { ptr, i32 }                      ; TVM's TVMParallelGroupEnv: sync handle, tasks
 
@@ -23,27 +25,28 @@
   ptr,                                        ;  5 syscall
   ptr,                                        ;  6 sched_yield
   ptr,                                        ;  7 GOMP_parallel of the program's OpenMP runtime, or null
-  ptr,                                        ;  8 omp_in_parallel of the same
-  i64,                                        ;  9 the number of the system call futex
-  i32, i32,                                   ; 10 key of the requests; 11 polls of a worker before it sleeps
-  i32, i32,                                   ; 12 tasks per thread on our own workers; 13 on OpenMP's
-  i32, i32,                                   ; 14 workers that were started; 15 whether a caller has them
-  [3 x i64],                                  ; 16 what follows changes often: a cache line of its own
-  i64,                                        ; 17 epoch << 32 | next task; tasks of an epoch only are taken
+  ptr, ptr,                                   ;  8 omp_in_parallel and 9 omp_get_thread_num of the same
+  i64,                                        ; 10 the number of the system call futex
+  i32, i32,                                   ; 11 key of the requests; 12 polls of a worker before it sleeps
+  i32, i32,                                   ; 13 tasks per thread on our own workers; 14 on OpenMP's
+  i32, i32,                                   ; 15 workers that were started; 16 whether a caller has them
+  [2 x i64],                                  ; 17 what follows changes often: a cache line of its own
   i32, i32,                                   ; 18 epoch, on which workers sleep; 19 tasks that were done
   i32, i32,                                   ; 20 workers that sleep; 21 workers that may take tasks
   ptr, ptr,                                   ; 22 the loop's function; 23 its closure
-  i32, i32                                    ; 24 its tasks; 25 what a task returned that failed
+  i32, i32,                                   ; 24 its slots; 25 tasks in each
+  i32, i32,                                   ; 26 what a task returned that failed; 27
+  [256 x i64]                                 ; 28 slots: epoch << 32 | next task; a task of an epoch only is taken
 }
 
-%job = type { ptr, ptr, i32, i32, i32, i32, i32 }
-; A loop on OpenMP's threads: 0 function, 1 closure, 2 tasks, 3 next task, 4 threads that may take
-; tasks, 5 threads that came, 6 what a task returned that failed
+%job = type { ptr, ptr, i32, i32, i32, i32, ptr }
+; A loop on OpenMP's threads: 0 function, 1 closure, 2 slots, 3 tasks in each, 4 what a task returned
+; that failed, 6 the next task of each slot
 
 @pool = internal global %pool { ptr @launch, ptr @start, ptr null, ptr null, ptr null, ptr null,
-  ptr null, ptr null, ptr null, i64 0, i32 0, i32 0, i32 1, i32 1, i32 0, i32 0,
-  [3 x i64] zeroinitializer, i64 0, i32 0, i32 0, i32 0, i32 0, ptr null, ptr null, i32 0, i32 0
-}, align 64
+  ptr null, ptr null, ptr null, ptr null, i64 0, i32 0, i32 0, i32 1, i32 1, i32 0, i32 0,
+  [2 x i64] zeroinitializer, i32 0, i32 0, i32 0, i32 0, ptr null, ptr null, i32 0, i32 0, i32 0,
+  i32 0, [256 x i64] zeroinitializer }, align 64
 
 ; The address of @pool as an integer, to Python: a function of tvm_ffi's convention.
 define i32 @__tvm_ffi_quantmm_pool(ptr %self, ptr %arguments, i32 %count, ptr %result) {
@@ -59,7 +62,7 @@ define i32 @__tvm_ffi_quantmm_request(ptr %self, ptr %arguments, i32 %count, ptr
   %value = getelementptr i8, ptr %arguments, i64 8
   %request = load ptr, ptr %value
   %set = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 3)
-  %key = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 10)
+  %key = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 11)
   %failed = call i32 %set(i32 %key, ptr %request)
   store i32 0, ptr %result                    ; kTVMFFINone
   ret i32 0
@@ -71,7 +74,7 @@ entry:
   %env = alloca %env
   %job = alloca %job
   %get = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 2)
-  %key = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 10)
+  %key = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 11)
   %request.ptr = call ptr %get(i32 %key)
   %request.long = ptrtoint ptr %request.ptr to i64
   %request = trunc i64 %request.long to i32
@@ -99,22 +102,23 @@ ask.pool:
 ; The team has its usual size, whatever share of it takes part: libgomp ends the threads that a
 ; smaller team leaves out, and starts them again for the next one.
 host:
-  %host.grain = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 13)
-  %host.usual = mul i32 %threads, %host.grain
-  %host.tasks = select i1 %free, i32 %host.usual, i32 %given
+  %host.grain = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 14)
+  %host.slots = select i1 %free, i32 %threads, i32 1
+  %host.tasks = select i1 %free, i32 %host.grain, i32 %given
+  %next.tasks = alloca i32, i32 %host.slots
+  %bytes = mul i32 %host.slots, 4
+  call void @llvm.memset.p0.i32(ptr %next.tasks, i8 0, i32 %bytes, i1 false)
   %job.closure = getelementptr %job, ptr %job, i32 0, i32 1
-  %job.tasks = getelementptr %job, ptr %job, i32 0, i32 2
-  %job.next = getelementptr %job, ptr %job, i32 0, i32 3
-  %job.threads = getelementptr %job, ptr %job, i32 0, i32 4
-  %job.came = getelementptr %job, ptr %job, i32 0, i32 5
-  %job.failed = getelementptr %job, ptr %job, i32 0, i32 6
+  %job.slots = getelementptr %job, ptr %job, i32 0, i32 2
+  %job.tasks = getelementptr %job, ptr %job, i32 0, i32 3
+  %job.failed = getelementptr %job, ptr %job, i32 0, i32 4
+  %job.next = getelementptr %job, ptr %job, i32 0, i32 6
   store ptr %function, ptr %job
   store ptr %closure, ptr %job.closure
+  store i32 %host.slots, ptr %job.slots
   store i32 %host.tasks, ptr %job.tasks
-  store i32 0, ptr %job.next
-  store i32 %threads, ptr %job.threads
-  store i32 0, ptr %job.came
   store i32 0, ptr %job.failed
+  store ptr %next.tasks, ptr %job.next
   %parallel = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 7)
   call void %parallel(ptr @work_for_host, ptr %job, i32 %team, i32 0)
   %host.failed = load i32, ptr %job.failed
@@ -122,7 +126,7 @@ host:
 
 ; Our workers serve one caller at a time; others compute alone meanwhile.
 ask.own:
-  %asked = cmpxchg ptr getelementptr (%pool, ptr @pool, i32 0, i32 15), i32 0, i32 1 seq_cst seq_cst
+  %asked = cmpxchg ptr getelementptr (%pool, ptr @pool, i32 0, i32 16), i32 0, i32 1 seq_cst seq_cst
   %got = extractvalue { i32, i1 } %asked, 1
   br i1 %got, label %publish, label %alone
 
@@ -130,23 +134,20 @@ ask.own:
 publish:
   %last = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18) seq_cst, align 4
   %epoch = add i32 %last, 1
-  %last.long = zext i32 %last to i64
-  %last.high = shl i64 %last.long, 32
-  %closed = or i64 %last.high, 4294967295
-  store atomic i64 %closed, ptr getelementptr (%pool, ptr @pool, i32 0, i32 17) seq_cst, align 8
-  %own.grain = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 12)
-  %own.usual = mul i32 %threads, %own.grain
-  %own.tasks = select i1 %free, i32 %own.usual, i32 %given
   %helpers = sub i32 %threads, 1
+  %own.grain = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 13)
+  %own.slots = select i1 %free, i32 %threads, i32 1
+  %own.tasks = select i1 %free, i32 %own.grain, i32 %given
+  %own.all = mul i32 %own.slots, %own.tasks
+  call void @set_slots(i32 %own.slots, i32 %last, i32 -1)
   store ptr %function, ptr getelementptr (%pool, ptr @pool, i32 0, i32 22)
   store ptr %closure, ptr getelementptr (%pool, ptr @pool, i32 0, i32 23)
-  store i32 %own.tasks, ptr getelementptr (%pool, ptr @pool, i32 0, i32 24)
-  store i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 25)
+  store i32 %own.slots, ptr getelementptr (%pool, ptr @pool, i32 0, i32 24)
+  store i32 %own.tasks, ptr getelementptr (%pool, ptr @pool, i32 0, i32 25)
+  store i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 26)
   store i32 %helpers, ptr getelementptr (%pool, ptr @pool, i32 0, i32 21)
   store atomic i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 19) seq_cst, align 4
-  %epoch.long = zext i32 %epoch to i64
-  %open = shl i64 %epoch.long, 32
-  store atomic i64 %open, ptr getelementptr (%pool, ptr @pool, i32 0, i32 17) seq_cst, align 8
+  call void @set_slots(i32 %own.slots, i32 %epoch, i32 0)
   store atomic i32 %epoch, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18) seq_cst, align 4
   %asleep = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 20) seq_cst, align 4
   %anybody = icmp ne i32 %asleep, 0
@@ -159,18 +160,18 @@ wake:
   %below = sub i32 %bit, 1
   %mask = select i1 %most, i32 -1, i32 %below
   %call = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 5)
-  %futex = load i64, ptr getelementptr (%pool, ptr @pool, i32 0, i32 9)
+  %futex = load i64, ptr getelementptr (%pool, ptr @pool, i32 0, i32 10)
   %woken = call i64 (i64, ...) %call(i64 %futex, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18), i64 138, i64 2147483647, ptr null, ptr null, i32 %mask)
   br label %take
 
 take:
-  call void @work(i32 %epoch)
+  call void @work(i32 %epoch, i32 0)
   br label %wait
 
 wait:
   %polls = phi i32 [ 0, %take ], [ %polls.next, %poll.again ]
   %done = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 19) seq_cst, align 4
-  %all = icmp uge i32 %done, %own.tasks
+  %all = icmp uge i32 %done, %own.all
   br i1 %all, label %finish, label %poll
 
 poll:
@@ -187,8 +188,8 @@ poll.again:
   br label %wait
 
 finish:
-  %own.failed = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 25)
-  store atomic i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 15) seq_cst, align 4
+  %own.failed = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 26)
+  store atomic i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 16) seq_cst, align 4
   ret i32 %own.failed
 
 alone:
@@ -215,40 +216,58 @@ end:
 define internal void @work_for_host(ptr %job) {
 entry:
   %env = alloca %env
+  %number = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 9)
+  %own = call i32 %number()
   %job.closure = getelementptr %job, ptr %job, i32 0, i32 1
-  %job.tasks = getelementptr %job, ptr %job, i32 0, i32 2
-  %job.next = getelementptr %job, ptr %job, i32 0, i32 3
-  %job.threads = getelementptr %job, ptr %job, i32 0, i32 4
-  %job.came = getelementptr %job, ptr %job, i32 0, i32 5
-  %job.failed = getelementptr %job, ptr %job, i32 0, i32 6
+  %job.slots = getelementptr %job, ptr %job, i32 0, i32 2
+  %job.tasks = getelementptr %job, ptr %job, i32 0, i32 3
+  %job.failed = getelementptr %job, ptr %job, i32 0, i32 4
+  %job.next = getelementptr %job, ptr %job, i32 0, i32 6
   %function = load ptr, ptr %job
   %closure = load ptr, ptr %job.closure
+  %slots = load i32, ptr %job.slots
   %tasks = load i32, ptr %job.tasks
-  %threads = load i32, ptr %job.threads
+  %next = load ptr, ptr %job.next
+  %all = mul i32 %slots, %tasks
   %env.tasks = getelementptr %env, ptr %env, i32 0, i32 1
   store ptr null, ptr %env
-  store i32 %tasks, ptr %env.tasks
-  %came = atomicrmw add ptr %job.came, i32 1 seq_cst
-  %welcome = icmp ult i32 %came, %threads
-  br i1 %welcome, label %begin, label %end
+  store i32 %all, ptr %env.tasks
+  %welcome = icmp ult i32 %own, %slots
+  %one = icmp eq i32 %slots, 1
+  %take.part = or i1 %welcome, %one
+  br i1 %take.part, label %begin, label %end
 
 begin:
   %mode = call i64 @set_usual_floats()
+  br label %slot
+
+slot:
+  %step = phi i32 [ 0, %begin ], [ %step.next, %other ]
+  %place = add i32 %own, %step
+  %this = urem i32 %place, %slots
+  %first = mul i32 %this, %tasks
+  %next.task = getelementptr i32, ptr %next, i32 %this
   br label %take
 
 take:
-  %task = atomicrmw add ptr %job.next, i32 1 seq_cst
+  %task = atomicrmw add ptr %next.task, i32 1 seq_cst
   %more = icmp ult i32 %task, %tasks
-  br i1 %more, label %run, label %leave
+  br i1 %more, label %run, label %other
 
 run:
-  %returned = call i32 %function(i32 %task, ptr %env, ptr %closure)
+  %index = add i32 %first, %task
+  %returned = call i32 %function(i32 %index, ptr %env, ptr %closure)
   %fine = icmp eq i32 %returned, 0
   br i1 %fine, label %take, label %fail
 
 fail:
   store atomic i32 %returned, ptr %job.failed seq_cst, align 4
   br label %take
+
+other:
+  %step.next = add i32 %step, 1
+  %again = icmp ult i32 %step.next, %slots
+  br i1 %again, label %slot, label %leave
 
 leave:
   call void @set_floats(i64 %mode)
@@ -258,46 +277,83 @@ end:
   ret void
 }
 
-; Take tasks of @pool's job while its epoch lasts.
-define internal void @work(i32 %epoch) {
+; Have the first `count` slots stand at a task of an epoch.
+define internal void @set_slots(i32 %count, i32 %epoch, i32 %task) {
+entry:
+  %epoch.long = zext i32 %epoch to i64
+  %high = shl i64 %epoch.long, 32
+  %low = zext i32 %task to i64
+  %value = or i64 %high, %low
+  br label %set
+
+set:
+  %i = phi i32 [ 0, %entry ], [ %i.next, %set ]
+  %slot = getelementptr %pool, ptr @pool, i32 0, i32 28, i32 %i
+  store atomic i64 %value, ptr %slot seq_cst, align 8
+  %i.next = add i32 %i, 1
+  %more = icmp ult i32 %i.next, %count
+  br i1 %more, label %set, label %end
+
+end:
+  ret void
+}
+
+; Take tasks of @pool's job while its epoch lasts, those of slot `own` first.
+define internal void @work(i32 %epoch, i32 %own) {
 entry:
   %env = alloca %env
   %env.tasks = getelementptr %env, ptr %env, i32 0, i32 1
   store ptr null, ptr %env
+  %slots = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 24) seq_cst, align 4
+  br label %slot
+
+slot:
+  %step = phi i32 [ 0, %entry ], [ %step.next, %other ]
+  %place = add i32 %own, %step
+  %this = urem i32 %place, %slots
+  %next.task = getelementptr %pool, ptr @pool, i32 0, i32 28, i32 %this
   br label %look
 
 look:
-  %seen = load atomic i64, ptr getelementptr (%pool, ptr @pool, i32 0, i32 17) seq_cst, align 8
+  %seen = load atomic i64, ptr %next.task seq_cst, align 8
   %seen.high = lshr i64 %seen, 32
   %seen.epoch = trunc i64 %seen.high to i32
   %task = trunc i64 %seen to i32
-  %tasks = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 24) seq_cst, align 4
+  %tasks = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 25) seq_cst, align 4
   %same = icmp eq i32 %seen.epoch, %epoch
   %left = icmp ult i32 %task, %tasks
   %there = and i1 %same, %left
-  br i1 %there, label %take, label %end
+  br i1 %there, label %take, label %other
 
 take:
   %after = add i64 %seen, 1
-  %asked = cmpxchg ptr getelementptr (%pool, ptr @pool, i32 0, i32 17), i64 %seen, i64 %after seq_cst seq_cst
+  %asked = cmpxchg ptr %next.task, i64 %seen, i64 %after seq_cst seq_cst
   %got = extractvalue { i64, i1 } %asked, 1
   br i1 %got, label %run, label %look
 
 run:
   %function = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 22)
   %closure = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 23)
-  store i32 %tasks, ptr %env.tasks
-  %returned = call i32 %function(i32 %task, ptr %env, ptr %closure)
+  %all = mul i32 %slots, %tasks
+  store i32 %all, ptr %env.tasks
+  %first = mul i32 %this, %tasks
+  %index = add i32 %first, %task
+  %returned = call i32 %function(i32 %index, ptr %env, ptr %closure)
   %fine = icmp eq i32 %returned, 0
   br i1 %fine, label %count, label %fail
 
 fail:
-  store atomic i32 %returned, ptr getelementptr (%pool, ptr @pool, i32 0, i32 25) seq_cst, align 4
+  store atomic i32 %returned, ptr getelementptr (%pool, ptr @pool, i32 0, i32 26) seq_cst, align 4
   br label %count
 
 count:
   %before = atomicrmw add ptr getelementptr (%pool, ptr @pool, i32 0, i32 19), i32 1 seq_cst
   br label %look
+
+other:
+  %step.next = add i32 %step, 1
+  %again = icmp ult i32 %step.next, %slots
+  br i1 %again, label %slot, label %end
 
 end:
   ret void
@@ -310,7 +366,7 @@ entry:
   %index = trunc i64 %index.long to i32
   %place = and i32 %index, 31
   %bit = shl i32 1, %place
-  %most = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 11)
+  %most = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 12)
   %inherited = call i64 @set_usual_floats()
   br label %poll
 
@@ -335,7 +391,7 @@ give.way:
 sleep:
   %more = atomicrmw add ptr getelementptr (%pool, ptr @pool, i32 0, i32 20), i32 1 seq_cst
   %call = load ptr, ptr getelementptr (%pool, ptr @pool, i32 0, i32 5)
-  %futex = load i64, ptr getelementptr (%pool, ptr @pool, i32 0, i32 9)
+  %futex = load i64, ptr getelementptr (%pool, ptr @pool, i32 0, i32 10)
   %slept = call i64 (i64, ...) %call(i64 %futex, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18), i64 137, i32 %seen, ptr null, ptr null, i32 %bit)
   %less = atomicrmw sub ptr getelementptr (%pool, ptr @pool, i32 0, i32 20), i32 1 seq_cst
   br label %poll
@@ -346,7 +402,8 @@ new:
   br i1 %welcome, label %work, label %idle
 
 work:
-  call void @work(i32 %epoch)
+  %own = add i32 %index, 1
+  call void @work(i32 %epoch, i32 %own)
   br label %poll
 
 idle:
@@ -361,7 +418,7 @@ entry:
   br label %look
 
 look:
-  %there = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 14)
+  %there = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 15)
   %enough = icmp uge i32 %there, %wanted
   br i1 %enough, label %end, label %another
 
@@ -374,7 +431,7 @@ another:
 
 count:
   %more = add i32 %there, 1
-  store i32 %more, ptr getelementptr (%pool, ptr @pool, i32 0, i32 14)
+  store i32 %more, ptr getelementptr (%pool, ptr @pool, i32 0, i32 15)
   br label %look
 
 end:
@@ -382,3 +439,4 @@ end:
 }
 
 declare i32 @llvm.umax.i32(i32, i32)
+declare void @llvm.memset.p0.i32(ptr, i8, i32, i1)

@@ -43,6 +43,7 @@ class Pool(ctypes.Structure):
         ("sched_yield", ctypes.c_void_p),
         ("openmp_parallel", ctypes.c_void_p),
         ("openmp_in_parallel", ctypes.c_void_p),
+        ("openmp_thread_num", ctypes.c_void_p),
         ("futex", ctypes.c_int64),
         ("key", ctypes.c_uint32),
         ("polls", ctypes.c_uint32),
@@ -50,8 +51,7 @@ class Pool(ctypes.Structure):
         ("openmp_tasks", ctypes.c_uint32),
         ("workers", ctypes.c_uint32),
         ("busy", ctypes.c_uint32),
-        ("padding", ctypes.c_int64 * 3),
-        ("state", ctypes.c_uint64),
+        ("padding", ctypes.c_int64 * 2),
         ("epoch", ctypes.c_uint32),
         ("done", ctypes.c_uint32),
         ("sleeping", ctypes.c_uint32),
@@ -86,8 +86,9 @@ class Launcher:
         pool.sched_yield = address_of(libc.sched_yield)
         self.start: Callable[[int], int] = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(pool.start)
 
-    def use_openmp(self, parallel: int, in_parallel: int) -> None:
-        """Launch on the runtime that has these functions; 0 for none."""
+    def use_openmp(self, parallel: int, in_parallel: int, thread_num: int) -> None:
+        """Launch on the runtime that has these functions."""
+        self.pool.openmp_thread_num = thread_num
         self.pool.openmp_in_parallel = in_parallel
         self.pool.openmp_parallel = parallel
 

@@ -22,8 +22,8 @@ from ..errors import ArrayError
 from ..targets import physical_cores
 from . import hosts, launcher
 
-#: The most threads that a call may ask for.
-MAX_THREADS = max(64, os.cpu_count() or 1)
+#: The most threads that a call may ask for; `launch.ll` has no more slots than 256.
+MAX_THREADS = min(256, max(64, os.cpu_count() or 1))
 
 #: What a parallel loop costs beside its work, in nanoseconds: for the first helper, and for each.
 LAUNCH, LAUNCH_EACH = 2500, 500
@@ -174,7 +174,7 @@ def tell(threads: int, team: int, change: int) -> None:
     else:
         team = 0
     if _process.hosts is not None and (runtime := _process.hosts.openmp) is not None:
-        process_launcher.use_openmp(runtime.parallel, runtime.in_parallel)
+        process_launcher.use_openmp(runtime.parallel, runtime.in_parallel, runtime.thread_num)
     if threads > 1 and not team:
         start_workers(process_launcher, threads - 1)
     process_launcher.request(threads | team << 16)
