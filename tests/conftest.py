@@ -37,6 +37,19 @@ def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def torch():
+    """Tests that ask for torch skip without it."""
+    return pytest.importorskip("torch", reason="torch is not installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m torch` runs what needs torch, and nothing else."""
+    for item in items:
+        if "torch" in item.fixturenames or hasattr(item.module, "torch"):
+            item.add_marker("torch")
+
+
 def skip_unless_runs_here(target: qmm.targets.Target) -> None:
     if reason := qmm.targets.why_not_here(target):
         pytest.skip(f"{target.name}: {reason}")

@@ -160,8 +160,7 @@ def test_one_number_for_all_rows(monkeypatch):
             linear(x, **call)
 
 
-def test_torch_in_torch_out(case):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_torch_in_torch_out(case, torch):
     linear, x, expected = case
     y = linear(torch.from_numpy(x))
     assert isinstance(y, torch.Tensor)
@@ -174,9 +173,8 @@ def test_torch_in_torch_out(case):
 
 
 @pytest.fixture
-def other_defaults():
+def other_defaults(torch):
     """A torch whose new tensors are of another device and type unless they are told."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
     dtype = torch.get_default_dtype()
     torch.set_default_device("meta")
     torch.set_default_dtype(torch.float64)
@@ -236,8 +234,7 @@ def test_refused_inputs(case):
         linear(q, x_scale=1.0)
 
 
-def test_torch_half_precision():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_torch_half_precision(torch):
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((M, K)).astype(np.float32))
     w = qmm.quantize(rng.standard_normal((N, K)))
@@ -264,8 +261,7 @@ def of_floats():
     return qmm.compile(spec).bind(problems.weight(rng, spec))
 
 
-def test_what_torch_does_not_tell_dlpack(of_floats):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_what_torch_does_not_tell_dlpack(of_floats, torch):
 
     class Sub(torch.Tensor):
         pass
@@ -281,8 +277,7 @@ def test_what_torch_does_not_tell_dlpack(of_floats):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_refused_tensors(of_floats):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_refused_tensors(of_floats, torch):
     x, out = torch.ones(M, K), torch.empty(M, N)
     for given, message in [
         (x.to("meta"), "x is on meta; this kernel reads arrays of the CPU"),
@@ -333,8 +328,7 @@ def traced_by(way, torch, module, x):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", ["trace", "onnx", "fx", "fake"])
-def test_what_makes_a_graph_is_refused(of_floats, way):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_what_makes_a_graph_is_refused(of_floats, way, torch):
 
     class Calls(torch.nn.Module):
         def forward(self, x):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm import targets
-from quantmm.bench import formats, limits, rotation, timing
+from quantmm.bench import limits, rotation, timing
 from quantmm.bench.roofline import Limits
 from quantmm.cli.bench import SPEC_OPTIONS, bench_command, jobs_for
-from quantmm.compiler import runtime
+from quantmm.compiler import formats, runtime
 from quantmm.targets import cores
 
 #: The options of `quantmm bench` that decide what is timed.

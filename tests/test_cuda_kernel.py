@@ -349,8 +349,7 @@ def test_a_captured_graph_refuses_what_it_cannot_hold(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["int8", "float32", "float16", "bfloat16"])
-def test_what_torch_does_not_tell_dlpack(name):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_what_torch_does_not_tell_dlpack(name, torch):
     dtype, kind = numpy_dtype(name), getattr(torch, name)
     x = torch.arange(24).reshape(4, 6).to(kind)
     stored = cuda_arrays.on_host("x", -x, dtype, 6)

@@ -201,8 +201,7 @@ def test_4_bit_weights_take_half_a_byte(activation, group_size):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_torch_floats_in_and_out(dtype):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_torch_floats_in_and_out(dtype, torch):
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(n=40, k=64, input=dtype, dynamic=True, out=dtype, residual=True)
     w, x = problems.weight(rng, spec), problems.activation(rng, spec, 5)
@@ -304,9 +303,8 @@ def test_refused_arguments():
 
 
 @pytest.fixture
-def flushing():
+def flushing(torch):
     """A calling thread that flushes subnormal numbers to zero; a function that starts it."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
     if not torch.set_flush_denormal(False):
         pytest.skip("this CPU does not flush subnormal numbers")
     yield lambda: torch.set_flush_denormal(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -20,9 +19,7 @@ from quantmm.bench.timing import Time
 from quantmm.compiler.formats import fields_of
 from quantmm.errors import BenchError, ToolError
 
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed"
-)
+needs_torch = pytest.mark.usefixtures("torch")
 #: Square linears, so that each format is compiled once.
 SMALL = encoder.Size(layers=2, width=64, hidden=64, heads=4)
 

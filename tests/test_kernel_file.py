@@ -265,8 +265,7 @@ def test_copies_compute_the_same(saved, copied):
             np.testing.assert_array_equal(same(x, x_scale=0.5), expected)
 
 
-def test_a_module_that_holds_a_linear_is_copied(saved):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_a_module_that_holds_a_linear_is_copied(saved, torch):
 
     class Layer(torch.nn.Module):
         def __init__(self, linear):

@@ -436,8 +436,7 @@ def test_sizes_of_any_integer_type():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int32"])
-def test_torch_tensors(dtype):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_torch_tensors(dtype, torch):
     values = np.random.default_rng(0).integers(-9, 9, (3, 16)) * 0.375
     tensor = torch.tensor(values).to(getattr(torch, dtype))
     whole = tensor.double().numpy()

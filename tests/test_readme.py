@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -18,10 +19,15 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [code for language, code in BLOCKS if language in ("sh", "bash", "console")]
 
 
-@pytest.mark.parametrize("code", PYTHON)
+def block(code):
+    """A parameter; some blocks need torch."""
+    missing = importlib.util.find_spec("torch") is None
+    needed = [pytest.mark.torch, pytest.mark.skipif(missing, reason="torch is not installed")]
+    return pytest.param(code, marks=needed if "import torch" in code else [])
+
+
+@pytest.mark.parametrize("code", map(block, PYTHON))
 def test_python_blocks_run(code, tmp_path):
-    if "import torch" in code:
-        pytest.importorskip("torch", reason="torch is not installed")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )

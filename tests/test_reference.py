@@ -223,8 +223,7 @@ def test_int32_of_one_group_is_the_bare_sum():
     np.testing.assert_array_equal(qmm.reference(spec, x, w), expected)
 
 
-def test_a_bias_in_bfloat16_is_widened():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_a_bias_in_bfloat16_is_widened(torch):
     spec, x, w = small(bias=True)
     bias = torch.tensor([0.5, -3.140625], dtype=torch.bfloat16, requires_grad=True)
     expected = qmm.reference(spec, x, w, bias=[0.5, -3.140625], x_scale=1.0)

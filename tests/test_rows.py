@@ -76,8 +76,7 @@ def test_the_reference_of_the_rows_is_that_of_their_matrix(case, lead):
 
 
 @pytest.mark.parametrize("lead", LEADS)
-def test_torch(lead):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_torch(lead, torch):
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(n=N, k=K, residual=True)
     linear = qmm.compile(spec).bind(problems.weight(rng, spec))

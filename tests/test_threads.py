@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 COMPILE = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +34,7 @@ with ThreadPoolExecutor(4) as pool:
 """)
 
 
-def test_another_thread_imports_torch_meanwhile():
-    pytest.importorskip("torch", reason="torch is not installed")
+def test_another_thread_imports_torch_meanwhile(torch):
     run("""
 def import_torch():
     import torch

@@ -52,8 +52,7 @@ def test_too_old(version):
 
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.13.0+cpu", "2.10.0a0+git123", "3.0"])
-def test_new_enough(version):
-    pytest.importorskip("torch", reason="torch is not installed")
+def test_new_enough(version, torch):
     from quantmm.nn import requirement
 
     requirement.check_version(version)
