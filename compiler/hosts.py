@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class OpenMP:
     parallel: int
     in_parallel: int
     thread_num: int
-    max_threads: Callable[[], int]
+    max_threads: Callable[[], int] = field(compare=False)
 
 
 @dataclass(frozen=True)

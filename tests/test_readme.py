@@ -26,7 +26,7 @@ def block(code):
     return pytest.param(code, marks=needed if "import torch" in code else [])
 
 
-@pytest.mark.parametrize("code", map(block, PYTHON))
+@pytest.mark.parametrize("code", [*map(block, PYTHON)])
 def test_python_blocks_run(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
