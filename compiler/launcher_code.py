@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import tvm
@@ -24,10 +24,12 @@ def launcher_module(kernel: Any) -> Any:
 @functools.cache
 def compiled(target: str) -> Any:
     """The launcher for a target that is described as TVM does."""
-    with NamedTemporaryFile("w", suffix=".ll") as file:
+    load = tvm_ffi.get_global_func("ffi.Module.load_from_file.ll")
+    # In memory: folders for temporary files may be full.
+    with open(os.memfd_create("launcher"), "w") as file:
         file.write(source(target))
         file.flush()
-        return tvm_ffi.load_module(file.name)
+        return load(f"/proc/self/fd/{file.fileno()}", "ll")
 
 
 def source(target: str) -> str:

@@ -42,6 +42,8 @@ def module(driver: Any) -> types.ModuleType:
 
     class Tensor:
         is_cuda = True
+        is_nested = False
+        layout = "strided"
         device = types.SimpleNamespace(index=0)
 
         def __init__(self, array: np.ndarray, owner: Any = None) -> None:
@@ -49,6 +51,7 @@ def module(driver: Any) -> types.ModuleType:
 
         dtype = property(lambda self: dtypes[self.array.dtype])
         shape = property(lambda self: self.array.shape)
+        ndim = property(lambda self: self.array.ndim)
 
         def is_neg(self) -> bool:
             return False
@@ -162,7 +165,7 @@ def module(driver: Any) -> types.ModuleType:
         synchronize=lambda: None,
         current_stream=lambda device: current,
     )
-    torch.Tensor = Tensor
+    torch.Tensor, torch.strided = Tensor, "strided"
     torch._C = types.SimpleNamespace(
         _get_tracing_state=lambda: None,
         _get_dispatch_mode=lambda key: None,

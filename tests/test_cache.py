@@ -148,7 +148,7 @@ def key(spec=SPEC, row=None, record=None):
         {"group_size": "tensor"},
         {"weight_zero_point": True},
         {"activation_zero_point": True},
-        {"activation_scale": "row"},
+        {"activation_scale": "tensor"},
         {"input": "float32"},
         {"input": "float32", "dynamic": True},
         {"out": "float32"},

@@ -398,7 +398,8 @@ def test_lines_that_are_too_deep_are_damage(copy):
     database = Database(path)
     whole = len(database.trials())
     database.add(records.TRIALS, [DEEP])
-    database.add(records.KERNELS, [records.line_start(SPEC) + ", " + DEEP])
+    start = json.dumps({"spec": SPEC.to_json()})[:-1]
+    database.add(records.KERNELS, [start + ", " + DEEP])
     assert len(database.trials()) == whole
     assert len(keeping.check(copy)) == 2
     with pytest.warns(RuntimeWarning, match=":2: it is damaged"):
@@ -592,8 +593,8 @@ def test_the_bench_imports_no_compiler():
 
 
 def test_a_function_is_used_where_it_may_be():
-    default = Function("d", "gemm", 8, "dot", 10.0, 99)
-    tuned = Function("t", "gemm", 16, "dot", 15.0, 99, first_m=10, last_m=64, record="r")
+    default = Function("d", "gemm", 8, "dot", 10.0, 99, 1)
+    tuned = Function("t", "gemm", 16, "dot", 15.0, 99, 1, first_m=10, last_m=64, record="r")
     kernel = qmm.compile(dataclasses.replace(SPEC, n=20))
     kernel.info = dataclasses.replace(kernel.info, functions=(default, tuned))
     names = {m: kernel.plan(m).name for m in (9, 10, 16, 17, 24, 25, 64, 65)}
