@@ -115,17 +115,18 @@ def default_threads() -> int:
 
 
 def best_of(work: float, tasks: int) -> int:
-    """The number of threads with the least predicted time.
+    """The number of threads with the least predicted time; known once, it costs calls nothing.
 
     Parameters
     ----------
     work : the time of the call on one thread, in nanoseconds.
     tasks : into how many parts it can be cut.
     """
-    return max(1, min(tasks, MAX_THREADS, round(math.sqrt(work / LAUNCH_EACH))))
+    best = max(1, min(tasks, MAX_THREADS, round(math.sqrt(work / LAUNCH_EACH))))
+    return best if pays(work, best, best) else 1
 
 
-def use(limit: int | None, work: float = math.inf, best: int = MAX_THREADS) -> None:
+def use(limit: int | None, work: float = sys.float_info.max, best: int = MAX_THREADS) -> None:
     """Let the calling thread's next call run on up to `limit` threads, None for the default.
 
     Parameters
@@ -148,9 +149,12 @@ def count(limit: int | None, work: float, best: int) -> tuple[int, int]:
     threads = best if best <= most else most
     # OpenMP wakes all threads that it has, whatever part of them is wanted.
     team = max(threads, openmp_threads())
-    if threads < 2 or work - work / threads < LAUNCH + LAUNCH_EACH * team:
-        return 1, 0
-    return threads, team
+    return (threads, team) if pays(work, threads, team) else (1, 0)
+
+
+def pays(work: float, threads: int, team: int) -> bool:
+    """Whether sharing out work saves more than launching a team takes."""
+    return work - work / threads > LAUNCH + LAUNCH_EACH * team
 
 
 def openmp_threads() -> int:
