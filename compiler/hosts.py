@@ -110,7 +110,7 @@ def torch_threads() -> Callable[[], int] | None:
 def blas_threads(controllers: list[Any]) -> Callable[[], int] | None:
     """How many threads the first BLAS has, which is NumPy's as a rule."""
     blas = next((each for each in controllers if each.user_api == "blas"), None)
-    if blas is None:
+    if blas is None or not blas.get_num_threads():  # some do not say
         return None
     library = ctypes.PyDLL(blas.filepath)
     names = type(blas).check_symbols if blas.internal_api == "openblas" else ()

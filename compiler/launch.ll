@@ -68,7 +68,8 @@ define i32 @__tvm_ffi_quantmm_request(ptr %self, ptr %arguments, i32 %count, ptr
   ret i32 0
 }
 
-; TVMBackendParallelLaunch: `given` tasks, or as many as suit the threads where that is 0.
+; TVMBackendParallelLaunch. The loops of kernels leave the number of tasks to the launcher, `given` is
+; 0; a number is done by the caller alone.
 define internal i32 @launch(ptr %function, ptr %closure, i32 %given) {
 entry:
   %env = alloca %env
@@ -82,7 +83,8 @@ entry:
   %team = lshr i32 %request, 16
   %free = icmp eq i32 %given, 0
   %several = icmp ugt i32 %threads, 1
-  br i1 %several, label %choose, label %alone
+  %shared = and i1 %free, %several
+  br i1 %shared, label %choose, label %alone
 
 ; A thread that is in a parallel region already computes alone: its siblings have work of their own.
 choose:
@@ -102,11 +104,9 @@ ask.pool:
 ; The team has its usual size, whatever share of it takes part: libgomp ends the threads that a
 ; smaller team leaves out, and starts them again for the next one.
 host:
-  %host.grain = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 14)
-  %host.slots = select i1 %free, i32 %threads, i32 1
-  %host.tasks = select i1 %free, i32 %host.grain, i32 %given
-  %next.tasks = alloca i32, i32 %host.slots
-  %bytes = mul i32 %host.slots, 4
+  %host.tasks = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 14)
+  %next.tasks = alloca i32, i32 %threads
+  %bytes = mul i32 %threads, 4
   call void @llvm.memset.p0.i32(ptr %next.tasks, i8 0, i32 %bytes, i1 false)
   %job.closure = getelementptr %job, ptr %job, i32 0, i32 1
   %job.slots = getelementptr %job, ptr %job, i32 0, i32 2
@@ -115,7 +115,7 @@ host:
   %job.next = getelementptr %job, ptr %job, i32 0, i32 6
   store ptr %function, ptr %job
   store ptr %closure, ptr %job.closure
-  store i32 %host.slots, ptr %job.slots
+  store i32 %threads, ptr %job.slots
   store i32 %host.tasks, ptr %job.tasks
   store i32 0, ptr %job.failed
   store ptr %next.tasks, ptr %job.next
@@ -135,19 +135,17 @@ publish:
   %last = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18) seq_cst, align 4
   %epoch = add i32 %last, 1
   %helpers = sub i32 %threads, 1
-  %own.grain = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 13)
-  %own.slots = select i1 %free, i32 %threads, i32 1
-  %own.tasks = select i1 %free, i32 %own.grain, i32 %given
-  %own.all = mul i32 %own.slots, %own.tasks
-  call void @set_slots(i32 %own.slots, i32 %last, i32 -1)
+  %own.tasks = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 13)
+  %own.all = mul i32 %threads, %own.tasks
+  call void @set_slots(i32 %threads, i32 %last, i32 -1)
   store ptr %function, ptr getelementptr (%pool, ptr @pool, i32 0, i32 22)
   store ptr %closure, ptr getelementptr (%pool, ptr @pool, i32 0, i32 23)
-  store i32 %own.slots, ptr getelementptr (%pool, ptr @pool, i32 0, i32 24)
+  store i32 %threads, ptr getelementptr (%pool, ptr @pool, i32 0, i32 24)
   store i32 %own.tasks, ptr getelementptr (%pool, ptr @pool, i32 0, i32 25)
   store i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 26)
   store i32 %helpers, ptr getelementptr (%pool, ptr @pool, i32 0, i32 21)
   store atomic i32 0, ptr getelementptr (%pool, ptr @pool, i32 0, i32 19) seq_cst, align 4
-  call void @set_slots(i32 %own.slots, i32 %epoch, i32 0)
+  call void @set_slots(i32 %threads, i32 %epoch, i32 0)
   store atomic i32 %epoch, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18) seq_cst, align 4
   %asleep = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 20) seq_cst, align 4
   %anybody = icmp ne i32 %asleep, 0
@@ -233,9 +231,7 @@ entry:
   store ptr null, ptr %env
   store i32 %all, ptr %env.tasks
   %welcome = icmp ult i32 %own, %slots
-  %one = icmp eq i32 %slots, 1
-  %take.part = or i1 %welcome, %one
-  br i1 %take.part, label %begin, label %end
+  br i1 %welcome, label %begin, label %end
 
 begin:
   %mode = call i64 @set_usual_floats()
@@ -359,7 +355,8 @@ end:
   ret void
 }
 
-; A worker for ever: poll for a new epoch, then sleep for one; one that may not take part sleeps.
+; A worker for ever: poll for a new epoch, then sleep for one; one that may not take part sleeps. The
+; epoch in which it starts is not its own: in a forked child that may be a job of a thread that is gone.
 define internal ptr @worker(ptr %argument) {
 entry:
   %index.long = ptrtoint ptr %argument to i64
@@ -368,10 +365,11 @@ entry:
   %bit = shl i32 1, %place
   %most = load i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 12)
   %inherited = call i64 @set_usual_floats()
+  %first = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18) seq_cst, align 4
   br label %poll
 
 poll:
-  %seen = phi i32 [ 0, %entry ], [ %seen, %give.way ], [ %seen, %sleep ], [ %epoch, %work ], [ %epoch, %idle ]
+  %seen = phi i32 [ %first, %entry ], [ %seen, %give.way ], [ %seen, %sleep ], [ %epoch, %work ], [ %epoch, %idle ]
   %polls = phi i32 [ 0, %entry ], [ %polls.next, %give.way ], [ 0, %sleep ], [ 0, %work ], [ %most, %idle ]
   %epoch = load atomic i32, ptr getelementptr (%pool, ptr @pool, i32 0, i32 18) seq_cst, align 4
   %same = icmp eq i32 %epoch, %seen

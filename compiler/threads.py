@@ -25,6 +25,9 @@ from . import hosts, launcher
 #: The most threads that a call may ask for; `launch.ll` has no more slots than 256.
 MAX_THREADS = min(256, max(64, os.cpu_count() or 1))
 
+#: The largest team of OpenMP's that a request has room for.
+MOST_OF_A_TEAM = 0xFFFF
+
 #: What a parallel loop costs beside its work, in nanoseconds: for the first helper, and for each.
 LAUNCH, LAUNCH_EACH = 2500, 500
 #: Calls after which a thread that is not the main one may have OpenMP threads of its own: libgomp
@@ -162,7 +165,7 @@ def openmp_threads() -> int:
     found = _process.hosts
     if found is None or found.openmp is None or _process.forked:
         return 0
-    return found.openmp.max_threads()
+    return min(found.openmp.max_threads(), MOST_OF_A_TEAM)
 
 
 def tell(threads: int, team: int, change: int) -> None:

@@ -7,12 +7,12 @@ columns out where it compiles scales that are repeated along K (docs/decisions.m
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..compiler import quantize
 from ..compiler.quantize import QTensor
 from ..compiler.spec import MatmulSpec
-from .library import LIBRARY
+from .namespace import LIBRARY
 
 
 def as_qtensor(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: MatmulSpec) -> QTensor:
@@ -45,5 +45,5 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("dequantize", compute, "CompositeExplicitAutograd")
-torch.library.register_fake("quantmm::dequantize", describe, lib=LIBRARY)
+library.register_fake("quantmm::dequantize", describe, lib=LIBRARY)
 dequantize = torch.ops.quantmm.dequantize.default

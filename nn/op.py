@@ -1,7 +1,7 @@
 """`torch.ops.quantmm.linear`: the operator that torch compiles, exports and traces as one step.
 
-It is registered by hand, because `torch.library.custom_op` costs every call nearly three times as
-much (docs/decisions.md, "torch").
+It is registered by hand, because torch's `custom_op` costs every call twice as much
+(docs/decisions.md, "torch").
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
@@ -28,7 +28,7 @@ from ..errors import ArrayError, UnsupportedError
 from . import packed
 from .formats import DTYPES, kernel_spec
 from .gradient import Differentiable
-from .library import LIBRARY
+from .namespace import LIBRARY
 from .product import check_shape, product
 
 NAME = "quantmm::linear"
@@ -46,16 +46,9 @@ PLAIN = DispatchKeySet(DispatchKey.CPU) | DispatchKeySet(DispatchKey.AutogradCPU
 AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
 
 
-def compute(
-    x: Tensor,
-    data: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bias: Tensor | None,
-    spec: str,
-) -> Tensor:
-    """Y = X Wᵀ on the CPU, for an x of (..., k)."""
-    return product(packed.find(x.dtype, data, scale, zero_point, bias, spec), x)
+def compute(x: Tensor, *weight: Any) -> Tensor:
+    """Y = X Wᵀ on the CPU, for an x of (..., k); `weight` is what the operator takes after x."""
+    return product(packed.find(x.dtype, *weight), x)
 
 
 def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
@@ -151,19 +144,12 @@ def without_gradient(*arguments: Any) -> Tensor:
         return linear(*arguments)
 
 
-def cast(
-    x: Tensor,
-    data: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bias: Tensor | None,
-    spec: str,
-) -> Tensor:
+def cast(x: Tensor, *weight: Any) -> Tensor:
     """Within torch.autocast x gets its dtype, as for torch's own linear; the weight keeps its."""
     if x.dtype in DTYPES:
         x = x.to(torch.get_autocast_dtype("cpu"))
     with _ExcludeDispatchKeyGuard(AUTOCAST):
-        return linear(x, data, scale, zero_point, bias, spec)
+        return linear(x, *weight)
 
 
 def batch(
@@ -186,6 +172,6 @@ def refuse_onnx(graph: Any, *arguments: Any) -> None:
 LIBRARY.impl("linear", compute, "CompositeExplicitAutograd")
 LIBRARY.impl("linear", differentiate, "Autograd", with_keyset=True)
 LIBRARY.impl("linear", cast, "AutocastCPU")
-torch.library.register_fake(NAME, describe, lib=LIBRARY)
-torch.library.register_vmap(NAME, batch, lib=LIBRARY)
+library.register_fake(NAME, describe, lib=LIBRARY)
+library.register_vmap(NAME, batch, lib=LIBRARY)
 torch.onnx.register_custom_op_symbolic(NAME, refuse_onnx, opset_version=9)

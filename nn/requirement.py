@@ -7,7 +7,7 @@ import re
 from ..errors import ToolError
 
 #: The first version that the tests cover, which the extra asks for too.
-MINIMUM = (2, 9)
+MINIMUM = (2, 13)
 INSTALL = "pip install 'quantmm[torch]'"
 
 

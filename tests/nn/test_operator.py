@@ -8,6 +8,7 @@ from quantmm.errors import ArrayError, SpecError, UnsupportedError
 torch = pytest.importorskip("torch", reason="torch is not installed")
 import torch_modules as tm
 from quantmm.nn import op
+from torch import library
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -19,7 +20,7 @@ def arguments(module, x):
 @pytest.mark.parametrize("wants_gradient", [False, True])
 def test_torchs_own_checks(shape, wants_gradient):
     x = torch.randn(shape, requires_grad=wants_gradient)
-    torch.library.opcheck(op.linear, arguments(tm.one_layer(), x))
+    library.opcheck(op.linear, arguments(tm.one_layer(), x))
 
 
 @pytest.mark.parametrize("dtype", tm.DTYPES)

@@ -41,17 +41,17 @@ def test_without_torch():
     )
 
 
-@pytest.mark.parametrize("version", ["1.13.1", "2.3.0+cpu", "2.8.9"])
+@pytest.mark.parametrize("version", ["1.13.1", "2.3.0+cpu", "2.12.9"])
 def test_too_old(version):
     said = heard(f"types.SimpleNamespace(__version__={version!r})")
     assert said == (
-        f"ToolError quantmm.nn found torch {version}; expected 2.9 or later: "
+        f"ToolError quantmm.nn found torch {version}; expected 2.13 or later: "
         "pip install 'quantmm[torch]'"
     )
-    assert '\ntorch = ["torch>=2.9"]\n' in PYPROJECT.read_text(encoding="utf-8")
+    assert '\ntorch = ["torch>=2.13"]\n' in PYPROJECT.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["2.9.0", "2.13.0+cpu", "2.10.0a0+git123", "3.0"])
+@pytest.mark.parametrize("version", ["2.13.0", "2.13.0+cpu", "2.14.0a0+git123", "3.0"])
 def test_new_enough(version, torch):
     from quantmm.nn import requirement
 

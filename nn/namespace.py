@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from torch.library import Library
+from torch import library
 
-LIBRARY = Library("quantmm", "DEF")
+LIBRARY = library.Library("quantmm", "DEF")
