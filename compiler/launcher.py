@@ -116,7 +116,7 @@ def load(path: str) -> Any:
     library()
     with _lock:
         if _launcher is None:
-            adopt(tvm_ffi.load_module(path, keep_module_alive=True))
+            adopt(tvm_ffi.load_module(path, keep_module_alive=False))
         with handed_out():
             return tvm_ffi.load_module(path, keep_module_alive=False)
 
@@ -136,6 +136,9 @@ def function(module: Any, name: str) -> Any:
 def adopt(module: Any) -> None:
     """Make a module's launcher that of the process."""
     global _launcher
+    # One reference for ever: workers run its code, also while the interpreter and the libraries of
+    # the process are taken down. tvm_ffi's own list of modules to keep ends before they do.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
     _launcher = Launcher(module)
 
 

@@ -206,6 +206,20 @@ print(json.dumps([all(same), tasks() - before, time.process_time() - began]))
     assert seconds < 0.1  # of the processor: sleeping threads take none
 
 
+POLLS_FOR_EVER = "\nfrom quantmm.compiler import launcher\nlauncher.POLLS = 2**31\n"
+
+
+@pytest.mark.parametrize("built", ["file", "here"])
+def test_a_process_ends_while_workers_run(kernel_file, built):
+    call = POLLS_FOR_EVER + CALL
+    if built == "here":
+        assert "qmm.load(sys.argv[1])" in call
+        here = f"qmm.compile(qmm.MatmulSpec(n={N}, k={K}), cache=False)"
+        call = call.replace("qmm.load(sys.argv[1])", here)
+    code = call + "before = tasks(); print(json.dumps([right(2), tasks() - before]))"
+    assert run(code, kernel_file, **TWO) == [True, 1]
+
+
 LIMITED = (
     CALL
     + """
