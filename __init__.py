@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 from . import targets
 from .compiler.compile import compile
-from .compiler.cuda_kernel import CudaKernel
-from .compiler.cuda_linear import CudaLinear
-from .compiler.kernel import Kernel
-from .compiler.kernel_file import load
-from .compiler.linear import Linear
-from .compiler.quality import ErrorRow, error_report
-from .compiler.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
-from .compiler.reference import reference
-from .compiler.spec import MatmulSpec
-from .compiler.weights import load_weights, read_matrix, save_weights
 from .errors import QuantmmError
+from .formats.quality import ErrorRow, error_report
+from .formats.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
+from .formats.reference import reference
+from .formats.spec import MatmulSpec
+from .formats.weights import load_weights, read_matrix, save_weights
+from .runtime.cuda_kernel import CudaKernel
+from .runtime.cuda_linear import CudaLinear
+from .runtime.kernel import Kernel
+from .runtime.linear import Linear
+from .runtime.load import load
+from .versions import VERSION
 
 if TYPE_CHECKING:
     from .tuning.run import tune
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CudaKernel",

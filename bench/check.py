@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..compiler.formats import fields_of
-from ..compiler.spec import MatmulSpec
+from ..formats.named import fields_of
+from ..formats.spec import MatmulSpec
 from .contenders import GROUPS, Job
 from .rotation import COLD_ROWS
 

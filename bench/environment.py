@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from .. import __version__, targets
-from ..compiler.versions import installed, versions
+from .. import targets
+from ..versions import VERSION, installed, versions
 from .contenders import DISTRIBUTIONS
 from .rotation import last_level_cache
 
@@ -34,5 +34,5 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "versions": {"quantmm": __version__, **versions(), "numpy": np.__version__, **libraries},
+        "versions": {"quantmm": VERSION, **versions(), "numpy": np.__version__, **libraries},
     }

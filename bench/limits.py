@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -16,14 +18,15 @@ from tvm import te, tirx
 from tvm.ir import Expr
 from tvm.s_tir import Schedule
 
-from ..compiler import launcher, runtime
+from ..compiler.built import Built
+from ..compiler.expr.products import product
 from ..compiler.llvm import llvm_target
-from ..compiler.products import product
-from ..compiler.runtime import tvm_ffi
-from ..compiler.threads import use as use_threads
-from ..schedules import budget
-from ..schedules.program import Tile
-from ..schedules.steps import write_as_instruction
+from ..runtime import memory
+from ..runtime.threads import use as use_threads
+from ..runtime.tvm_runtime import tvm_ffi
+from ..schedules.cpu.program import Tile
+from ..schedules.cpu.steps import write_as_instruction
+from ..schedules.cpu.strategies import budget
 from ..targets import Target, machine
 from ..targets.instructions.amx import with_tiles
 from .roofline import Limits
@@ -70,7 +73,7 @@ def dot_gops(target: Target, threads: int) -> float:
     """Billions of operations per second of nothing but the dot-product instruction."""
     instruction = target.instruction
     kernel = peak_kernel(target, threads)
-    x, w, y = (runtime.aligned_empty(shape, dtype) for shape, dtype in peak_arrays(target, threads))
+    x, w, y = (memory.aligned_empty(shape, dtype) for shape, dtype in peak_arrays(target, threads))
     x[...], w[...] = 1, 1
     products = y.size * PEAK_REPEATS * peak_of(target).steps * instruction.depth
     return 2 * products / best(threads, kernel, x, w, y) / 1e9
@@ -106,9 +109,9 @@ def read_gbps(target: Target, threads: int, huge_pages: bool) -> float:
     """Billions of bytes per second of a streaming read that no cache holds."""
     lanes = target.vector_bytes // 4
     rows = read_bytes() // (threads * READ_STREAMS * lanes * 4)
-    x = runtime.aligned_empty((threads, rows, READ_STREAMS, lanes), np.int32, huge_pages=huge_pages)
+    x = memory.aligned_empty((threads, rows, READ_STREAMS, lanes), np.int32, huge_pages=huge_pages)
     x[...] = 1
-    y = runtime.aligned_empty((threads, READ_STREAMS, lanes), np.int32)
+    y = memory.aligned_empty((threads, READ_STREAMS, lanes), np.int32)
     return x.nbytes / best(threads, read_kernel(target, threads, rows), x, y) / 1e9
 
 
@@ -118,7 +121,7 @@ def read_bytes() -> int:
 
 
 @functools.cache
-def peak_kernel(target: Target, threads: int) -> tvm_ffi.Function:
+def peak_kernel(target: Target, threads: int) -> Callable[..., Any]:
     """acc[t, a, b] += x[s, a] * w[s, b], again and again, everything in registers and L1."""
     return function(peak_schedule(target, threads), target)
 
@@ -172,7 +175,7 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
 
 
 @functools.cache
-def read_kernel(target: Target, threads: int, rows: int) -> tvm_ffi.Function:
+def read_kernel(target: Target, threads: int, rows: int) -> Callable[..., Any]:
     """y[t, s] = sum over i of x[t, i, s], one vector per load."""
     lanes = target.vector_bytes // 4
     x = te.placeholder((threads, rows, READ_STREAMS, lanes), "int32", "x")
@@ -197,13 +200,13 @@ def read_kernel(target: Target, threads: int, rows: int) -> tvm_ffi.Function:
     return function(sch.mod["main"], target)
 
 
-def function(func: tirx.PrimFunc, target: Target) -> tvm_ffi.Function:
+def function(func: tirx.PrimFunc, target: Target) -> Callable[..., Any]:
     """A scheduled function, compiled."""
     module = tvm.compile(tvm.IRModule({"main": func}), target=llvm_target(target))
-    return launcher.function(module, "main")
+    return Built(module, machine.architecture()).function("main")
 
 
-def best(threads: int, kernel: tvm_ffi.Function, *arrays: np.ndarray) -> float:
+def best(threads: int, kernel: Callable[..., Any], *arrays: np.ndarray) -> float:
     """The least time in seconds of several calls on so many threads."""
     use_threads(threads)
     tensors = [tvm_ffi.from_dlpack(array) for array in arrays]

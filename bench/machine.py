@@ -10,9 +10,9 @@ from collections.abc import Collection
 from typing import Any
 
 from .. import targets
-from ..compiler import records
-from ..compiler.runtime import without_torch
-from ..compiler.threads import default_threads
+from ..runtime.threads import default_threads
+from ..runtime.tvm_runtime import without_torch
+from ..schedules import records
 from ..targets import Target, machine
 from .compare import compare
 from .contenders import Job

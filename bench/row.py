@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..compiler.formats import changed, name_of, weight_bytes
+from ..formats.named import changed, name_of, weight_bytes
 from .contenders import OURS, Job
 from .roofline import Limits
 from .timing import Time, median_range

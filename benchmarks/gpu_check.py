@@ -37,11 +37,12 @@ from typing import Any
 
 import numpy as np
 import quantmm as qmm
-from quantmm.compiler import cuda_records
-from quantmm.compiler.cuda_kernel import CudaFunction
-from quantmm.compiler.problem import Problem, difference, random_spec
-from quantmm.compiler.quantize import scale_shape
 from quantmm.files import write_whole
+from quantmm.formats.problem import Problem, difference, random_spec
+from quantmm.formats.quantize import scale_shape
+from quantmm.runtime import driver
+from quantmm.runtime.cuda_info import CudaFunction
+from quantmm.schedules import cuda_records
 from quantmm.tuning.log import database_for
 
 INDEX, PROGRESS, RESULTS, TUNED = "index.json", "progress.jsonl", "results.json", "tuned"
@@ -141,7 +142,7 @@ def load(path: Path) -> qmm.CudaKernel:
 def alone(kernel: qmm.CudaKernel) -> Iterator[tuple[CudaFunction, qmm.CudaKernel]]:
     """Each kernel of a file, and one that has no other."""
     for variant in kernel.info.variants:
-        yield variant, qmm.CudaKernel(replace(kernel.info, variants=(variant,)), kernel._library)
+        yield variant, qmm.CudaKernel(replace(kernel.info, variants=(variant,)), kernel.code)
 
 
 def to_device(array: Any) -> Any:
@@ -178,7 +179,7 @@ def weight(spec: qmm.MatmulSpec, seed: int = 0) -> qmm.QTensor:
 
 def l2_bytes() -> int:
     """Of the first GPU."""
-    return qmm.targets.driver.driver().devices()[0].l2_bytes
+    return driver.driver().devices()[0].l2_bytes
 
 
 def rotated(size: int, make: Callable[[], Any]) -> list[Any]:
@@ -367,7 +368,7 @@ def log_best(
     """Add to the record of the kernel's spec what is fastest for M rows."""
     if chosen not in times:
         return
-    name = qmm.targets.driver.driver().devices()[0].name
+    name = driver.driver().devices()[0].name
     info = kernel.info
     header = cuda_records.header(info.target, info.versions, name)
     database = database_for(folder / TUNED, header)
@@ -560,7 +561,7 @@ def whereabouts() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        device: Any = asdict(qmm.targets.driver.driver().devices()[0])
+        device: Any = asdict(driver.driver().devices()[0])
     except (qmm.QuantmmError, IndexError) as error:
         device = str(error)
     try:

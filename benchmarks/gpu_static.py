@@ -16,8 +16,8 @@ import argparse
 import quantmm as qmm
 from quantmm import targets
 from quantmm.bench import sass
-from quantmm.compiler import cuda_build, nvrtc
-from quantmm.schedules.cuda import CudaVariant
+from quantmm.compiler import cuda, nvrtc
+from quantmm.schedules.cuda.strategies import CudaVariant
 
 SHAPES: tuple[tuple[str, dict[str, object]], ...] = (
     ("w8", {"n": 4096, "k": 14336, "out": "bfloat16"}),
@@ -66,10 +66,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name, fields in SHAPES:
         spec = qmm.MatmulSpec(**fields)  # type: ignore[arg-type]
-        layout = cuda_build.layout_for(spec)
-        source, launches = cuda_build.source(spec, target)
+        layout = cuda.layout_for(spec)
+        source, launches = cuda.source(spec, target)
         code = sass.read(nvrtc.compile_cuda(source, target.arch))
-        for variant in cuda_build.choose_variants(spec, target):
+        for variant in cuda.choose_variants(spec, target):
             launch = launches[variant.name]
             machine = code[launch.name]
             product = ("IDP", "4A") if variant.instruction.rows == 1 else ("IMMA",)

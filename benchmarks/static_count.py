@@ -15,10 +15,11 @@ import re
 import subprocess
 
 import quantmm as qmm
-from quantmm import schedules, targets
+from quantmm import targets
 from quantmm.bench.assembly import inner_loop
-from quantmm.compiler.build import choose_variants, machine_code
-from quantmm.compiler.operands import layout_for, operands
+from quantmm.compiler.cpu import choose_variants, machine_code
+from quantmm.schedules.cpu import strategies
+from quantmm.schedules.operands import layout_for, operands
 
 ITERATIONS = 200
 
@@ -83,7 +84,7 @@ def cycles(lines: list[str], architecture: str, cpu: str, command: str) -> float
     return int(total[1]) / ITERATIONS
 
 
-def widest_gemm(row: targets.Target) -> tuple[schedules.Variant, str]:
+def widest_gemm(row: targets.Target) -> tuple[strategies.Variant, str]:
     """The variant that large M use, and its assembly."""
     spec = qmm.MatmulSpec(n=4096, k=4096, m=4096)
     (variant,) = choose_variants(spec, row, layout_for(spec, operands(spec, row)))

@@ -16,7 +16,7 @@ import quantmm as qmm
 from matplotlib.figure import Figure
 from quantmm.bench import timing
 from quantmm.bench.contenders.ours import kernel_calls
-from quantmm.compiler.formats import fields_of
+from quantmm.formats.named import fields_of
 
 ROWS = (1, 4, 16, 64)
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096)

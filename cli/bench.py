@@ -22,10 +22,10 @@ from ..bench.machine import Machine
 from ..bench.models import MODELS, Layer
 from ..bench.rotation import COLD_ROWS
 from ..bench.row import Row
-from ..compiler.formats import FORMATS, fields_of
-from ..compiler.spec import MatmulSpec
-from ..compiler.threads import default_threads
 from ..errors import BenchError
+from ..formats.named import FORMATS, fields_of
+from ..formats.spec import MatmulSpec
+from ..runtime.threads import default_threads
 from .inside import InsideRun, check_inside_page, measure_inside
 from .options import Names, Whole, format_options, make_spec, rpc_options, target_option
 from .reports import STDOUT, check_files, require_ours, watched, write_report

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from ..compiler import cache
 from ..compiler.cache import Entry
-from ..compiler.spec import MatmulSpec
 from ..errors import QuantmmError
+from ..formats.spec import MatmulSpec
 from .tables import show
 
 

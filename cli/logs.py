@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ..compiler import records
 from ..errors import RecordError
+from ..schedules import records
 from ..tuning import keeping
 from .cache import in_short
 from .tables import show

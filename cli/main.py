@@ -15,27 +15,22 @@ from typing import Any, TextIO
 import click
 import numpy as np
 
-from .. import __version__, targets
+from .. import targets
 from ..bench import sass
-from ..compiler import runtime
 from ..compiler.compile import compile
-from ..compiler.kernel_file import Stored, contents
-from ..compiler.quantize import quantize
-from ..compiler.reference import reference
-from ..compiler.spec import MatmulSpec
 from ..errors import KernelFileError, QuantmmError
 from ..files import check_writable
+from ..formats.quantize import quantize
+from ..formats.reference import reference
+from ..formats.spec import MatmulSpec
+from ..runtime import devices
+from ..runtime.kernel_file import Stored, contents
+from ..runtime.tvm_runtime import without_torch
+from ..versions import VERSION
 from .bench import bench_command
 from .cache import cache_command
 from .logs import logs_command
-from .options import (
-    SIZE,
-    format_options,
-    make_spec,
-    size_options,
-    target_option,
-    targets_option,
-)
+from .options import SIZE, format_options, make_spec, size_options, target_option, targets_option
 from .quantize import quantize_command
 from .rpc import serve_command, tracker_command
 from .targets import targets_command
@@ -48,7 +43,7 @@ CPU_FORMS, CUDA_FORMS = ("te", "tir", "ll", "asm"), ("te", "tir", "cuda", "ptx",
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__)
+@click.version_option(VERSION)
 def cli() -> None:
     """Compile, check and time quantized matrix multiplications Y = X Wᵀ.
 
@@ -145,7 +140,7 @@ def compile_command(
     """
     spec = make_spec(n, k, formats, m)
     check_writable(Path(output), KernelFileError)
-    rows = [targets.find(name) for name in target]
+    rows = [devices.find(name) for name in target]
     first, *others = [compile(spec, row) for row in rows]
     first.save(output, *others)
     click.echo(f"{output}: {spec.to_json()}")
@@ -201,17 +196,17 @@ def inspect(
 
 def emitted(spec: MatmulSpec, target: str, m: int, form: str) -> str:
     """The code that computes `m` rows, as text."""
-    row = targets.find(target)
+    row = devices.find(target)
     forms = CUDA_FORMS if isinstance(row, targets.CudaTarget) else CPU_FORMS
     if form not in forms:
         raise click.UsageError(f"--emit {form}: {row.name} has {', '.join(forms)}")
-    with runtime.without_torch():
-        from ..compiler import build, cuda_build
+    with without_torch():
+        from ..compiler import cpu, cuda
     if isinstance(row, targets.CudaTarget):
         if form == "sass":
             return sass.text(compile(dataclasses.replace(spec, m=m), row).cubin)
-        return cuda_build.emit_code(spec, row, m, form)
-    return build.emit_code(spec, row, m, form)
+        return cuda.emit_code(spec, row, m, form)
+    return cpu.emit_code(spec, row, m, form)
 
 
 def described(kernels: list[Stored]) -> dict[str, Any]:

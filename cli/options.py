@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..compiler.spec import CHOICES, FLAGS, MatmulSpec
 from ..errors import SpecError
+from ..formats.spec import CHOICES, FLAGS, MatmulSpec
 
 #: No size of a matrix is larger: kernels compute offsets in int32.
 MOST = 2**31 - 1

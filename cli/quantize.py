@@ -11,10 +11,10 @@ import click
 import numpy as np
 from rich.table import Table
 
-from ..compiler.quality import ErrorRow, error_report, quantize_weight
-from ..compiler.quantize import METHODS, PERCENTILE
-from ..compiler.spec import CHOICES, MatmulSpec
-from ..compiler.weights import find_matrix, save_weights
+from ..formats.quality import ErrorRow, error_report, quantize_weight
+from ..formats.quantize import METHODS, PERCENTILE
+from ..formats.spec import CHOICES, MatmulSpec
+from ..formats.weights import find_matrix, save_weights
 from .options import HELP, GroupSize, format_options, make_spec
 from .tables import show
 

@@ -8,10 +8,11 @@ import click
 from rich.table import Table
 
 from .. import targets
-from ..compiler.threads import default_threads, pool_name
-from ..schedules import SCHEDULE_VERSION
+from ..runtime.devices import why_no_gpu
+from ..runtime.threads import default_threads, pool_name
 from ..targets import verified
 from ..targets.verified import Record
+from ..versions import SCHEDULE_VERSION
 from .tables import show
 
 #: How kernels for GPUs are verified; docs/gpu.md says what that means.
@@ -40,7 +41,7 @@ def targets_table(records: Sequence[Record]) -> Table:
         how = "; ".join(map(evidence_text, found)) or "nothing yet"
         table.add_row(target.name, target.instruction.name, target.description, here, how)
     for gpu in targets.CUDA_TARGETS:
-        reason = targets.cuda.why_not_here(gpu.capability)
+        reason = why_no_gpu(gpu.capability)
         here = "yes" if reason is None else f"no: {reason.partition(' (')[0]}"
         table.add_row(gpu.name, gpu.instruction.name, gpu.description, here, EMULATED_GPU)
     return table

@@ -11,14 +11,7 @@ import click
 from ..bench.models import MODELS
 from ..errors import TuningError
 from ..files import check_writable
-from .options import (
-    Whole,
-    format_options,
-    make_spec,
-    rpc_options,
-    target_option,
-    threads_option,
-)
+from .options import Whole, format_options, make_spec, rpc_options, target_option, threads_option
 
 
 @click.command("tune")

@@ -12,12 +12,12 @@ import numpy as np
 from rich.progress import track
 
 from .. import targets
-from ..compiler.problem import Problem, check, random_spec
-from ..compiler.versions import versions
 from ..errors import QuantmmError, RecordError, TargetError
 from ..files import check_writable
+from ..formats.problem import Problem, check, random_spec
 from ..targets import verified
 from ..targets.verified import Record
+from ..versions import versions
 from .options import SIZE, format_options, make_spec, target_option
 
 
@@ -95,7 +95,7 @@ def verify_command(
 def verify(problems: list[Problem], row: targets.Target, words: str) -> None:
     """Check every problem; `words` stand behind --target in the line that repeats a failure."""
     # Not from the cache: what is judged is what this compiler builds now.
-    from ..compiler.build import build
+    from ..compiler.cpu import build
 
     for problem in track(problems, "verify", transient=True, disable=len(problems) == 1):
         # For the one M of the problem: a kernel for every M takes several times as long to compile.

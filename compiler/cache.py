@@ -27,15 +27,21 @@ from platformdirs import user_cache_path
 
 from ..errors import CacheError
 from ..files import write_whole
+from ..formats.spec import MatmulSpec
+from ..runtime import kernel_file
+from ..runtime.cuda_info import CudaInfo
+from ..runtime.cuda_kernel import CudaKernel
+from ..runtime.info import KernelInfo
+from ..runtime.kernel import Kernel
+from ..runtime.kernel_file import Stored
+from ..runtime.library import library_of
+from ..runtime.load import loaded
+from ..schedules.cuda_records import CudaRecord
+from ..schedules.records import Record
 from ..targets import CudaTarget, Target
-from . import kernel_file, linker, nvrtc
-from .cuda_kernel import CudaInfo, CudaKernel
-from .cuda_records import CudaRecord
-from .kernel import Kernel, KernelInfo
-from .kernel_file import Stored
-from .records import Record
-from .spec import MatmulSpec
-from .versions import SOURCE, cuda_versions, environment, source_digest, versions
+from ..versions import cuda_versions, versions
+from . import linker, nvrtc
+from .environment import SOURCE, environment, source_digest
 
 #: Bytes of all entries, beyond which the least recently used ones go.
 LIMIT = 512 << 20
@@ -141,10 +147,9 @@ def find(
             return None
         kernel: Kernel | CudaKernel
         if isinstance(info, KernelInfo) and info.why_not_here():
-            kernel = Kernel(info, None, num_threads)
-            kernel._library = stored.library
+            kernel = Kernel(info, library_of(stored.library), num_threads)
         else:
-            kernel = kernel_file.loaded(stored, num_threads)
+            kernel = loaded(stored, num_threads)
         kernel.origin = "cache"
         with contextlib.suppress(OSError):  # a folder that can only be read
             os.utime(path, follow_symlinks=False)
@@ -210,7 +215,9 @@ def keep(
             linker.command(kernel.info.architecture)
         content = kernel_file.packed([kernel])
         if isinstance(kernel, Kernel) and kernel.info.why_not_here() is None:
-            kernel_file.use_library(kernel)
+            library = library_of(kernel.code.content())
+            library.load()
+            kernel.code = library
     except (OSError, RuntimeError) as error:
         raise CacheError(str(error)) from None
     write_whole(path, content, CacheError, mode=ENTRY_MODE, in_place=True)

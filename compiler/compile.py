@@ -10,16 +10,16 @@ import threading
 import warnings
 from typing import Literal, overload
 
-from .. import targets
 from ..errors import CacheError
+from ..formats.spec import MatmulSpec
+from ..runtime import devices
+from ..runtime.cuda_kernel import CudaKernel
+from ..runtime.kernel import Kernel
+from ..runtime.threads import check_threads, default_threads
+from ..runtime.tvm_runtime import without_torch
+from ..schedules import cuda_records, records
 from ..targets import CudaTarget, Target
 from . import cache as kernel_cache
-from . import cuda_records, records
-from .cuda_kernel import CudaKernel
-from .kernel import Kernel
-from .runtime import without_torch
-from .spec import MatmulSpec
-from .threads import check_threads, default_threads
 
 #: TVM registers instructions, and its parser and LLVM keep options, for the whole process.
 _building = threading.Lock()
@@ -102,7 +102,7 @@ def compile(
     ArrayError
         A `num_threads` with which no call can run.
     """
-    row = targets.find(target)
+    row = devices.find(target)
     if num_threads is not None:
         num_threads = check_threads(num_threads)  # before the work
     on_cpu: records.Record | None = None
@@ -119,11 +119,11 @@ def compile(
     with _building:
         if isinstance(row, CudaTarget):
             with without_torch():
-                from . import cuda_build
-            kernel = cuda_build.build(spec, row, on_gpu)
+                from . import cuda
+            kernel = cuda.build(spec, row, on_gpu)
         else:
             with without_torch():
-                from .build import build
+                from .cpu import build
             kernel = build(spec, row, num_threads=num_threads, record=on_cpu)
     if cache:
         try:

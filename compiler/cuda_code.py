@@ -7,8 +7,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.build import split_host_device_mods
 
+from ..runtime.cuda_info import Launch
 from ..targets.cuda import CudaTarget
-from .cuda_kernel import Launch
 
 #: LowerWarpMemory lowers the first warp buffer of a sequence and leaves the others.
 WARP_BUFFERS = 4

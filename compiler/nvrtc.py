@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ..errors import CudaSourceError, QuantmmError, ToolError
-from ..targets.cuda_prelude import INTEGERS, PRELUDE
+from .cuda_prelude import INTEGERS, PRELUDE
 
 Form = Literal["cubin", "ptx"]
 
@@ -52,7 +52,7 @@ ERROR = re.compile(r".*\b(?:error|fatal)\b.*", re.IGNORECASE)
 
 
 def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> bytes:
-    """Machine code ("cubin") or PTX of CUDA C++, with the functions of `targets.cuda_prelude`.
+    """Machine code ("cubin") or PTX of CUDA C++, with the functions of `cuda_prelude`.
 
     Parameters
     ----------

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, library
 
-from ..compiler import quantize
-from ..compiler.quantize import QTensor
-from ..compiler.spec import MatmulSpec
+from ..formats import quantize
+from ..formats.quantize import QTensor
+from ..formats.spec import MatmulSpec
 from .namespace import LIBRARY
 
 

@@ -9,9 +9,9 @@ import dataclasses
 
 import torch
 
-from ..compiler.formats import FORMATS, fields_of, name_of
-from ..compiler.spec import FLOAT_TYPES, MatmulSpec
 from ..errors import ArrayError, SpecError
+from ..formats.named import FORMATS, fields_of, name_of
+from ..formats.spec import FLOAT_TYPES, MatmulSpec
 
 #: The dtypes that x may have, by what a spec calls them.
 DTYPES: dict[torch.dtype, str] = {getattr(torch, name): name for name in FLOAT_TYPES}
@@ -22,7 +22,7 @@ def spec_for(format: str | MatmulSpec, n: int, k: int, bias: bool) -> MatmulSpec
 
     Parameters
     ----------
-    format : a name of `compiler.formats.FORMATS`, or a spec of this n, k and bias.
+    format : a name of `formats.named.FORMATS`, or a spec of this n, k and bias.
 
     Raises
     ------

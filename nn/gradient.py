@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..compiler.spec import MatmulSpec
 from ..errors import UnsupportedError
+from ..formats.spec import MatmulSpec
 from .dequantize import dequantize
 
 aten = torch.ops.aten

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ..compiler.checks import check_bias, check_weight
-from ..compiler.formats import FLOATS
-from ..compiler.quantize import QTensor, check_qtensor, quantize, scale_shape
-from ..compiler.spec import MatmulSpec
 from ..errors import ModuleError, SpecError, StateError
+from ..formats.checks import check_bias, check_weight
+from ..formats.named import FLOATS
+from ..formats.quantize import QTensor, check_qtensor, quantize, scale_shape
+from ..formats.spec import MatmulSpec
 from . import packed
 from .dequantize import as_qtensor, dequantize
 from .formats import format_name, module_spec, spec_for

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..compiler.compile import compile
-from ..compiler.kernel import Kernel
-from ..compiler.linear import Linear
-from ..compiler.spec import MatmulSpec
 from ..errors import ArrayError
+from ..formats.spec import MatmulSpec
+from ..runtime.kernel import Kernel
+from ..runtime.linear import Linear
 from .dequantize import as_qtensor
 from .formats import kernel_spec
 

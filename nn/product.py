@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..compiler.linear import Linear
-from ..compiler.spec import MatmulSpec
 from ..errors import ArrayError
+from ..formats.spec import MatmulSpec
+from ..runtime.linear import Linear
 
 #: The dtypes that kernels take as integers of the same size.
 STORED = {torch.float16: torch.uint16, torch.bfloat16: torch.uint16}

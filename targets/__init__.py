@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from ..errors import TargetError
-from . import cuda
 from .arm import ARM_TARGETS
 from .cores import physical_cores
 from .cuda import CUDA_TARGETS, CudaTarget
@@ -49,12 +48,12 @@ def find_cpu(name: str | Target | CudaTarget) -> Target:
     Raises
     ------
     TargetError
-        See `find`; or it is a GPU's.
+        See `find`; or it is a GPU's, as "cuda" is.
     """
-    row = find(name)
-    if isinstance(row, CudaTarget):
-        raise TargetError(f"target {row.name} is a GPU's; expected one of a CPU")
-    return row
+    row = None if name == "cuda" else find(name)
+    if isinstance(row, Target):
+        return row
+    raise TargetError(f"target {row.name if row else name} is a GPU's; expected one of a CPU")
 
 
 def emulated(target: Target) -> Target:
@@ -79,19 +78,23 @@ def emulated(target: Target) -> Target:
 def find(name: str | Target | CudaTarget) -> Target | CudaTarget:
     """The row called `name`.
 
-    "host" is the best row for this machine's CPU, "cuda" the best one for its GPU.
+    "host" is the best row for this machine's CPU. What "cuda" stands for only a kernel's runtime
+    knows: see `quantmm.compile`.
 
     Raises
     ------
     TargetError
-        `name` is in neither table; or it is "cuda", and there is no GPU.
+        `name` is in neither table.
     """
     if isinstance(name, (Target, CudaTarget)):
         return name
     if name == "host":
         return host()
     if name == "cuda":
-        return cuda.present()
+        raise TargetError(
+            "target 'cuda' is the row for a machine's GPU, which compiling looks for; expected one "
+            f"of {', '.join(row.name for row in CUDA_TARGETS)}"
+        )
     rows: tuple[Target | CudaTarget, ...] = (*TARGETS, *CUDA_TARGETS)
     for row in rows:
         if row.name == name:

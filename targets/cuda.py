@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import TargetError
-from . import driver
 from .target import Instruction, MultiplyAdd
 
 #: Threads of a warp, which multiply together.
@@ -71,38 +69,6 @@ class CudaTarget:
 def runs(code: tuple[int, int], device: tuple[int, int]) -> bool:
     """Whether a device executes machine code for the capability `code`."""
     return code[0] == device[0] and code[1] <= device[1]
-
-
-def why_not_here(capability: tuple[int, int]) -> str | None:
-    """Why no GPU of this machine can execute code for `capability`; None where one can."""
-    try:
-        devices = driver.driver().devices()
-    except TargetError as error:
-        return str(error)
-    if any(device.capability >= capability for device in devices):
-        return None
-    names = ", ".join(
-        f"{each.name} ({each.capability[0]}.{each.capability[1]})" for each in devices
-    )
-    return f"needs compute capability {capability[0]}.{capability[1]}; there is {names or 'no GPU'}"
-
-
-def present() -> CudaTarget:
-    """The best row for the machine's first GPU.
-
-    Raises
-    ------
-    TargetError
-        No driver, no GPU, or one that is older than every row.
-    """
-    devices = driver.driver().devices()
-    if not devices:
-        raise TargetError("no CUDA device: the driver knows none")
-    capability = devices[0].capability
-    fits = [row for row in CUDA_TARGETS if row.matrix and row.capability <= capability]
-    if not fits:
-        raise TargetError(f"{devices[0].name} has compute capability {capability}; 7.5 is needed")
-    return max(fits, key=lambda row: (runs(row.capability, capability), row.capability))
 
 
 #: The oldest first: the order in which features came.

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import quantmm as qmm
-from quantmm.compiler.problem import Problem
-from quantmm.compiler.problem import check as check_problem
+from quantmm.formats.problem import Problem
+from quantmm.formats.problem import check as check_problem
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ROOT = CHECKOUT / ".arm"

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from quantmm.compiler import records
+from quantmm.schedules import records
 
 
 def start(*words):

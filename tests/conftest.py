@@ -10,8 +10,8 @@ import pytest
 import quantmm as qmm
 from hypothesis import HealthCheck, settings
 from quantmm.cli import main as cli_main
-from quantmm.compiler import threads
 from quantmm.compiler.compile import compile
+from quantmm.runtime import threads
 
 # Kernels are compiled inside examples, which takes longer than hypothesis' deadline.
 settings.register_profile(

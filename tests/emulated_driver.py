@@ -1,4 +1,4 @@
-"""A `quantmm.targets.driver.Driver` whose GPU is the emulation of `cuda_emulation`.
+"""A `quantmm.runtime.driver.Driver` whose GPU is the emulation of `cuda_emulation`.
 
     driver = EmulatedDriver({image: source}, capability=(8, 6))
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cuda_emulation import Address, Emulated, Memory
 from quantmm.errors import CudaError, TargetError
-from quantmm.targets.driver import Device, Triple
+from quantmm.runtime.driver import Device, Triple
 
 
 class EmulatedDriver:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 from hypothesis import strategies as st
-from quantmm.compiler.problem import (
+from quantmm.formats.problem import (
     activation,
     bind_arguments,
     call_arguments,

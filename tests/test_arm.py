@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.compiler import linker
-from quantmm.compiler.problem import Problem, random_spec
 from quantmm.errors import ToolError
+from quantmm.formats.problem import Problem, random_spec
 
 ROWS = [target.name for target in qmm.targets.TARGETS if target.architecture == "aarch64"]
 SPECS = 7

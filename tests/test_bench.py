@@ -13,7 +13,9 @@ from quantmm import targets
 from quantmm.bench import limits, rotation, timing
 from quantmm.bench.roofline import Limits
 from quantmm.cli.bench import SPEC_OPTIONS, bench_command, jobs_for
-from quantmm.compiler import formats, runtime
+from quantmm.formats import named
+from quantmm.runtime import memory
+from quantmm.runtime.tvm_runtime import tvm_ffi
 from quantmm.targets import cores
 
 #: The options of `quantmm bench` that decide what is timed.
@@ -22,12 +24,10 @@ DECIDING = SPEC_OPTIONS | {"m", "n", "k", "models", "hot", "format_names"}
 
 def test_peak_kernel_does_the_operations_that_are_counted(target):
     rng = np.random.default_rng(0)
-    x, w, y = (
-        runtime.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(target, 1)
-    )
+    x, w, y = (memory.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(target, 1))
     x[...] = rng.integers(0, 100, x.shape)
     w[...] = rng.integers(-100, 100, w.shape)
-    limits.peak_kernel(target, 1)(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+    limits.peak_kernel(target, 1)(*map(tvm_ffi.from_dlpack, (x, w, y)))
     assert target.instruction.rows == 1
     x, w = x.astype(np.int64), w.astype(np.int64)
     if target.instruction.form == "sums":  # the dot product, and what else such products hold
@@ -45,11 +45,11 @@ def test_peak_kernel_of_signs_moves_them_to_the_weights():
     (signs,) = (each for each in row.instructions if each.form == "signs")
     row = targets.emulated(dataclasses.replace(row, instructions=(signs,)))
     rng = np.random.default_rng(0)
-    x, w, y = (runtime.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(row, 1))
+    x, w, y = (memory.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(row, 1))
     given = rng.integers(-128, 128, (*x.shape[:2], x.shape[3]))
     x[:, :, 0], x[:, :, 1] = np.abs(given), np.where(given < 0, 255, 0)
     w[...] = rng.integers(-128, 128, w.shape)
-    limits.peak_kernel(row, 1)(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+    limits.peak_kernel(row, 1)(*map(tvm_ffi.from_dlpack, (x, w, y)))
     once = np.einsum("sad,sbld->abl", given, w.astype(np.int64))
     once += np.minimum(given, 0).sum(axis=(0, 2))[:, None, None]
     np.testing.assert_array_equal(y[0], (once * limits.PEAK_REPEATS).astype(np.int32))
@@ -57,9 +57,9 @@ def test_peak_kernel_of_signs_moves_them_to_the_weights():
 
 def test_read_kernel_reads_everything(target):
     lanes = target.vector_bytes // 4
-    x = runtime.aligned(np.arange(2 * 50 * 8 * lanes, dtype=np.int32).reshape(2, 50, 8, lanes))
-    y = runtime.aligned_empty((2, 8, lanes), np.int32)
-    limits.read_kernel(target, 2, 50)(*map(runtime.tvm_ffi.from_dlpack, (x, y)))
+    x = memory.aligned(np.arange(2 * 50 * 8 * lanes, dtype=np.int32).reshape(2, 50, 8, lanes))
+    y = memory.aligned_empty((2, 8, lanes), np.int32)
+    limits.read_kernel(target, 2, 50)(*map(tvm_ffi.from_dlpack, (x, y)))
     np.testing.assert_array_equal(y, x.sum(axis=1))
 
 
@@ -68,7 +68,7 @@ def test_limits_are_operations_and_bytes_over_time(target, monkeypatch):
     seconds, calls, pages = iter((0.5, 2.0, 0.25)), [], []
 
     def best(threads, kernel, *arrays):
-        kernel(*map(runtime.tvm_ffi.from_dlpack, arrays))
+        kernel(*map(tvm_ffi.from_dlpack, arrays))
         calls.append(arrays)
         return next(seconds)
 
@@ -76,9 +76,9 @@ def test_limits_are_operations_and_bytes_over_time(target, monkeypatch):
         pages.append(huge_pages)
         return made(shape, dtype, huge_pages=huge_pages)
 
-    made = runtime.aligned_empty
+    made = memory.aligned_empty
     monkeypatch.setattr(limits, "best", best)
-    monkeypatch.setattr(runtime, "aligned_empty", empty)
+    monkeypatch.setattr(memory, "aligned_empty", empty)
     monkeypatch.setattr(limits, "read_bytes", lambda: 8 << 20)
     limit = limits.measure(target, 1)
     (x, w, _), (small, _), (huge, _) = calls
@@ -127,18 +127,18 @@ def test_contenders_take_turns(monkeypatch):
 
 
 def test_what_the_names_of_formats_stand_for():
-    for name, fields in formats.FORMATS.items():
+    for name, fields in named.FORMATS.items():
         spec = qmm.MatmulSpec(n=8, k=8, **fields)
-        assert formats.name_of(spec) == name
+        assert named.name_of(spec) == name
         assert spec.activation_scale == ("tensor" if name == "int8" else "row")
-    assert formats.name_of(qmm.MatmulSpec(n=8, k=8)) == "activation_scale=row"
+    assert named.name_of(qmm.MatmulSpec(n=8, k=8)) == "activation_scale=row"
 
 
 def test_what_the_command_times_by_default():
     for words, expected in [
-        ("", formats.FORMATS["int8"]),
-        ("--format int8", formats.FORMATS["int8"]),
-        ("--dynamic --input float32", formats.FORMATS["w8a8-dynamic"]),
+        ("", named.FORMATS["int8"]),
+        ("--format int8", named.FORMATS["int8"]),
+        ("--dynamic --input float32", named.FORMATS["w8a8-dynamic"]),
         ("--activation-scale row", {}),
     ]:
         context = bench_command.make_context("bench", f"--m 1 --n 8 --k 8 {words}".split())
@@ -191,7 +191,7 @@ def test_the_stream_has_indices_of_32_bits(chip, monkeypatch):
 
 def test_arrays_are_aligned_and_large_ones_lie_on_large_pages():
     for shape, alignment in (((3,), 64), ((5 << 20,), 2 << 20)):
-        array = runtime.aligned_empty(shape, np.int8)
+        array = memory.aligned_empty(shape, np.int8)
         array[...] = 7
         assert array.ctypes.data % alignment == 0
         assert int(array[-1]) == 7

@@ -17,10 +17,11 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from quantmm import targets
-from quantmm.compiler import cache, kernel_file, linker, versions
-from quantmm.compiler.records import Record
+from quantmm import targets, versions
+from quantmm.compiler import cache, environment, linker
 from quantmm.errors import ArrayError, CacheError, TargetError
+from quantmm.runtime import kernel_file, library
+from quantmm.schedules.records import Record
 from quantmm.targets import machine
 
 SPEC = qmm.MatmulSpec(n=20, k=33, out="int32", m=2)
@@ -196,11 +197,11 @@ def test_versions_source_and_machine_count(monkeypatch):
     assert key(record=Record("log:1", 64, ())) != now
     for module, name, value in (
         (versions, "SCHEDULE_VERSION", -1),
-        (versions, "SOURCE", "other"),
+        (environment, "SOURCE", "other"),
         (versions, "installed", lambda name: f"{name} 0"),
         (kernel_file, "FORMAT_VERSION", 99),
         (machine, "architecture", lambda: "s390x"),
-        (qmm, "__version__", "99"),
+        (environment, "VERSION", "99"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
@@ -229,20 +230,20 @@ def test_the_key_is_the_same_in_every_process():
 
 
 def test_the_source_is_what_decides_kernels(monkeypatch, tmp_path):
-    assert versions.source_digest() == versions.SOURCE
-    monkeypatch.setattr(versions, "PACKAGE", tmp_path)
+    assert environment.source_digest() == environment.SOURCE
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
     seen = set()
-    for folder in versions.SOURCE_FOLDERS:
+    for folder in environment.SOURCE_FOLDERS:
         (tmp_path / folder / "below").mkdir(parents=True)
         (tmp_path / folder / "below" / "a.py").write_text("1")
-        seen.add(versions.source_digest())
+        seen.add(environment.source_digest())
     (tmp_path / "schedules" / "below" / "a.py").write_text("2")
-    seen.add(versions.source_digest())
+    seen.add(environment.source_digest())
     (tmp_path / "schedules" / "below" / "a.py").rename(tmp_path / "schedules" / "below" / "b.py")
-    seen.add(versions.source_digest())
+    seen.add(environment.source_digest())
     (tmp_path / "schedules" / ".#b.py").symlink_to("nowhere")  # what an editor leaves
-    seen.add(versions.source_digest())
-    assert len(seen) == 6
+    seen.add(environment.source_digest())
+    assert len(seen) == len(environment.SOURCE_FOLDERS) + 3
 
 
 def test_what_is_built_from_edited_source_is_not_kept(folder, monkeypatch):
@@ -308,7 +309,7 @@ def several_kernels(path):
 
 def no_library(path):
     kernel = qmm.compile(SPEC)
-    kernel._library = b"no shared library"
+    kernel.code = library.Library(b"no shared library")
     kernel.save(path)
 
 
@@ -373,7 +374,7 @@ def test_a_folder_with_something_in_an_entrys_place_stays(entry):
 
 
 def test_another_users_entries_are_not_loaded(entry, monkeypatch):
-    monkeypatch.setattr(kernel_file, "load_library", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(library, "load_library", lambda _: pytest.fail("loaded"))
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     assert cache.find(SPEC, targets.host()) is None
@@ -417,7 +418,7 @@ def test_nobody_else_can_write(folder, mask):
 def test_without_a_linker(folder, monkeypatch):
     monkeypatch.setattr(linker.shutil, "which", lambda _: None)
     monkeypatch.setattr(linker.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(versions.runtime, "tvm_library", lambda _: None)
+    monkeypatch.setattr(environment, "tvm_library", lambda _: None)
     monkeypatch.setattr(kernel_file, "packed", lambda _: pytest.fail("generated code in vain"))
     with pytest.warns(RuntimeWarning, match=r"not kept for the next process: .* needs a linker"):
         kernel = qmm.compile(SPEC, cache=True)
@@ -439,8 +440,8 @@ def test_a_library_that_does_not_load(folder, monkeypatch):
     def refuse(_):
         raise OSError("failed to map segment from shared object")
 
-    monkeypatch.setattr(kernel_file, "load_library", refuse)
-    monkeypatch.setattr(kernel_file, "_libraries", {})  # no kernel of another test shares its own
+    monkeypatch.setattr(library, "load_library", refuse)
+    monkeypatch.setattr(library, "_libraries", {})  # no kernel of another test shares its own
     with pytest.warns(RuntimeWarning, match="failed to map segment"):
         assert_right(qmm.compile(SPEC, cache=True))
     assert list(folder.iterdir()) == []
@@ -513,7 +514,7 @@ def test_a_user_without_a_home_or_a_name_reads_why(words):
 def test_a_kernel_for_another_machine(folder, monkeypatch):
     monkeypatch.setattr(machine, "cpu_features", frozenset)
     row = targets.find("x86-avx2" if machine.architecture() == "x86_64" else "arm-dotprod")
-    monkeypatch.setattr(kernel_file, "load_library", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(library, "load_library", lambda _: pytest.fail("loaded"))
     assert compiled(target=row).origin == "built"
     kernel = compiled(target=row)
     assert (kernel.origin, kernel.info.target) == ("cache", row.name)

@@ -11,9 +11,9 @@ import pytest
 import quantmm as qmm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from quantmm.compiler.build import function_of, kernel_of
-from quantmm.schedules.program import passes_of
-from quantmm.schedules.space import of_trace
+from quantmm.compiler.cpu import function_of, kernel_of
+from quantmm.schedules.cpu.program import passes_of
+from quantmm.schedules.cpu.space import of_trace
 from quantmm.tuning.candidate import Choice, default_choice, layout_of, variant_of, why_not
 from quantmm.tuning.search import Search, strategies
 

@@ -16,11 +16,11 @@ from quantmm.cli import main as cli_main
 from quantmm.cli import tables as cli_tables
 from quantmm.cli import targets as cli_targets
 from quantmm.cli import verify as cli_verify
-from quantmm.compiler import problem as problem_module
-from quantmm.compiler import threads
-from quantmm.schedules import SCHEDULE_VERSION
+from quantmm.formats import problem as problem_module
+from quantmm.runtime import threads
 from quantmm.targets import verified
 from quantmm.targets.verified import Record
+from quantmm.versions import SCHEDULE_VERSION
 from rich.console import Console
 
 SMALL = ["--n", "20", "--k", "33"]
@@ -169,7 +169,7 @@ def test_random_failures_are_repeated_by_their_line(quantmm, monkeypatch):
         seen = []
         with monkeypatch.context() as patch:
             patch.setattr(cli_verify, "check", lambda p, kernel, seen=seen: seen.append(p))
-            patch.setattr("quantmm.compiler.build.build", lambda *_: None)
+            patch.setattr("quantmm.compiler.cpu.build", lambda *_: None)
             assert quantmm(*words)[0] == 0
         assert seen == [problem]
 

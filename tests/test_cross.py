@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm import targets
-from quantmm.compiler import kernel_file, linker
-from quantmm.compiler.build import emit_code
+from quantmm.compiler import linker
+from quantmm.compiler.cpu import emit_code
 from quantmm.compiler.llvm import llvm_target
 from quantmm.errors import TargetError, ToolError
+from quantmm.runtime import kernel_file
 from quantmm.targets import machine
 
 SPEC = qmm.MatmulSpec(n=16, k=64, m=2, out="int32")
@@ -54,7 +55,7 @@ def test_a_kernel_for_another_architecture_is_never_run(row, monkeypatch):
         def __getitem__(self, name):
             raise AssertionError(f"{name} was to be run")
 
-    monkeypatch.setattr(kernel, "_module", Untouched())
+    monkeypatch.setattr(kernel, "code", Untouched())
     message = rf"this kernel \({row.name}\) cannot run here: needs {row.architecture}, this machine"
     with pytest.raises(TargetError, match=message):
         linear(np.ones((2, 64), np.int8))

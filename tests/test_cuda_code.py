@@ -7,7 +7,7 @@ import functools
 import pytest
 import quantmm as qmm
 from quantmm.bench import sass
-from quantmm.compiler import cuda_build, nvrtc
+from quantmm.compiler import cuda, nvrtc
 from quantmm.targets.cuda import CUDA_TARGETS
 
 FORMATS = {
@@ -34,9 +34,9 @@ def built(target_name, fields):
     """Variants, launches and machine code by the name of a variant."""
     (target,) = (target for target in CUDA_TARGETS if target.name == target_name)
     spec = qmm.MatmulSpec(n=1024, k=1024, **dict(fields))
-    source, launches = cuda_build.source(spec, target)
+    source, launches = cuda.source(spec, target)
     code = sass.read(nvrtc.compile_cuda(source, target.arch, form="cubin"))
-    variants = {v.name: v for v in cuda_build.choose_variants(spec, target)}
+    variants = {v.name: v for v in cuda.choose_variants(spec, target)}
     return variants, launches, {n: code[launch.name] for n, launch in launches.items()}
 
 
@@ -121,9 +121,9 @@ def test_int4_sums_that_could_leave_int32_are_refused():
         fields = {"n": 8, "activation": activation, "weight": weight}
         if most < 10**6:  # beyond, the spec itself is refused
             with pytest.raises(qmm.QuantmmError, match=f"has at most {most} k"):
-                cuda_build.layout_for(qmm.MatmulSpec(k=most + 1, **fields))
+                cuda.layout_for(qmm.MatmulSpec(k=most + 1, **fields))
         for group_size in (None, 64):
-            assert cuda_build.layout_for(qmm.MatmulSpec(k=most, group_size=group_size, **fields))
+            assert cuda.layout_for(qmm.MatmulSpec(k=most, group_size=group_size, **fields))
 
 
 @pytest.mark.parametrize("target", CUDA_TARGETS, ids=lambda target: target.name)
@@ -133,8 +133,8 @@ def test_every_group_size_has_tiles_that_fit(target):
         for weight in ("int8", "uint4"):
             for k in (16, 300, 4096):
                 spec = qmm.MatmulSpec(n=64, k=k, weight=weight, group_size=group_size)
-                layout = cuda_build.layout_for(spec)
-                for variant in cuda_build.choose_variants(spec, target):
+                layout = cuda.layout_for(spec)
+                for variant in cuda.choose_variants(spec, target):
                     tile = variant.tile
                     if variant.strategy == "gemv":
                         continue

@@ -16,20 +16,16 @@ import quantmm as qmm
 from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantmm.compiler import (
-    cuda_arrays,
-    cuda_build,
-    cuda_kernel,
-    cuda_linear,
-    frontend,
-    kernel_file,
-    nvrtc,
-)
-from quantmm.compiler.arrays import numpy_dtype
-from quantmm.compiler.problem import Problem, difference, random_spec
-from quantmm.compiler.spec import stored_as
+from quantmm.compiler import cuda, nvrtc
+from quantmm.compiler.expr import frontend
 from quantmm.errors import ArrayError, CudaError, TargetError, ToolError, UnsupportedError
-from quantmm.schedules import cuda
+from quantmm.formats.problem import Problem, difference, random_spec
+from quantmm.formats.spec import stored_as
+from quantmm.formats.values import numpy_dtype
+from quantmm.runtime import cuda_arrays, cuda_kernel, cuda_linear, kernel_file
+from quantmm.runtime import driver as drivers
+from quantmm.runtime.devices import why_no_gpu
+from quantmm.schedules.cuda import strategies
 
 SPEC = qmm.MatmulSpec(n=24, k=256)
 ROWS = {row.name: row for row in qmm.targets.CUDA_TARGETS}
@@ -58,7 +54,7 @@ def built(spec, target="cuda-sm80", seed=None):
 def built_alone(patch, spec, target, variant, seed=None):
     """A kernel of one variant, without machine code."""
     patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
-    patch.setattr(cuda_build, "choose_variants", lambda *_: (variant,))
+    patch.setattr(cuda, "choose_variants", lambda *_: (variant,))
     return built(spec, target, seed)
 
 
@@ -77,7 +73,7 @@ def test_every_spec_on_every_target_agrees_with_the_reference(seed):
     n, k = draw.randint(1, 80), draw.choice([256, 512, draw.randint(1, 700)])
     spec = random_spec(lambda choices: draw.choice(list(choices)), n, k)
     target = draw.choice(qmm.targets.CUDA_TARGETS)
-    variant = draw.choice(cuda_build.every_variant(spec, target))
+    variant = draw.choice(cuda.every_variant(spec, target))
     with pytest.MonkeyPatch.context() as patch:
         kernel, _ = built_alone(patch, spec, target, variant, seed=draw.choice([None, 1, 2]))
     assert check(kernel, Problem(spec, m, seed % 1000)) is None, (target.name, spec, m)
@@ -108,7 +104,7 @@ def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
     kernel, gpu = built(spec, target, seed=3)
     for variant in kernel.info.variants:
         only = dataclasses.replace(kernel.info, variants=(variant,))
-        alone = qmm.CudaKernel(only, kernel._library, gpu)
+        alone = qmm.CudaKernel(only, kernel.code, gpu)
         m = variant.rows + 1
         assert check(alone, Problem(spec, m)) is None, (variant, m)
     ran = {name for name, _, _ in gpu.launches}
@@ -155,7 +151,7 @@ EDGE_FORMATS = {
 def test_every_strategy_at_its_edges(monkeypatch, target, strategy, which, fields, panels, k):
     # One row and one column; then one more of them than a tile and a panel have.
     spec = qmm.MatmulSpec(n=1, k=k, **fields)
-    variants = cuda_build.every_variant(spec, ROWS[target])
+    variants = cuda.every_variant(spec, ROWS[target])
     variant = [each for each in variants if each.strategy == strategy][which]
     spec = dataclasses.replace(spec, n=(panels - 1) * 8 * variant.tile.blocks + 1)
     kernel, gpu = built_alone(monkeypatch, spec, target, variant, seed=1)
@@ -165,8 +161,8 @@ def test_every_strategy_at_its_edges(monkeypatch, target, strategy, which, field
 
 
 def test_the_last_panel_of_a_wide_gemv(monkeypatch):
-    spec = qmm.MatmulSpec(n=2 * 8 * cuda.MANY_BLOCKS + 1, k=1)
-    first, *_ = cuda_build.every_variant(spec, ROWS["cuda-sm80"])
+    spec = qmm.MatmulSpec(n=2 * 8 * strategies.MANY_BLOCKS + 1, k=1)
+    first, *_ = cuda.every_variant(spec, ROWS["cuda-sm80"])
     kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", first)
     assert check(kernel, Problem(spec, 1)) is None
     assert gpu.launches[-1][0] == "gemv_1x16_kernel"
@@ -174,7 +170,7 @@ def test_the_last_panel_of_a_wide_gemv(monkeypatch):
 
 def test_panels_come_in_bands(monkeypatch):
     spec = qmm.MatmulSpec(n=4090, k=1)
-    variants = cuda_build.every_variant(spec, ROWS["cuda-sm80"])
+    variants = cuda.every_variant(spec, ROWS["cuda-sm80"])
     variant = next(each for each in variants if each.name == "mma_64x64")
     kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", variant)
     assert check(kernel, Problem(spec, 65)) is None
@@ -446,14 +442,14 @@ def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, columns, m, fixed)
 
 @pytest.mark.parametrize("target", ["cuda-sm75-dp4a", "cuda-sm80"])
 def test_a_weight_whose_last_offset_is_the_last_of_int32(monkeypatch, target):
-    layout = cuda_build.layout_for(SPEC)
+    layout = cuda.layout_for(SPEC)
     size = int(np.prod(layout.shape))
-    for module in (cuda_build, frontend):
+    for module in (cuda, frontend):
         monkeypatch.setattr(module, "MAX_ELEMENTS", size - 1)
     kernel, _ = built(SPEC, target)
     for m in (1, 17):
         assert check(kernel, Problem(SPEC, m)) is None
-    monkeypatch.setattr(cuda_build, "MAX_ELEMENTS", size - 2)
+    monkeypatch.setattr(cuda, "MAX_ELEMENTS", size - 2)
     with pytest.raises(
         UnsupportedError, match=f"is {size} bytes with its padding; expected at most"
     ):
@@ -501,7 +497,7 @@ def test_files_hold_gpus_and_cpus(tmp_path, monkeypatch):
     with pytest.raises(TargetError, match="device='tpu'; expected 'cpu', 'cuda' or None"):
         qmm.load(path, device="tpu")
     gpu = EmulatedDriver({}, capability=(8, 6))
-    monkeypatch.setattr(qmm.targets.driver, "driver", lambda: gpu)
+    monkeypatch.setattr(drivers, "driver", lambda: gpu)
     loaded = qmm.load(path)
     assert loaded.info == kernel.info
     assert (loaded.cubin, loaded.ptx) == (kernel.cubin, kernel.ptx)
@@ -517,7 +513,7 @@ def by_pickle(value):
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, by_pickle], ids=lambda f: f.__name__)
 def test_copies_compute_the_same(monkeypatch, copied):
     kernel, gpu = built(SPEC)
-    monkeypatch.setattr(qmm.targets.driver, "driver", lambda: gpu)
+    monkeypatch.setattr(drivers, "driver", lambda: gpu)
     again = copied(kernel)
     assert (again.info, type(again)) == (kernel.info, qmm.CudaKernel)
     assert (again.cubin, again.ptx) == (kernel.cubin, kernel.ptx)
@@ -547,7 +543,7 @@ def test_what_was_pickled_needs_a_gpu_where_it_is_called(monkeypatch):
     def lacking():
         raise TargetError("no CUDA driver")
 
-    monkeypatch.setattr(qmm.targets.driver, "driver", lacking)
+    monkeypatch.setattr(drivers, "driver", lacking)
     again = by_pickle(kernel)
     assert again.report() == kernel.report()
     with pytest.raises(TargetError, match=r"^no CUDA driver$"):
@@ -572,7 +568,7 @@ def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
 
 
 def test_without_a_gpu():
-    if not qmm.targets.cuda.why_not_here((7, 5)):
+    if not why_no_gpu((7, 5)):
         pytest.skip("this machine has a GPU")
     kernel = qmm.compile(SPEC, "cuda-sm86", cache=False)
     with pytest.raises(TargetError, match="no CUDA driver"):
@@ -594,10 +590,11 @@ def test_loading_needs_neither_tvm_nor_a_compiler(tmp_path):
     kernel.save(path)
     code = (
         "import sys, quantmm as qmm\n"
-        "from quantmm.compiler import kernel_file\n"
+        "from quantmm.runtime import kernel_file\n"
+        "from quantmm.runtime.load import loaded\n"
         f"stored, = kernel_file.contents({str(path)!r})\n"
         "compilers = {'tvm', 'cuda.bindings.nvrtc'} & {*sys.modules}\n"
-        "print(kernel_file.loaded(stored).plan(100).name, compilers)\n"
+        "print(loaded(stored).plan(100).name, compilers)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [kernel.plan(100).name, "set()"]

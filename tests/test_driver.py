@@ -14,8 +14,8 @@ import pytest
 import quantmm as qmm
 from cuda_emulation import EmulationError
 from emulated_driver import EmulatedDriver
-from quantmm.targets import driver as drivers
-from quantmm.targets.driver import SIGNATURES, CudaDriver, Driver, stream_of
+from quantmm.runtime import driver as drivers
+from quantmm.runtime.driver import SIGNATURES, CudaDriver, Driver, stream_of
 
 KERNEL, MODULE, ADDRESS = "0x4600000000f1", "0x4d0000000001", 0x7F0000000100
 CONTEXTS = {0: "c00a", 1: "c00b"}
@@ -144,7 +144,7 @@ def test_code_stays_loaded_at_the_end_of_the_process(library):
     """The driver may be gone before this is."""
     program = f"""
         import atexit, ctypes
-        from quantmm.targets import driver
+        from quantmm.runtime import driver
         driver.LIBRARY = {str(library)!r}
 
         def last():
@@ -318,7 +318,7 @@ def test_nothing_else_is_needed(library):
     program = f"""
         import sys
         sys.modules["cuda"] = None
-        from quantmm.targets import driver
+        from quantmm.runtime import driver
         driver.LIBRARY = {str(library)!r}
         assert len(driver.driver().devices()) == 2
         assert driver.driver() is driver.driver()

@@ -13,7 +13,9 @@ import emulated_torch
 import pytest
 import quantmm as qmm
 from emulated_driver import EmulatedDriver
-from quantmm.compiler import cuda_records, nvrtc
+from quantmm.compiler import nvrtc
+from quantmm.runtime import driver as drivers
+from quantmm.schedules import cuda_records
 from quantmm.tuning import keeping
 
 
@@ -51,7 +53,7 @@ def gpu(monkeypatch):
 
     gpu = EmulatedDriver(capability=(9, 0), shared_bytes=227 << 10)
     monkeypatch.setattr(nvrtc, "compile_cuda", source_itself)
-    monkeypatch.setattr(qmm.targets.driver, "driver", lambda: gpu)
+    monkeypatch.setattr(drivers, "driver", lambda: gpu)
     monkeypatch.setitem(sys.modules, "torch", emulated_torch.module(gpu))
     return gpu
 

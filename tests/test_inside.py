@@ -16,8 +16,8 @@ from quantmm.bench.contenders import CONTENDERS, OURS, Contender, Job
 from quantmm.bench.inside import calls, clock, company, encoder, encoders, export, hosts, page, row
 from quantmm.bench.inside.compare import compare
 from quantmm.bench.timing import Time
-from quantmm.compiler.formats import fields_of
 from quantmm.errors import BenchError, ToolError
+from quantmm.formats.named import fields_of
 
 needs_torch = pytest.mark.usefixtures("torch")
 #: Square linears, so that each format is compiled once.

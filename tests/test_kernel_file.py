@@ -14,8 +14,9 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from quantmm.compiler import kernel_file, linker
+from quantmm.compiler import linker
 from quantmm.errors import KernelFileError, TargetError, ToolError
+from quantmm.runtime import kernel_file, library
 from quantmm.targets import machine
 
 SPEC = qmm.MatmulSpec(n=33, k=70, bias=True)
@@ -146,7 +147,7 @@ def test_for_another_machine(saved, tmp_path, monkeypatch):
     def never(_):
         raise AssertionError("code for another machine was loaded")
 
-    monkeypatch.setattr(kernel_file, "load_library", never)
+    monkeypatch.setattr(library, "load_library", never)
 
     def future(header):
         header["features"].append("avx2048")
@@ -202,7 +203,7 @@ def test_an_interrupted_write_leaves_nothing(saved, tmp_path, monkeypatch):
 def test_a_library_that_cannot_be_loaded_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KernelFileError, match=r"see TMPDIR: .*Failed to load dynamic shared"):
-        kernel_file.load_library(b"no library")
+        library.load_library(b"no library")
     assert list(tmp_path.iterdir()) == []
 
 

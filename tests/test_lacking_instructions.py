@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from illegal_instructions import EMULATED, emulating
 from quantmm.bench import limits
-from quantmm.compiler import runtime
+from quantmm.runtime import memory
+from quantmm.runtime.tvm_runtime import tvm_ffi
 from quantmm.targets import machine
 
 ROWS = ("x86-amx", "x86-avxvnniint8", "x86-avxvnni")
@@ -64,12 +65,12 @@ def test_peak_kernel_does_the_operations_that_are_counted(lacking, monkeypatch):
     monkeypatch.setattr(limits, "PEAK_REPEATS", 2)
     rng = np.random.default_rng(0)
     x, w, y = (
-        runtime.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(lacking, 2)
+        memory.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(lacking, 2)
     )
     x[...], w[...] = rng.integers(0, 100, x.shape), rng.integers(0, 100, w.shape)
     kernel = limits.function(limits.peak_schedule(lacking, 2), lacking)
     with emulating():
-        kernel(*map(runtime.tvm_ffi.from_dlpack, (x, w, y)))
+        kernel(*map(tvm_ffi.from_dlpack, (x, w, y)))
     depth = lacking.instruction.depth
     rows = x.astype(np.int64).reshape(len(x), -1, depth)
     columns = w.astype(np.int64)

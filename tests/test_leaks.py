@@ -64,10 +64,10 @@ print(json.dumps(grown({WORK[what]}, 300)))
 
 def test_kernels_of_one_content_share_a_library(kernel_file):
     code = """
-from quantmm.compiler import kernel_file as files
+from quantmm.runtime import library as files
 kernels = [kernel, qmm.load(sys.argv[1]), pickle.loads(pickle.dumps(kernel))]
 count = len(files._libraries)
-same = len({id(each._library) for each in kernels})
+same = len({id(each.code) for each in kernels})
 del kernel, linear, kernels
 gc.collect()
 print(json.dumps([count, same, len(files._libraries)]))

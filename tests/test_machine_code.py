@@ -6,11 +6,11 @@ import re
 
 import pytest
 import quantmm as qmm
-from quantmm import schedules
 from quantmm.bench.assembly import inner_loop
-from quantmm.compiler.build import emit_code, machine_code
-from quantmm.compiler.operands import instruction_for, layout_for, operands
-from quantmm.schedules.program import fitted
+from quantmm.compiler.cpu import emit_code, machine_code
+from quantmm.schedules.cpu import strategies
+from quantmm.schedules.cpu.program import fitted
+from quantmm.schedules.operands import instruction_for, layout_for, operands
 
 SPECIAL = [target for target in qmm.targets.TARGETS if target.instruction.mnemonic]
 FORMATS = {
@@ -30,13 +30,13 @@ def cases():
     for target in SPECIAL:
         for name, fields in FORMATS.items():
             low, high = target.tile_rows[0], target.tile_rows[-2:]
-            tiles = [("gemv", rows) for rows in target.tile_rows if rows <= schedules.GEMV_ROWS]
-            heights = [rows for rows in target.tile_rows if rows >= schedules.GEMM_TILE_ROWS]
+            tiles = [("gemv", rows) for rows in target.tile_rows if rows <= strategies.GEMV_ROWS]
+            heights = [rows for rows in target.tile_rows if rows >= strategies.GEMM_TILE_ROWS]
             tiles += [("gemm", rows) for rows in heights]
             if name != "w8":
                 tiles = [each for each in tiles if each == ("gemv", low) or each[1] in high]
             if name.startswith("w8"):
-                tiles += [(schedules.WINOGRAD, rows) for rows in target.winograd_rows]
+                tiles += [(strategies.WINOGRAD, rows) for rows in target.winograd_rows]
             for tile in tiles:
                 label = "-".join([target.name, name, *map(str, tile)])
                 yield pytest.param(target, fields, *tile, id=label)
@@ -47,7 +47,7 @@ def variant_for(spec, target, strategy, rows):
     chosen = operands(spec, target)
     layout = layout_for(spec, chosen)
     instruction = instruction_for(chosen, target, strategy, rows)
-    variant = schedules.variant(target, layout, strategy, instruction, rows)
+    variant = strategies.variant(target, layout, strategy, instruction, rows)
     return variant, fitted(instruction, layout, variant.tile), layout
 
 

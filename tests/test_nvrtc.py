@@ -13,7 +13,7 @@ import quantmm as qmm
 from cuda_emulation import Emulated
 from quantmm.bench import sass
 from quantmm.compiler import nvrtc
-from quantmm.targets.cuda_prelude import PRELUDE
+from quantmm.compiler.cuda_prelude import PRELUDE
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"]
 

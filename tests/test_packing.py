@@ -12,9 +12,9 @@ import quantmm as qmm
 from fresh import run
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.compiler import linear
-from quantmm.compiler.build import layout_for, operands
-from quantmm.compiler.linear import packed_weight, row_pieces
+from quantmm.compiler.cpu import layout_for, operands
+from quantmm.runtime import linear
+from quantmm.runtime.linear import packed_weight, row_pieces
 from quantmm.targets import CUDA_TARGETS, TARGETS
 from quantmm.targets.cuda_layout import cuda_layout
 

@@ -14,8 +14,9 @@ import problems
 import pytest
 import quantmm as qmm
 from fresh import CALL, K, N, run
-from quantmm.compiler import linker, threads
+from quantmm.compiler import linker
 from quantmm.errors import ArrayError
+from quantmm.runtime import threads
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -87,7 +88,7 @@ def test_a_region_of_openmp_is_what_runs_the_loops(kernel_file):
     code = (
         OPENMP
         + """
-from quantmm.compiler import launcher
+from quantmm.runtime import launcher
 before = tasks()
 same = [right(2) for _ in range(3)]
 print(json.dumps([same, tasks() - before, launcher.current().pool.workers]))
@@ -127,7 +128,7 @@ def test_calls_from_a_parallel_region_start_no_more_threads(kernel_file):
         OPENMP
         + """
 import ctypes
-from quantmm.compiler import launcher, threads
+from quantmm.runtime import launcher, threads
 right(2)
 gomp = ctypes.CDLL(threads._process.hosts.openmp.path)
 same, counts = [], []
@@ -206,7 +207,7 @@ print(json.dumps([all(same), tasks() - before, time.process_time() - began]))
     assert seconds < 0.1  # of the processor: sleeping threads take none
 
 
-POLLS_FOR_EVER = "\nfrom quantmm.compiler import launcher\nlauncher.POLLS = 2**31\n"
+POLLS_FOR_EVER = "\nfrom quantmm.runtime import launcher\nlauncher.POLLS = 2**31\n"
 
 
 @pytest.mark.parametrize("built", ["file", "here"])
@@ -520,7 +521,7 @@ def test_refused_threads_are_refused_before_the_work(kernel_file, count, monkeyp
     message = f"num_threads={count!r}; expected"
     with pytest.raises(ArrayError, match=message):
         qmm.load(kernel_file, num_threads=count)
-    monkeypatch.setattr("quantmm.compiler.build.build", None)
+    monkeypatch.setattr("quantmm.compiler.cpu.build", None)
     with pytest.raises(ArrayError, match=message):
         qmm.compile(qmm.MatmulSpec(n=4, k=4), num_threads=count)
 

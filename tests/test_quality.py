@@ -9,8 +9,8 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.compiler import quality
 from quantmm.errors import ArrayError, SpecError
+from quantmm.formats import quality
 
 EXACT = np.float32([[127, 64, -3], [-127, 32, 0]])
 

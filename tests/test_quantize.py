@@ -9,8 +9,8 @@ import quantmm as qmm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from quantmm.compiler.ranges import BLOCK, SHRINK
 from quantmm.errors import ArrayError, SpecError
+from quantmm.formats.ranges import BLOCK, SHRINK
 
 RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 FLOATS = st.floats(-1000, 1000, width=32)

@@ -12,11 +12,11 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.compiler.checks import SCALARS, takes
-from quantmm.compiler.frontend import arguments
-from quantmm.compiler.operands import Operands
-from quantmm.compiler.problem import random_spec
+from quantmm.compiler.expr.frontend import arguments
 from quantmm.errors import ArrayError, QuantmmError
+from quantmm.formats.checks import SCALARS, takes
+from quantmm.formats.problem import random_spec
+from quantmm.schedules.operands import Operands
 
 
 def as_float32(value: Fraction | float) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from quantmm.compiler import kernel
-from quantmm.compiler.quantize import METHODS
-from quantmm.compiler.rows import as_rows
 from quantmm.errors import ArrayError
+from quantmm.formats.quantize import METHODS
+from quantmm.runtime import kernel
+from quantmm.runtime.rows import as_rows
 from test_arrays import Foreign
 
 N, K = 19, 34

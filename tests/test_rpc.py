@@ -21,8 +21,8 @@ import tuning_faults
 from quantmm import targets
 from quantmm.bench.contenders import Job
 from quantmm.bench.roofline import Limits
-from quantmm.compiler import records
 from quantmm.errors import QuantmmError, RpcError
+from quantmm.schedules import records
 from quantmm.targets import machine
 from quantmm.tuning import candidate, keeping, rpc, stage
 from quantmm.tuning import server as rpc_server

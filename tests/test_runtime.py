@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from fresh import CALL, K, M, N, run
-from quantmm.compiler.runtime import aligned_empty
+from quantmm.runtime.memory import aligned_empty
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import quantmm as qmm
-from quantmm.compiler.build import choose, kernel_of
-from quantmm.compiler.operands import layout_for, operands
-from quantmm.schedules import WINOGRAD
+from quantmm.compiler.cpu import choose, kernel_of
+from quantmm.schedules.cpu.strategies import WINOGRAD
+from quantmm.schedules.operands import layout_for, operands
 
 ROWS = [row for row in qmm.targets.TARGETS if row.winograd_rows]
 

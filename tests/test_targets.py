@@ -6,10 +6,11 @@ import platform
 import numpy as np
 import pytest
 import quantmm as qmm
-from quantmm import schedules, targets
-from quantmm.compiler.build import choose_variants
-from quantmm.compiler.operands import layout_for, operands
+from quantmm import targets
+from quantmm.compiler.cpu import choose_variants
 from quantmm.errors import TargetError, UnsupportedError
+from quantmm.schedules.cpu import strategies
+from quantmm.schedules.operands import layout_for, operands
 
 SPEC = qmm.MatmulSpec(n=16, k=64, m=2, out="int32")
 
@@ -86,17 +87,17 @@ def test_tiles_fit_the_register_file(target, bits, group_size):
     chosen = operands(spec, target)
     layout = layout_for(spec, chosen)
     variants = choose_variants(spec, target, layout)
-    usual = [v for v in variants if v.strategy != schedules.WINOGRAD]
+    usual = [v for v in variants if v.strategy != strategies.WINOGRAD]
     assert sorted({v.tile.rows for v in usual}) == [*target.tile_rows]
     assert len(variants) == len(usual) + (len(target.winograd_rows) if bits == 8 else 0)
     for m in (1, 2, 3, 4, 5, 17, 1000):
         serving = {v.strategy for v in usual if v.serves(m)}
-        assert serving == {"gemv" if m <= schedules.GEMV_ROWS else "gemm"}
+        assert serving == {"gemv" if m <= strategies.GEMV_ROWS else "gemm"}
     for v in variants:
         spilled = v.strategy == "gemv" or v.tile.blocks == 2
         sums = 2 if layout.groups > 1 and not spilled else 1
-        taken = schedules.registers(target, layout, v.instruction, v.tile, sums)
-        assert taken <= schedules.budget(target, v.instruction) or v.tile.blocks == 1
+        taken = strategies.registers(target, layout, v.instruction, v.tile, sums)
+        assert taken <= strategies.budget(target, v.instruction) or v.tile.blocks == 1
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)

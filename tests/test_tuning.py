@@ -26,12 +26,13 @@ from quantmm.bench import check, limits
 from quantmm.bench.machine import Machine
 from quantmm.bench.models import MODELS
 from quantmm.cli import logs as cli_logs
-from quantmm.compiler import cache, cuda_records, records
-from quantmm.compiler.formats import FORMATS
-from quantmm.compiler.kernel import Function
+from quantmm.compiler import cache
 from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningError
-from quantmm.schedules import Parameters
-from quantmm.schedules.space import of_trace
+from quantmm.formats.named import FORMATS
+from quantmm.runtime.info import Function
+from quantmm.schedules import cuda_records, records
+from quantmm.schedules.cpu.program import Parameters
+from quantmm.schedules.cpu.space import of_trace
 from quantmm.tuning import (
     candidate,
     joining,
@@ -577,7 +578,7 @@ def test_records_are_part_of_the_cache_key(log):
 
 def test_looking_for_a_record_imports_no_compiler(log):
     code = (
-        "import sys, quantmm as qmm; from quantmm.compiler import records; "
+        "import sys, quantmm as qmm; from quantmm.schedules import records; "
         f"spec = qmm.MatmulSpec.from_json({SPEC.to_json()!r}); "
         f"print(records.find(spec, qmm.targets.host(), 1, {str(log)!r}) is not None, "
         "'tvm' in sys.modules)"

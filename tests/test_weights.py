@@ -14,9 +14,9 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.compiler import weights as weight_files
-from quantmm.compiler.weights import KEY
 from quantmm.errors import ArrayError, QuantmmError, WeightFileError
+from quantmm.formats import weights as weight_files
+from quantmm.formats.weights import KEY
 from safetensors import safe_open
 from safetensors.numpy import save_file
 

@@ -20,8 +20,8 @@ import arm
 import quantmm as qmm
 from illegal_instructions import EMULATED, emulating
 from quantmm.cli.verify import random_problem
-from quantmm.compiler.build import versions
-from quantmm.compiler.problem import Problem, check
+from quantmm.compiler.cpu import versions
+from quantmm.formats.problem import Problem, check
 from quantmm.targets import machine, verified
 from rich.progress import track
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import schedules
-from ..compiler.kernel import Kernel
-from ..compiler.operands import instruction_for, layout_for, operands
-from ..compiler.records import Record
-from ..compiler.spec import MatmulSpec
-from ..schedules import Parameters, Variant
+from ..formats.spec import MatmulSpec
+from ..runtime.kernel import Kernel
+from ..schedules.cpu import strategies
+from ..schedules.cpu.program import Parameters
+from ..schedules.cpu.strategies import Variant
+from ..schedules.operands import instruction_for, layout_for, operands
+from ..schedules.records import Record
 from ..targets import Target, WeightLayout
 
 
@@ -63,7 +64,7 @@ def default_choice(spec: MatmulSpec, row: Target, m: int) -> Choice:
     """What a kernel without a record computes `m` rows with."""
     chosen = operands(spec, row)
     layout = layout_for(spec, chosen)
-    every = schedules.variants(row, layout, functools.partial(instruction_for, chosen, row))
+    every = strategies.variants(row, layout, functools.partial(instruction_for, chosen, row))
     fit = (variant for variant in every if variant.serves(m))
     best = min(fit, key=lambda v: v.cost_of(m, layout.n_blocks))
     return Choice(best.strategy, layout.k_block, best.parameters)
@@ -75,13 +76,13 @@ def variant_of(spec: MatmulSpec, row: Target, choice: Choice) -> Variant:
     instruction = instruction_for(operands(spec, row), row, choice.strategy, rows)
     assert instruction is not None, "what `why_not` refuses"
     layout = layout_of(spec, row, choice.k_block)
-    return schedules.tuned(row, layout, instruction, choice.strategy, choice.parameters)
+    return strategies.tuned(row, layout, instruction, choice.strategy, choice.parameters)
 
 
 def why_not(spec: MatmulSpec, row: Target, choice: Choice) -> str | None:
     """Why a choice has no code; None when it has."""
     chosen = operands(spec, row)
-    return schedules.why_not(
+    return strategies.why_not(
         row,
         layout_for(spec, chosen, choice.k_block),
         functools.partial(instruction_for, chosen, row),
@@ -94,24 +95,24 @@ class Builder:
     """Builds in the process that it lives in; see `worker`."""
 
     def __init__(self) -> None:
-        from ..compiler import build
+        from ..compiler import cpu
 
-        self._build = build
+        self._cpu = cpu
 
     def candidate(self, spec: MatmulSpec, row: Target, choice: Choice) -> bytes:
         """A kernel file with the one function of `choice`, for every M."""
         layout = layout_of(spec, row, choice.k_block)
         variant = variant_of(spec, row, choice)
-        function = self._build.function_of(variant, layout)
-        return content_of(self._build.kernel_of(spec, row, layout, [(variant, function)]))
+        function = self._cpu.function_of(variant, layout)
+        return content_of(self._cpu.kernel_of(spec, row, layout, [(variant, function)]))
 
     def kernel(self, spec: MatmulSpec, row: Target, record: Record | None) -> bytes:
         """A kernel file with all functions that `compile` would give it."""
-        return content_of(self._build.build(spec, row, record=record))
+        return content_of(self._cpu.build(spec, row, record=record))
 
 
 def content_of(kernel: Kernel) -> bytes:
     """The kernel file of one kernel."""
-    from ..compiler.kernel_file import packed
+    from ..runtime.kernel_file import packed
 
     return packed([kernel])

@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..compiler import cuda_records, records
-from ..compiler.arrays import MAX_ELEMENTS
-from ..compiler.records import DAMAGE
-from ..compiler.spec import MatmulSpec
 from ..errors import RecordError
+from ..formats.spec import MatmulSpec
+from ..runtime.arrays import MAX_ELEMENTS
+from ..schedules import cuda_records, records
+from ..schedules.records import DAMAGE
 from ..targets import CudaTarget, Target
 
 Fields = Mapping[str, Any]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import targets
-from ..compiler import cuda_records, records
-from ..compiler.records import FAILURES, KERNELS, TRIALS, WORKLOADS
-from ..compiler.spec import MatmulSpec
-from ..compiler.threads import default_threads
-from ..compiler.versions import cuda_versions
 from ..errors import QuantmmError, RecordError
 from ..files import alone, write_whole
+from ..formats.spec import MatmulSpec
+from ..runtime.threads import default_threads
+from ..schedules import cuda_records, records
+from ..schedules.records import FAILURES, KERNELS, TRIALS, WORKLOADS
+from ..versions import cuda_versions
 from .joining import is_measured, joined
 from .log import Damage, Database, database_for, parse_failure, parse_trial
 

@@ -1,6 +1,6 @@
 """Writing logs: appended line by line under a lock, so that nothing measured is ever lost.
 
-See `compiler.records` for what a log is. A line is written at once, and a line that was cut off by
+See `schedules.records` for what a log is. A line is written at once, and a line that was cut off by
 the end of its process is closed by the next one, so damage never spreads; lines that are damaged
 are reported and skipped. Nothing here imports `tvm`.
 """
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compiler import records
-from ..compiler.records import DAMAGE, FAILURES, HEADER, TRIALS, WORKLOADS
 from ..errors import RecordError
 from ..files import alone, write_whole
+from ..schedules import records
+from ..schedules.records import DAMAGE, FAILURES, HEADER, TRIALS, WORKLOADS
 from .candidate import Choice
 
 #: The seconds that MetaSchedule's table has for a trial that failed.
@@ -167,7 +167,7 @@ def choice_of(decisions: dict[str, Any]) -> Choice:
 
 
 def decisions_of(trace: Any) -> dict[str, Any]:
-    """The decisions that a trace notes, from its JSON; see `schedules.space`."""
+    """The decisions that a trace notes, from its JSON; see `schedules.cpu.space`."""
     instructions, decisions = trace
     chosen = {at: index for at, index, *_ in decisions}
     values: dict[str, int] = {}

@@ -18,15 +18,16 @@ import numpy as np
 import threadpoolctl
 
 from ..bench.rotation import COLD_ROWS, copies_for
-from ..compiler.arrays import numpy_dtype
-from ..compiler.kernel import Kernel
-from ..compiler.kernel_file import loaded, parsed
-from ..compiler.linear import Linear
-from ..compiler.problem import Problem, difference
-from ..compiler.quantize import QTensor
-from ..compiler.reference import reference
-from ..compiler.runtime import aligned
-from ..compiler.spec import MatmulSpec
+from ..formats.problem import Problem, difference
+from ..formats.quantize import QTensor
+from ..formats.reference import reference
+from ..formats.spec import MatmulSpec
+from ..formats.values import numpy_dtype
+from ..runtime.kernel import Kernel
+from ..runtime.kernel_file import parsed
+from ..runtime.linear import Linear
+from ..runtime.load import loaded
+from ..runtime.memory import aligned
 
 #: Columns of the weight that the reference multiplies at once: as float64 they fit in memory.
 REFERENCE_COLUMNS = 4096

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..compiler.spec import MatmulSpec
-from ..schedules import registers
+from ..formats.spec import MatmulSpec
+from ..schedules.cpu.strategies import registers
 from ..targets import Target
 from .candidate import Choice, variant_of
 from .candidate import layout_of as layout_of_choice

@@ -17,17 +17,17 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from .. import __version__, targets
+from .. import targets
 from ..bench.contenders import CONTENDERS, Job
 from ..bench.machine import Machine
 from ..bench.process import READY_SECONDS, TURN_SECONDS
 from ..bench.roofline import Limits
 from ..bench.row import Row
-from ..compiler.runtime import without_torch
-from ..compiler.spec import MatmulSpec
-from ..compiler.versions import versions
 from ..errors import RpcError
+from ..formats.spec import MatmulSpec
+from ..runtime.tvm_runtime import without_torch
 from ..targets import Target
+from ..versions import VERSION, versions
 from .stage import BENCH, Board, Session
 from .worker import Worker, WorkerError
 
@@ -81,7 +81,7 @@ def unpacked(text: str) -> Any:
 
 def identity() -> dict[str, str]:
     """What must be the same at both ends."""
-    return {"quantmm": __version__, **versions()}
+    return {"quantmm": VERSION, **versions()}
 
 
 @dataclasses.dataclass(frozen=True)

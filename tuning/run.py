@@ -21,19 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from .. import targets
 from ..bench.rotation import COLD_ROWS
-from ..compiler import records
-from ..compiler.formats import weight_bytes
 from ..compiler.linker import command as linker_command
-from ..compiler.records import FAILURES, TRIALS
-from ..compiler.runtime import without_torch
-from ..compiler.spec import MatmulSpec, as_size, as_whole
 from ..errors import SpecError, TuningError
+from ..formats.named import weight_bytes
+from ..formats.spec import MatmulSpec, as_size, as_whole
+from ..runtime.tvm_runtime import without_torch
+from ..schedules import records
+from ..schedules.records import FAILURES, TRIALS
 from ..targets import Target, machine
 from .candidate import Choice, default_choice
 from .joining import is_measured
 from .log import Database, database_for, failure_line
 from .rpc import session_for
 from .stage import DEFAULT, Board, Session, Stage, difference
+from .staging import built, built_default, check_default, stage_with
 from .state import Problem, Tuning, Watch
 from .verdict import conclude
 
@@ -241,34 +242,6 @@ def remember(problem: Problem, search: Search) -> None:
     problem.clock = statistics.median(known) if known else None
 
 
-def built_default(session: Session, problem: Problem) -> bytes:
-    """The kernel file of the default.
-
-    Raises
-    ------
-    TuningError
-        It cannot be built.
-    """
-    (content,) = built(session, problem, [problem.default]).values()
-    if isinstance(content, str):
-        raise TuningError(f"the default kernel failed for m={problem.m}: {content}")
-    return content
-
-
-def stage_with(board: Board, problem: Problem, default: bytes) -> Stage:
-    """A stage on a board, with the default on it.
-
-    Raises
-    ------
-    TuningError
-        The default does not work.
-    """
-    stage = Stage(board.bench, problem.spec, problem.m, problem.seed, problem.threads)
-    if reason := stage.load(DEFAULT, default):
-        check_default(problem, {DEFAULT: reason})
-    return stage
-
-
 def take_best(session: Session, stages: Mapping[Board, Stage], problem: Problem) -> Choice | None:
     """Put the best choice that the log knows on the stages, if it is better than the default."""
     assert problem.clock is not None
@@ -285,18 +258,6 @@ def take_best(session: Session, stages: Mapping[Board, Stage], problem: Problem)
 def load_on(stages: Mapping[Board, Stage], name: str, content: bytes, board: Board) -> str | None:
     """Take a contender on a board's stage; why not."""
     return stages[board].load(name, content)
-
-
-def built(
-    session: Session, problem: Problem, choices: Sequence[Choice]
-) -> dict[Choice, bytes | str]:
-    """The kernel file of each choice, or why there is none."""
-    jobs = [(problem.spec, problem.row, choice) for choice in choices]
-    contents = session.build("candidate", jobs)
-    return {
-        choice: content if isinstance(content, bytes) else str(content)
-        for choice, content in zip(choices, contents, strict=True)
-    }
 
 
 #: Takes for choices seconds per call on the problem's clock, or why they failed.
@@ -397,12 +358,6 @@ def try_share(
 def reasons(failed: Mapping[str, str], names: Mapping[str, Choice]) -> dict[Choice, str]:
     """Why choices failed; the leader was told of when it was tried."""
     return {names[name]: reason for name, reason in failed.items() if name in names}
-
-
-def check_default(problem: Problem, failed: dict[str, str]) -> None:
-    """Refuse to go on without the default."""
-    if DEFAULT in failed:
-        raise TuningError(f"the default kernel failed for m={problem.m}: {failed[DEFAULT]}")
 
 
 def keep(

@@ -26,10 +26,11 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 from tvm.s_tir.schedule import Trace
 
 from ..compiler.llvm import llvm_target
-from ..compiler.operands import instruction_for, operands
-from ..compiler.spec import MatmulSpec, stored_as
-from ..schedules import WINOGRAD, gemm, gemv, winograd
-from ..schedules.space import Scope, of_trace
+from ..formats.spec import MatmulSpec, stored_as
+from ..schedules.cpu import gemm, gemv, winograd
+from ..schedules.cpu.space import Scope, of_trace
+from ..schedules.cpu.strategies import WINOGRAD
+from ..schedules.operands import instruction_for, operands
 from ..targets import Target
 from ..targets.layout import k_blocks
 from . import candidate

@@ -17,9 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from ..compiler.runtime import tvm_ffi, without_torch
 from ..errors import RpcError, ToolError
 from ..processes import end_with_parent
+from ..runtime.tvm_runtime import tvm_ffi, without_torch
 from .rpc import ASK, HELLO, Address, check_key, connected, identity, packed, unpacked
 from .worker import Worker, WorkerError
 

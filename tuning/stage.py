@@ -17,8 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 from ..bench.machine import Machine
 from ..bench.roofline import Limits
-from ..compiler.spec import MatmulSpec
 from ..errors import RpcError, TuningError
+from ..formats.spec import MatmulSpec
 from ..targets import Target
 from .worker import Worker, WorkerError
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..compiler.spec import MatmulSpec
+from ..formats.spec import MatmulSpec
 from ..targets import Target
 from .candidate import Choice
 from .log import Database

@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..compiler import records
-from ..compiler.arrays import MAX_ELEMENTS
-from ..compiler.kernel import Kernel, KernelInfo
-from ..compiler.kernel_file import parsed
-from ..compiler.records import DAMAGE, KERNELS, Record, Tuned, as_line
 from ..errors import TuningError
+from ..runtime.arrays import MAX_ELEMENTS
+from ..runtime.info import KernelInfo
+from ..runtime.kernel import Kernel
+from ..runtime.kernel_file import parsed
+from ..runtime.library import library_of
+from ..schedules import records
+from ..schedules.records import DAMAGE, KERNELS, Record, Tuned, as_line
 from .candidate import Choice, layout_of
 from .joining import joined
 from .stage import DEFAULT, Board, Session, Stage, difference
+from .staging import built, built_default, check_default, stage_with
 from .state import Outcome, Problem, Tuning, Watch
 
 #: How many of the fastest choices are measured again, and in how many rounds.
@@ -137,8 +140,6 @@ def finals(
 
 def final(session: Session, problem: Problem, k_block: int) -> Outcome:
     """The fastest choices of one M against the default."""
-    from .run import built, built_default, check_default, stage_with
-
     default_content = built_default(session, problem)
     contents = built(session, problem, problem.best(FINALISTS, k_block))
 
@@ -270,4 +271,4 @@ def kernel_in(content: bytes) -> Kernel:
     """The kernel of a file, to ask and not to call."""
     (stored,) = parsed(TUNED, content)
     assert isinstance(stored.info, KernelInfo)
-    return Kernel(stored.info, None, 1)
+    return Kernel(stored.info, library_of(stored.library), 1)

@@ -153,7 +153,7 @@ def serve(connection: Connection, place: str) -> None:
 
 if __name__ == "__main__":
     # torch, which tvm_ffi would load, takes a second.
-    from quantmm.compiler.runtime import without_torch
+    from ..runtime.tvm_runtime import without_torch
 
     with without_torch():
         serve(Connection(int(sys.argv[1])), sys.argv[2])

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ... import targets
-from ...compiler.formats import name_of
 from ...errors import BenchError
+from ...formats.named import name_of
 from .job import Job, Ready, Turns, check
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ... import targets
-from ...compiler.formats import weight_bytes
-from ...compiler.spec import MatmulSpec
+from ...formats.named import weight_bytes
+from ...formats.spec import MatmulSpec
 from ...targets import Target
 from ..rotation import COLD_ROWS, copies_for
 

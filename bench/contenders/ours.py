@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.arrays import numpy_dtype
 from ...compiler.compile import compile
-from ...compiler.formats import is_named
-from ...compiler.kernel import Kernel
-from ...compiler.problem import Problem, difference
-from ...compiler.quantize import QTensor, pack_int4
-from ...compiler.reference import reference
+from ...formats.named import is_named
+from ...formats.problem import Problem, difference
+from ...formats.quantize import QTensor, pack_int4
+from ...formats.reference import reference
+from ...formats.values import numpy_dtype
+from ...runtime.kernel import Kernel
 from .job import X_SCALE, Job, Ready, Weight
 
 #: Rows of X that are compared with the reference where no peer has the format.

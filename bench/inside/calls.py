@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from ...compiler.threads import pool_name
+from ...runtime.threads import pool_name
 from ..compare import MEMORY_SHARE
 from ..contenders import Contender, Job, Ready, build, reason
 from .clock import Calls, median_call

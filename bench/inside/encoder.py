@@ -7,10 +7,14 @@ the functions only.
 from __future__ import annotations
 
 import copy
+import pkgutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+#: Whose linears are quantmm's; by name, as those of other contenders.
+QUANTIZE = "quantmm.nn:quantize_"
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,8 @@ def torch_dynamic(model: Any) -> Any:
 
 def quantized(model: Any, format: str) -> Any:
     """A copy whose linears are quantmm's."""
-    from ...nn import quantize_
-
     model = copy.deepcopy(model)
-    quantize_(model, format)
+    pkgutil.resolve_name(QUANTIZE)(model, format)
     return model
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...compiler.formats import fields_of
-from ...compiler.spec import MatmulSpec
-from ...compiler.threads import pool_name
+from ...formats.named import fields_of
+from ...formats.spec import MatmulSpec
+from ...runtime.threads import pool_name
 from ..compare import ROUNDS, load_by_others
 from ..contenders import Contender, Job, reason
 from ..contenders.job import TOLERANCE

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...compiler.formats import name_of
+from ...formats.named import name_of
 from ..contenders import OURS, Job
 from ..row import Ratio
 from ..timing import Time

@@ -226,7 +226,7 @@ static inline unsigned __dp4a(unsigned x, unsigned w, unsigned c) {
   return emulated_dp4a<unsigned char, unsigned char>(x, w, c);
 }
 
-// The functions of quantmm/targets/cuda_prelude.py, which says what they mean.
+// The functions of quantmm/compiler/cuda_prelude.py, which says what they mean.
 #define EMULATED_SIGNS(x, X, xs, w, W, ws)                                                   \
   static inline int qmm_dp4a_##x##w(unsigned a, unsigned b, int c) {                         \
     return emulated_dp4a<X, W>(a, b, c);                                                     \

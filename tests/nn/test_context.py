@@ -12,8 +12,8 @@ from quantmm.errors import ArrayError
 torch = pytest.importorskip("torch", reason="torch is not installed")
 import torch_modules as tm
 from quantmm import nn as qnn
-from quantmm.compiler import threads
 from quantmm.nn import packed
+from quantmm.runtime import threads
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])

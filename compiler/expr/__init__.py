@@ -1,0 +1,1 @@
+"""The multiplication as a TensorExpression."""

@@ -1,0 +1,104 @@
+"""From sums of products to results: corrections, scales, bias, activation function, residual.
+
+`at` is a place in the tiles, (o, i, r, nb, lane); see `frontend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import te
+from tvm.ir import Expr
+
+from ...formats.spec import MatmulSpec
+from ...schedules.operands import Operands, needs_w_own, needs_w_sum, needs_x_own, needs_x_sum
+from ...targets import Chip
+from ..rewrite.rounding import multiply_add
+from . import functions
+from .activations import Packed
+
+Place = tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What the steps from a sum to a result read.
+
+    Attributes
+    ----------
+    inputs : the arrays that the kernel takes, by name.
+    block : maps a block of a tile, which may lie behind the last one, to a block that exists.
+    """
+
+    spec: MatmulSpec
+    target: Chip
+    chosen: Operands
+    packed: Packed
+    inputs: dict[str, te.Tensor]
+    block: Callable[[Expr], Expr]
+
+    @property
+    def residual_is_addend(self) -> bool:
+        """Nothing lies between the product with X's scale and the residual: one operation."""
+        spec = self.spec
+        return spec.residual and not spec.bias and spec.activation_fn is None
+
+    def per_column(self, name: str, group: Expr | int, at: Place) -> Expr:
+        """The number of the array `name` for the column and group."""
+        return self.inputs[name][self.block(at[3]), group, at[4]]
+
+    def exact(self, value: Expr, group: Expr | int, at: Place) -> Expr:
+        """`value`, the sum of products over a group, with the corrections of `operands`."""
+        o, i, r, *_ = at
+        if needs_x_own(self.chosen):
+            assert self.packed.own is not None
+            value = value - self.packed.own(o, i, group, r)
+        if needs_w_own(self.chosen):
+            value = value - self.per_column("w_own", group, at)
+        if needs_w_sum(self.spec, self.chosen):
+            w_sum = self.per_column("w_sum", group, at)
+            if self.packed.zero_point is not None:
+                w_sum = (self.packed.zero_point(o, i, r) + self.chosen.x_offset) * w_sum
+            value = value - w_sum
+        if needs_x_sum(self.spec, self.chosen):
+            assert self.packed.sums is not None
+            x_sum = self.packed.sums(o, i, group, r)
+            if self.spec.weight_zero_point:
+                zero_point = self.per_column("w_zero_point", group, at).astype("int32")
+                return value - x_sum * zero_point
+            return value + x_sum
+        return value
+
+    def scaled(self, value: Expr, group: Expr | int, at: Place) -> Expr:
+        """The exact sum over a group times the weight's scale, in float32."""
+        scale = self.per_column("w_scale", group, at)
+        return self.exact(value, group, at).astype("float32") * scale
+
+    def finished(self, value: Expr, at: Place) -> Expr:
+        """`value` in units of X's scale as the result before residual and format."""
+        if self.residual_is_addend:
+            return value
+        scale = self.packed.scale(*at[:3])
+        if self.spec.bias:
+            result = multiply_add(self.target, value, scale, self.per_column("bias", 0, at))
+        else:
+            result = value * scale
+        return functions.activation(self.spec.activation_fn, result, self.target)
+
+    def stored(self, value: Expr, at: Place) -> Expr:
+        """What `finished` gave, with the residual, in the output's format."""
+        spec, target = self.spec, self.target
+        if spec.out == "int32":
+            return value
+        if spec.residual:
+            added = functions.widen(self.inputs["residual"][at], spec.residual_dtype, target)
+            if self.residual_is_addend:
+                value = multiply_add(target, value, self.packed.scale(*at[:3]), added)
+            else:
+                value = value + added
+        if not spec.requantized:
+            return functions.narrow(value, spec.out, target)
+        quotient = value / self.inputs["out_scale"][0]
+        zero_point = self.inputs["out_zero_point"][0]
+        return functions.to_integer(quotient, zero_point, spec.out).astype(spec.out)

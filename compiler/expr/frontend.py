@@ -1,0 +1,229 @@
+"""The multiplication as a TensorExpression, for one strategy's tile of rows.
+
+    xp[mo, mi, kb, r, kk]          the activations in blocks; `activations` has the way there
+    wu[nb, step, l, d]             weights as the instruction reads them      4 bits, or even and
+                                                                              odd ones, widened
+    acc[mo, mi, p, r, nb, l]       sum over the k of part p of xp * w         the dot products
+    sums[mo, mi, p, r, nb, l]      acc, where no vector can hold it           matrix tiles
+    total[mo, mi, r, nb, l]        sum over p of acc, for groups times scale  where K is in parts
+    y[mo, mi, r, nb, l]            epilogue(total or acc)                     one tile of the output
+
+with row = (mo * mi_extent + mi) * rows + r; `fragments` says how (r, nb, l) of acc and sums lie.
+What lies beyond the matrix (rows of the last tile, blocks of the last panel) is computed from its
+last row or block and never stored: `tiles.store_within` maps y to the caller's array. M and the two
+tile counts are run-time numbers, so one function serves every M.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from ...formats.checks import takes
+from ...formats.spec import MatmulSpec, stored_as
+from ...runtime.arrays import MAX_ELEMENTS
+from ...schedules.cpu.program import Parameters, Program, fitted, parts_of, x_steps
+from ...schedules.operands import Operands, needs_w_own, needs_w_sum
+from ...targets import Instruction, Target, WeightLayout
+from . import fragments
+from .activations import Packed, Rows, pack
+from .epilogue import Epilogue
+from .products import product
+
+
+def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
+    """Names of a kernel's array arguments in order; two tile counts (mo, mi) follow them."""
+    needed = {
+        "x": True,
+        "w": True,
+        "w_sum": needs_w_sum(spec, chosen),
+        "w_own": needs_w_own(chosen),
+        "w_zero_point": spec.weight_zero_point,
+        "w_scale": spec.out != "int32",
+        "x_scale": takes("x_scale", spec),
+        "x_zero_point": takes("x_zero_point", spec),
+        "bias": spec.bias,
+        "residual": spec.residual,
+        "out_scale": takes("out_scale", spec),
+        "out_zero_point": takes("out_zero_point", spec),
+        "y": True,
+    }
+    return tuple(name for name in needed if needed[name])
+
+
+def program(
+    spec: MatmulSpec,
+    layout: WeightLayout,
+    target: Target,
+    chosen: Operands,
+    parameters: Parameters,
+    instruction: Instruction,
+) -> Program:
+    """The TensorExpression of `spec` in tiles of `rows` x `blocks * lanes`, by `instruction`.
+
+    `chosen` is what all functions of the kernel share.
+
+    Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
+    w_own (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
+    x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and
+    out_zero_point (1,); residual and y in tiles.
+    """
+    tile = parameters.tile
+    names = arguments(spec, chosen)
+    instruction = fitted(instruction, layout, tile)
+    chosen = dataclasses.replace(chosen, instruction=instruction)
+    m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
+    rows = Rows(m, mo, mi, tile.rows)
+    tasks = -(-layout.n_blocks // tile.width)
+    shape = (*rows.shape, tasks * tile.width, layout.lanes)
+    inputs = placeholders(spec, layout, rows, shape)
+    packed = pack(spec, layout, target, chosen, rows, inputs)
+
+    def block(nb: Expr) -> Expr:
+        return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
+
+    parts = parts_of(layout, instruction, parameters)
+    sums = dot_products(layout, instruction, parts, packed, inputs["w"], shape, block)
+    part = te.reduce_axis((0, parts), "part")
+    ending = Epilogue(spec, target, chosen, packed, inputs, block)
+
+    def dots(p: Expr | int, at: tuple[Expr, ...]) -> Expr:
+        o, i, *place = at
+        index = o, i, p, *fragments.sums_at(instruction, layout.lanes, *place)
+        return sums[index]
+
+    def term(*at: Expr) -> Expr:
+        value = dots(part, at)
+        return value if layout.groups == 1 else ending.scaled(value, part, at)
+
+    if parts > 1:
+        total = te.compute(shape, lambda *at: te.sum(term(*at), axis=part), "total")
+
+    def value(*at: Expr) -> Expr:
+        """Everything of the epilogue that needs no array of the output's shape."""
+        result = total[at] if parts > 1 else dots(0, at)
+        if spec.out == "int32":
+            return ending.exact(result, 0, at)
+        return ending.finished(result if layout.groups > 1 else ending.scaled(result, 0, at), at)
+
+    stages: tuple[str, ...] = ("y",)
+    if spec.n < layout.lanes:
+        # The only block is stored one column at a time. From memory: indexed one by one, the
+        # accumulators could not stay in registers.
+        stages = ("whole", "y")
+        whole = te.compute(shape, value, "whole")
+        y = te.compute(shape, lambda *at: ending.stored(whole[at], at), "y")
+    else:
+        y = te.compute(shape, lambda *at: ending.stored(value(*at), at), "y")
+    ordered = [inputs[name] for name in names[:-1]]
+    func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
+    return Program(func, tuple(packed.stages), stages, parts, parameters, layout, instruction)
+
+
+def placeholders(
+    spec: MatmulSpec, layout: WeightLayout, rows: Rows, tiles: tuple[Expr | int, ...]
+) -> dict[str, te.Tensor]:
+    """Every array that a kernel may take, by name."""
+    per_x = rows.m if spec.activation_scale == "row" else 1
+    per_group = layout.n_blocks, layout.groups, layout.lanes
+    per_column = layout.n_blocks, 1, layout.lanes
+    x_columns = layout.k_even // 2 if spec.packed_activation else spec.k
+    shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
+        "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
+        "w": (counted(layout.shape), layout.stored_dtype),
+        "w_sum": (per_group, "int32"),
+        "w_own": (per_group, "int32"),
+        "w_zero_point": (per_group, layout.dtype),
+        "w_scale": (per_group, "float32"),
+        "x_scale": ((per_x,), "float32"),
+        "x_zero_point": ((per_x,), "int32"),
+        "bias": (per_column, "float32"),
+        "residual": (tiles, stored_as(spec.residual_dtype)),
+        "out_scale": ((1,), "float32"),
+        "out_zero_point": ((1,), "int32"),
+    }
+    return {name: te.placeholder(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
+
+
+def counted(shape: tuple[int, ...]) -> tuple[tirx.IntImm, ...]:
+    """The shape of a packed weight, whose last offset is in int32.
+
+    The number of its elements may be one too many for that, and then has 64 bits.
+    """
+    counts = "int64" if math.prod(shape) > MAX_ELEMENTS else "int32"
+    return tuple(tirx.IntImm(counts, size) for size in shape)
+
+
+def dot_products(
+    layout: WeightLayout,
+    instruction: Instruction,
+    parts: int,
+    packed: Packed,
+    w: te.Tensor,
+    tiles: tuple[Expr | int, ...],
+    block: Callable[[Expr], Expr],
+) -> te.Tensor:
+    """The block "acc", before it "wu" where weights are not multiplied as they are stored.
+
+    Behind it "sums" where the instruction keeps its sums in registers of its own.
+    """
+    mo, mi, rows, n_blocks, lanes = tiles
+    depth = layout.depth
+    pairs = instruction.form == "sums"
+    # Terms of a step and of a block of K; a step is what a piece of the layout holds.
+    step, k_block = (
+        each * instruction.products // instruction.depth for each in (depth, layout.k_block)
+    )
+
+    def even_or_odd(nb: Expr, at: Expr, part: Expr, column: Expr) -> Expr:
+        return w[block(nb), at, column // step, column % step * 2 + part].astype("int16")
+
+    def nibble(nb: Expr, at: Expr, lane: Expr, d: Expr) -> Expr:
+        both = w[block(nb), at // 2, lane, d] >> (at % 2 * 4).astype("uint8")
+        return (both & tirx.const(15, "uint8")).astype(layout.dtype)
+
+    steps = layout.k_padded // depth
+    if pairs:
+        wu = te.compute((n_blocks, steps, 2, lanes * step), even_or_odd, "wu")
+    elif layout.unpacked:
+        wu = te.compute((n_blocks, steps, lanes, depth), nibble, "wu")
+
+    def weight(nb: Expr, lane: Expr, part: int, at: Expr) -> Expr:
+        if pairs:
+            return wu[nb, at // step, part, lane * step + at % step]
+        if layout.unpacked:
+            return wu[nb, at // step, lane, at % step]
+        return w[block(nb), at // step, lane, at % step]
+
+    x = packed.stages["xp"]
+    if x_steps(layout, instruction) > 1:
+        xp = x
+        x = te.compute(xp.shape, lambda *at: xp[at], "xv")
+
+    def activation(o: Expr, i: Expr, r: Expr, part: int, at: Expr) -> Expr:
+        parts = () if instruction.form == "bytes" else (part,)
+        index = o, i, at // k_block, r, *parts, at % k_block
+        return x[index]
+
+    per_part = layout.k_blocks * k_block // parts
+    kk = te.reduce_axis((0, per_part), "kk")
+
+    def dot(o: Expr, i: Expr, p: Expr, *at: Expr) -> Expr:
+        r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
+        term = product(
+            instruction,
+            lambda part, k: activation(o, i, r, part, k),
+            lambda part, k: weight(nb, lane, part, k),
+            p * per_part + kk,
+        )
+        return te.sum(term, axis=kk)
+
+    shape = mo, mi, parts, *fragments.sums_shape(instruction, rows, n_blocks, lanes)
+    acc = te.compute(shape, dot, "acc")
+    if instruction.registers is None:
+        return acc
+    return te.compute(shape, lambda *at: acc[at], "sums")

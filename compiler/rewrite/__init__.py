@@ -1,0 +1,1 @@
+"""What schedules cannot say: rewrites of scheduled functions."""

@@ -1,0 +1,43 @@
+"""a * b + c with one rounding, on every chip.
+
+The reference rounds once per multiply-add, as a chip's fused instruction does. TVM lets LLVM
+contract a product and a sum to that instruction. On a chip without it float64 holds the product
+exactly, and the sum is rounded there and once more to float32. In CUDA C++ nothing is contracted,
+and the function that is fused is called.
+"""
+
+from __future__ import annotations
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Expr
+
+from ...targets import Chip
+
+
+def multiply_add(target: Chip, a: Expr, b: Expr, c: Expr) -> Expr:
+    """A * b + c in float32."""
+    if target.multiply_add == "contracted":
+        return a * b + c
+    if target.multiply_add == "called":
+        return tirx.call_pure_extern("float32", "__fmaf_rn", a, b, c)
+    a, b, c = (value.astype("float64") for value in (a, b, c))
+    return (a * b + c).astype("float32")
+
+
+def fuse_group_sums(func: tirx.PrimFunc, target: Chip) -> tirx.PrimFunc:
+    """A scheduled function whose block "total" adds scaled sums with one rounding each.
+
+    A reduction cannot say this by itself: its combiner only sees the finished product.
+    """
+    if target.multiply_add == "contracted":
+        return func
+
+    def once(stmt: tirx.BufferStore) -> tirx.BufferStore:
+        value = stmt.value
+        if not stmt.buffer.name.startswith("total") or not isinstance(value, tirx.Add):
+            return stmt
+        fused = multiply_add(target, value.b.a, value.b.b, value.a)
+        return tirx.BufferStore(stmt.buffer, fused, stmt.indices)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.BufferStore, once)]))

@@ -1,0 +1,1 @@
+"""What is computed: specs, formats, quantization, and the reference that judges every kernel."""

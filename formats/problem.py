@@ -1,0 +1,196 @@
+"""Problems: a spec, an M and a seed, from which the same arrays come everywhere.
+
+`quantmm verify` checks kernels on them, `quantmm bench` times them, the tests draw them. A failed
+check prints the line that repeats it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from .checks import takes
+from .quantize import QTensor, pack_int4, scale_shape
+from .reference import reference
+from .spec import CHOICES, FLOAT_TYPES, INTEGER_RANGE, MatmulSpec
+from .values import numpy_dtype
+
+Choice = TypeVar("Choice")
+
+#: Group sizes among which random problems choose: tuned ones, and odd multiples of 8.
+GROUP_SIZES = (8, 16, 24, 32, 40, 64, 128, 256)
+
+
+class Compiled(Protocol):
+    """What a problem is checked on: a kernel, of whatever device."""
+
+    @property
+    def bind(self) -> Callable[..., Callable[..., Any]]:
+        """Makes a callable for a weight."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One matmul with its numbers: `seed` decides every array."""
+
+    spec: MatmulSpec
+    m: int
+    seed: int = 0
+
+    def line(self, target: str) -> str:
+        """The command that checks this problem."""
+        words = ["quantmm verify", f"--target {target}", f"--m {self.m}"]
+        for field in dataclasses.fields(self.spec):
+            value = getattr(self.spec, field.name)
+            # What a scale covers is always said: the line of another version may be repeated here.
+            if field.name == "m" or (value == field.default and field.name != "activation_scale"):
+                continue
+            option = "--" + field.name.replace("_", "-")
+            words.append(option if value is True else f"{option} {value}")
+        return " ".join([*words, f"--seed {self.seed}"])
+
+    def _random(self, what: int) -> np.random.Generator:
+        """Numbers of their own for each array."""
+        return np.random.default_rng([self.seed, what])
+
+    def weight(self) -> QTensor:
+        """A quantized weight with the extremes of its format in it."""
+        return weight(self._random(1), self.spec)
+
+    def activation(self) -> np.ndarray:
+        """X as a kernel takes it: integers, packed ones, or floats."""
+        return activation(self._random(2), self.spec, self.m)
+
+    def bind_arguments(self) -> dict[str, Any]:
+        """What is bound with the weight: the bias, and the output's scale."""
+        return bind_arguments(self._random(3), self.spec)
+
+    def call_arguments(self) -> dict[str, Any]:
+        """What comes with the activation: its scale and zero point, and the residual."""
+        return call_arguments(self._random(4), self.spec, self.m)
+
+
+def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulSpec:
+    """Any valid combination of formats; `pick` chooses from a sequence."""
+    out = pick(CHOICES["out"])
+    bare = out == "int32"
+    given = pick(CHOICES["input"])
+    dynamic = given is not None and pick([False, True])
+    fields = {
+        "weight": pick(CHOICES["weight"]),
+        "activation": pick(CHOICES["activation"]),
+        "group_size": pick([None, "tensor"] if bare else [None, "tensor", *GROUP_SIZES]),
+        "weight_zero_point": pick([False, True]),
+        "activation_zero_point": pick([False, True]),
+        "activation_scale": "row" if dynamic else pick(CHOICES["activation_scale"]),
+    }
+    if not bare:
+        fields |= {
+            "bias": pick([False, True]),
+            "activation_fn": pick(CHOICES["activation_fn"]),
+            "residual": pick([False, True]),
+        }
+    return MatmulSpec(n=n, k=k, input=given, dynamic=dynamic, out=out, **fields)
+
+
+def integers(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Integers of a format: a tenth of them its extremes, and sometimes nothing else."""
+    least, greatest = INTEGER_RANGE[dtype]
+    values = rng.integers(least, greatest + 1, shape)
+    extremes = rng.choice([least, greatest], shape)
+    share = 1.0 if rng.random() < 0.2 else 0.1
+    values = np.where(rng.random(shape) < share, extremes, values)
+    return values.astype(np.int8 if dtype.startswith("int") else np.uint8)
+
+
+def weight(rng: np.random.Generator, spec: MatmulSpec) -> QTensor:
+    """A quantized weight for `spec`."""
+    values = integers(rng, spec.weight, (spec.n, spec.k))
+    shape = scale_shape((spec.n, spec.k), spec.group_size)
+    scale = rng.uniform(0.001, 0.1, shape).astype(np.float32)
+    zero = integers(rng, spec.weight, shape).astype(np.int32) if spec.weight_zero_point else None
+    data = pack_int4(values) if spec.four_bit_weight else values
+    return QTensor(data, scale, zero, spec.weight, spec.group_size, (spec.n, spec.k))
+
+
+def activation(rng: np.random.Generator, spec: MatmulSpec, m: int) -> np.ndarray:
+    """X for `spec`: floats of very different sizes from row to row, or integers."""
+    if spec.input is not None:
+        values = rng.standard_normal((m, spec.k)) * 10.0 ** rng.integers(-3, 3, (m, 1))
+        return values.astype(numpy_dtype(spec.input))
+    values = integers(rng, spec.activation, (m, spec.k))
+    return pack_int4(values) if spec.packed_activation else values
+
+
+def bind_arguments(rng: np.random.Generator, spec: MatmulSpec) -> dict[str, Any]:
+    """Bias, and an output scale that lets most results pass and some saturate."""
+    arguments: dict[str, Any] = {}
+    if spec.bias:
+        arguments["bias"] = rng.standard_normal(spec.n).astype(np.float32)
+    if spec.requantized:
+        size = spread_of(spec.weight) * 0.05 * math.sqrt(spec.k)
+        size *= 10.0 if spec.input is not None else spread_of(spec.activation) * 0.05
+        least, greatest = INTEGER_RANGE[spec.out]
+        arguments["out_scale"] = float(np.float32(size / 40 * rng.uniform(0.5, 2)))
+        arguments["out_zero_point"] = int(rng.integers(least, greatest + 1))
+    return arguments
+
+
+def spread_of(dtype: str) -> float:
+    """The standard deviation of an integer format's values."""
+    least, greatest = INTEGER_RANGE[dtype]
+    return (greatest - least) / math.sqrt(12)
+
+
+def call_arguments(rng: np.random.Generator, spec: MatmulSpec, m: int) -> dict[str, Any]:
+    """Scales and zero points of X that are given, and the residual."""
+    shape = (m,) if spec.activation_scale == "row" else ()
+    arguments: dict[str, Any] = {}
+    if takes("x_scale", spec):
+        arguments["x_scale"] = rng.uniform(0.001, 0.1, shape).astype(np.float32)
+    if takes("x_zero_point", spec):
+        arguments["x_zero_point"] = integers(rng, spec.activation, shape).astype(np.int32)
+    if spec.residual:
+        added = rng.standard_normal((m, spec.n)).astype(numpy_dtype(spec.residual_dtype))
+        arguments["residual"] = added
+    return arguments
+
+
+def check(problem: Problem, kernel: Compiled) -> str | None:
+    """Run `problem` on `kernel`; what differs from the reference, or None."""
+    x, w = problem.activation(), problem.weight()
+    bind, call = problem.bind_arguments(), problem.call_arguments()
+    return difference(
+        kernel.bind(w, **bind)(x, **call), reference(problem.spec, x, w, **bind, **call)
+    )
+
+
+def difference(y: np.ndarray, expected: np.ndarray) -> str | None:
+    """How `y` differs: integers must be equal, floats at most one unit in the last place apart."""
+    if y.shape != expected.shape or y.dtype != expected.dtype:
+        return f"got {y.dtype.name}{y.shape}, expected {expected.dtype.name}{expected.shape}"
+    if expected.dtype.name in FLOAT_TYPES:
+        wrong = np.abs(places(y) - places(expected)) > 1
+    else:
+        wrong = y != expected
+    if not wrong.any():
+        return None
+    i, j = np.argwhere(wrong)[0]
+    return (
+        f"{np.count_nonzero(wrong)} of {y.size} differ, the first at [{i}, {j}]: "
+        f"got {y[i, j]}, expected {expected[i, j]}"
+    )
+
+
+def places(values: np.ndarray) -> np.ndarray:
+    """Floats as integers, neighbours one apart and both zeros the same; NaN counts as infinity."""
+    bits = 8 * values.dtype.itemsize
+    raw = np.ascontiguousarray(values).view(f"int{bits}").astype(np.int64)
+    magnitude = raw & (2 ** (bits - 1) - 1)
+    infinity = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}[values.dtype.name]
+    return np.where(raw < 0, -1, 1) * np.minimum(magnitude, infinity)

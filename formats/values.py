@@ -1,0 +1,160 @@
+"""Numbers that callers hand over, as NumPy arrays of the formats that are computed with.
+
+They are converted or refused: what is checked is what was given, not what a cast made of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArrayError
+from .spec import INTEGER_RANGE
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype for a float or integer format; 4-bit integers are bytes."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an array of real numbers: of NumPy, torch or any library, or of Python.
+
+    Raises
+    ------
+    ArrayError
+        It is no array, or holds something else.
+    """
+    try:
+        if isinstance(value, np.ndarray):
+            array = value
+        elif hasattr(value, "detach"):
+            array = from_torch(value)
+        elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            array = np.from_dlpack(value)
+        else:
+            array = np.asarray(value)
+    except Exception as error:  # anything, out of other libraries; lists that are no matrix
+        raise ArrayError(
+            f"{name} is {type(value).__name__}; expected an array of numbers: {error}"
+        ) from None
+    # The small floats of ml_dtypes have no kind of NumPy's own.
+    refuse_masked(name, value)
+    if array.dtype.kind not in "fiu" and not np.can_cast(array.dtype, np.longdouble):
+        raise ArrayError(f"{name} holds {array.dtype.name}; expected real numbers")
+    return array
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Refuse an array with a mask, or a list of them: what is masked would count."""
+    parts = value if isinstance(value, (list, tuple)) else (value,)
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise ArrayError(
+            f"{name} is a masked array, whose mask has no meaning here; expected an array without, "
+            "such as its filled(...)"
+        )
+
+
+def from_torch(tensor: Any) -> np.ndarray:
+    """The numbers of a torch tensor, which may want a gradient or lie on a device."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.element_size() < 4:
+        tensor = tensor.float()  # exact; NumPy has no bfloat16
+    return tensor.numpy()
+
+
+def as_matrix(name: str, value: Any) -> np.ndarray:
+    """`value` as a matrix of finite numbers that float32 can hold.
+
+    It has float32 where that holds what was given exactly, and float64 elsewhere.
+
+    Raises
+    ------
+    ArrayError
+        It is no matrix, is empty, or holds something else.
+    """
+    array = as_array(name, value)
+    if array.ndim != 2 or array.size == 0:
+        raise ArrayError(f"{name} has shape {array.shape}; expected a matrix that is not empty")
+    exact = np.float32 if np.can_cast(array.dtype, np.float32) else np.float64
+    with np.errstate(over="ignore"):  # of long doubles, some of which become infinite
+        array = array.astype(exact, copy=False)
+    # Both ends are NaN wherever there is one.
+    ends = np.array([array.min(), array.max()])
+    if not np.isfinite(ends).all():
+        raise ArrayError(f"{name} holds NaN or infinity; expected finite numbers")
+    to_float32(name, ends)
+    return array
+
+
+def to_float32(name: str, array: np.ndarray) -> np.ndarray:
+    """`array` rounded to float32, where NaN and infinity stay what they are.
+
+    Raises
+    ------
+    ArrayError
+        A finite number would become infinite.
+    """
+    if array.dtype.itemsize <= 4:
+        return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    beyond = np.isinf(single) & np.isfinite(array)
+    if beyond.any():
+        raise ArrayError(
+            f"{name} holds {array[beyond].flat[0]}, which is beyond float32; expected numbers "
+            f"up to {FLOAT32_MAX:.8g}"
+        )
+    return single
+
+
+def scales(name: str, value: npt.ArrayLike) -> np.ndarray:
+    """`value` as float32, positive and finite.
+
+    Raises
+    ------
+    ArrayError
+        It is something else.
+    """
+    array = as_array(name, value)
+    if array.dtype == np.bool_:
+        raise ArrayError(f"{name} is bool; expected numbers")
+    single = to_float32(name, array)
+    refuse_scales(name, single)
+    return single
+
+
+def refuse_scales(name: str, scale: np.ndarray) -> None:
+    """Refuse scales that are not positive and finite."""
+    fine = (scale > 0) & (scale < np.inf)
+    if not fine.all():
+        raise ArrayError(f"{name} {scale[~fine].flat[0]}; expected positive finite numbers")
+
+
+def zero_points(name: str, value: npt.ArrayLike, dtype: str) -> np.ndarray:
+    """`value` as int32, each of which the format `dtype` holds.
+
+    Raises
+    ------
+    ArrayError
+        It is something else.
+    """
+    array = as_array(name, value)
+    if array.dtype.kind not in "iu":
+        raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
+    refuse_zero_points(name, array, dtype)
+    return array.astype(np.int32)
+
+
+def refuse_zero_points(name: str, zero_point: np.ndarray, dtype: str) -> None:
+    """Refuse zero points that the format `dtype` does not hold."""
+    least, greatest = INTEGER_RANGE[dtype]
+    outside = (zero_point < least) | (zero_point > greatest)
+    if outside.any():
+        found = zero_point[outside].flat[0]
+        raise ArrayError(f"{name} {found}; {dtype} holds {least} to {greatest}")

@@ -1,0 +1,116 @@
+"""What a kernel for CPUs is, apart from its code."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..formats.spec import MatmulSpec
+from ..targets import WeightLayout, machine
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a kernel, and the M that it may compute.
+
+    Attributes
+    ----------
+    rows : of its tiles.
+    cost, fixed : of one tile of rows over all of W, and of what comes before the first one, in a
+        unit that the functions of a kernel share, see `KernelInfo.cost_ns`.
+    panels : parts into which the columns of W are cut; a task is one of them for a block of rows.
+    block_rows : rows of X whose packed form stays in the cache while panels of W pass by.
+    first_m, last_m : it is not used for an M outside; no end where `last_m` is None.
+    record : the tuned record that it comes from, None for a default.
+    """
+
+    name: str
+    strategy: str
+    rows: int
+    instruction: str
+    cost: float
+    block_rows: int
+    panels: int
+    first_m: int = 1
+    last_m: int | None = None
+    record: str | None = None
+    fixed: float = 0.0
+
+    def serves(self, m: int) -> bool:
+        """Whether it may compute `m` rows."""
+        return self.first_m <= m and (self.last_m is None or m <= self.last_m)
+
+    def cost_of(self, m: int) -> float:
+        """Relative time of `m` rows."""
+        return self.fixed + -(-m // self.rows) * self.cost
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What a kernel is, apart from its code; goes to and from JSON in a kernel file.
+
+    Attributes
+    ----------
+    instruction : the dot product that stands for the target.
+    arguments : names of the array arguments, in order.
+    x_offset : what the kernel adds to activations, which sums of the weight make up for.
+    cost_ns : what one unit of `Function.cost` is in nanoseconds of one thread, by estimate.
+    """
+
+    spec: MatmulSpec
+    target: str
+    instruction: str
+    features: tuple[str, ...]
+    architecture: str
+    layout: WeightLayout
+    arguments: tuple[str, ...]
+    x_offset: int
+    functions: tuple[Function, ...]
+    cost_ns: float
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        fields = dataclasses.asdict(self)
+        fields["spec"] = self.spec.to_json()
+        return fields
+
+    def why_not_here(self) -> str | None:
+        """Why this machine cannot execute the kernel; None where it can."""
+        return machine.why_not(self.architecture, self.features)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> KernelInfo:
+        """The inverse of `to_dict`, also after a way through JSON."""
+        return cls(
+            **{
+                **fields,
+                "spec": MatmulSpec.from_json(fields["spec"]),
+                "layout": WeightLayout(**fields["layout"]),
+                "features": tuple(fields["features"]),
+                "arguments": tuple(fields["arguments"]),
+                "functions": tuple(Function(**each) for each in fields["functions"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one M is computed: `mo` blocks of `mi` tiles of rows, by the function `name`.
+
+    Attributes
+    ----------
+    work : its time on one thread, in nanoseconds, by estimate.
+    best : the number of threads with the least predicted time.
+    """
+
+    name: str
+    strategy: str
+    rows: int
+    instruction: str
+    mo: int
+    mi: int
+    work: float
+    best: int
+    record: str | None = None

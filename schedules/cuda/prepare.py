@@ -1,0 +1,64 @@
+"""prepare: X as the other kernels read it. A thread block per row.
+
+grid over rows: a thread block
+  x_range = max over k                  where scales are to be found: shuffles, shared memory
+  x_scale, x_zero_point = f(x_range)
+  for k: xq = quantize(x)               what was just read is still in L1
+  for group: x_sum = sum of xq          where zero points of weights need it
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
+
+from ...targets.cuda import WARP
+from ...targets.cuda_layout import SUMMED_AT_ONCE
+
+#: Warps of a thread block.
+WARPS = SUMMED_AT_ONCE
+#: What is found of a row before its integers, in the order in which it is computed.
+OF_ROW = ("x_range", "x_range_low", "x_scale", "x_zero_point")
+#: What is written, in the order in which it is computed. A scale in shared memory and its copy for
+#: the caller have one name, which TVM numbers.
+RESULTS = ("x_scale_1", "x_zero_point_1", "xq", "x_sum")
+
+
+def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """`func`, a frontend's `prepare`."""
+    sch = Schedule(func)
+    there = {
+        block.name_hint for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root")))
+    }
+    _, k = sch.get_loops(sch.get_sblock("xq"))
+    results = [name for name in RESULTS if name in there]
+    row, *others = [sch.get_loops(sch.get_sblock(name))[0] for name in results]
+    for other in others:
+        row = sch.merge(row, other)
+    if "x_sum" in there:
+        sums = sch.get_sblock("x_sum")
+        group, position = sch.get_loops(sums)[-2:]
+        if int(sch.get(group).extent) > 1:
+            _, warp = sch.split(group, [None, WARPS])
+            sch.bind(warp, "threadIdx.y")
+            sch.bind(sch.split(position, [None, WARP])[1], "threadIdx.x")
+        else:
+            together(sch, position)
+    for name in reversed(OF_ROW):
+        if name in there:
+            block = sch.get_sblock(name)
+            sch.set_scope(block, 0, "shared")
+            sch.compute_at(block, row, preserve_unit_loops=True)
+            if name.startswith("x_range"):
+                together(sch, sch.get_loops(block)[-1])
+    sch.bind(row, "blockIdx.x")
+    together(sch, k)
+    return sch.mod["main"]
+
+
+def together(sch: Schedule, k: LoopRV) -> None:
+    """A loop over k shared out among all threads, neighbours to neighbours."""
+    _, warp, lane = sch.split(k, [None, WARPS, WARP])
+    sch.bind(warp, "threadIdx.y")
+    sch.bind(lane, "threadIdx.x")
