@@ -17,6 +17,7 @@ import quantmm as qmm
 from quantmm import targets
 from quantmm.bench import sass
 from quantmm.compiler import cuda, nvrtc
+from quantmm.schedules.cuda.plan import plan_for
 from quantmm.schedules.cuda.strategies import CudaVariant
 
 SHAPES: tuple[tuple[str, dict[str, object]], ...] = (
@@ -66,10 +67,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name, fields in SHAPES:
         spec = qmm.MatmulSpec(**fields)  # type: ignore[arg-type]
-        layout = cuda.layout_for(spec)
-        source, launches = cuda.source(spec, target)
+        plan = plan_for(spec, target)
+        layout = plan.layout
+        source, launches = cuda.source(plan)
         code = sass.read(nvrtc.compile_cuda(source, target.arch))
-        for variant in cuda.choose_variants(spec, target):
+        for variant in cuda.choose_variants(plan):
             launch = launches[variant.name]
             machine = code[launch.name]
             product = ("IDP", "4A") if variant.instruction.rows == 1 else ("IMMA",)

@@ -19,7 +19,7 @@ from quantmm import targets
 from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.cpu import choose_variants, machine_code
 from quantmm.schedules.cpu import strategies
-from quantmm.schedules.operands import layout_for, operands
+from quantmm.schedules.cpu.plan import plan_for
 
 ITERATIONS = 200
 
@@ -87,8 +87,9 @@ def cycles(lines: list[str], architecture: str, cpu: str, command: str) -> float
 def widest_gemm(row: targets.Target) -> tuple[strategies.Variant, str]:
     """The variant that large M use, and its assembly."""
     spec = qmm.MatmulSpec(n=4096, k=4096, m=4096)
-    (variant,) = choose_variants(spec, row, layout_for(spec, operands(spec, row)))
-    return variant, str(machine_code(spec, row, (variant,)).mod.inspect_source("asm"))
+    plan = plan_for(spec, row)
+    (variant,) = choose_variants(plan)
+    return variant, str(machine_code(plan, (variant,)).mod.inspect_source("asm"))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 from rich.progress import track
 
 from .. import targets
-from ..errors import QuantmmError, RecordError, TargetError
+from ..errors import QuantmmError, RecordError, TargetError, UnsupportedError
 from ..files import check_writable
 from ..formats.problem import Problem, check, random_spec
+from ..schedules.cpu.plan import plan_for
 from ..targets import verified
 from ..targets.verified import Record
 from ..versions import versions
@@ -73,7 +75,7 @@ def verify_command(
             raise click.UsageError("give --n and --k, or --random COUNT")
         problems = [Problem(make_spec(n, k, formats), m, seed)]
     else:
-        problems = [random_problem(seed + i) for i in range(count)]
+        problems = [random_problem(row, seed + i) for i in range(count)]
     path = None if record_file is None else Path(record_file)
     if path is not None:
         if count is None:
@@ -105,12 +107,15 @@ def verify(problems: list[Problem], row: targets.Target, words: str) -> None:
             raise QuantmmError(wrong)
 
 
-def random_problem(seed: int) -> Problem:
-    """A problem of any format, small and mostly ragged."""
+def random_problem(row: targets.Target, seed: int) -> Problem:
+    """A problem of any format that a row has, small and mostly ragged."""
     rng = np.random.default_rng(seed)
     n, k, m = (int(rng.integers(1, end)) for end in (200, 400, 80))
-    spec = random_spec(lambda choices: choices[int(rng.integers(len(choices)))], n, k)
-    return Problem(spec, m, seed)
+    while True:
+        spec = random_spec(lambda choices: choices[int(rng.integers(len(choices)))], n, k)
+        with contextlib.suppress(UnsupportedError):
+            plan_for(spec, row)
+            return Problem(spec, m, seed)
 
 
 def new_record(target: str, emulated: bool, problems: int) -> Record:

@@ -15,9 +15,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from .checks import takes
+from .integers import INTEGERS
 from .quantize import QTensor, pack_int4, scale_shape
 from .reference import reference
-from .spec import CHOICES, FLOAT_TYPES, INTEGER_RANGE, MatmulSpec
+from .spec import CHOICES, FLOAT_TYPES, MatmulSpec
 from .values import numpy_dtype
 
 Choice = TypeVar("Choice")
@@ -100,7 +101,7 @@ def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulS
 
 def integers(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Integers of a format: a tenth of them its extremes, and sometimes nothing else."""
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     values = rng.integers(least, greatest + 1, shape)
     extremes = rng.choice([least, greatest], shape)
     share = 1.0 if rng.random() < 0.2 else 0.1
@@ -135,7 +136,7 @@ def bind_arguments(rng: np.random.Generator, spec: MatmulSpec) -> dict[str, Any]
     if spec.requantized:
         size = spread_of(spec.weight) * 0.05 * math.sqrt(spec.k)
         size *= 10.0 if spec.input is not None else spread_of(spec.activation) * 0.05
-        least, greatest = INTEGER_RANGE[spec.out]
+        least, greatest = INTEGERS[spec.out].range
         arguments["out_scale"] = float(np.float32(size / 40 * rng.uniform(0.5, 2)))
         arguments["out_zero_point"] = int(rng.integers(least, greatest + 1))
     return arguments
@@ -143,7 +144,7 @@ def bind_arguments(rng: np.random.Generator, spec: MatmulSpec) -> dict[str, Any]
 
 def spread_of(dtype: str) -> float:
     """The standard deviation of an integer format's values."""
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     return (greatest - least) / math.sqrt(12)
 
 

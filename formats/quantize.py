@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, SpecError
+from .integers import INTEGERS
 from .ranges import BLOCK, group_range, least_error, percentile_range, pieces
-from .spec import INTEGER_RANGE, as_group_size, as_size
+from .spec import as_group_size, as_size
 from .values import (
     FLOAT32_MAX,
     as_array,
@@ -63,7 +64,7 @@ class QTensor:
                 raise ArrayError(f"{name} is {type(array).__name__}; expected a NumPy array")
             refuse_masked(name, array)
         rows, k = self.shape
-        packed = self.dtype.endswith("int4")
+        packed = INTEGERS[self.dtype].packed
         expected = (rows, -(-k // 2) if packed else k), "uint8" if packed else self.dtype
         if (self.data.shape, self.data.dtype.name) != expected:
             raise ArrayError(
@@ -79,7 +80,7 @@ class QTensor:
 
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""
-        if not self.dtype.endswith("int4"):
+        if not INTEGERS[self.dtype].packed:
             return self.data
         return unpack_int4(self.data, self.shape[1], signed=self.dtype == "int4")
 
@@ -179,7 +180,7 @@ def quantize(
         low, high = percentile_range(values, group_size, share, symmetric=symmetric)
     else:
         low, high = group_range(values, group_size)
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     if scale is not None:
         s = broadcast("scale", scales("scale", scale), per_scale)
     else:
@@ -203,7 +204,7 @@ def quantize(
         if z is not None:
             q = q + spread_rows(z, rows, shape, group_size)
         data[rows] = np.clip(q, least, greatest)
-    if dtype.endswith("int4"):
+    if INTEGERS[dtype].packed:
         fill = spread(z, shape, group_size) if z is not None else np.zeros(())
         last = np.broadcast_to(fill, shape)[:, -1].astype(data.dtype)
         data = pack_int4(data, fill=last)
@@ -296,8 +297,8 @@ def broadcast(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 
 def check_format(dtype: object) -> None:
     """Refuse what is not the name of an integer format."""
-    if not isinstance(dtype, str) or dtype not in INTEGER_RANGE:
-        raise SpecError(f"dtype={dtype!r}; expected one of {', '.join(INTEGER_RANGE)}")
+    if not isinstance(dtype, str) or dtype not in INTEGERS:
+        raise SpecError(f"dtype={dtype!r}; expected one of {', '.join(INTEGERS)}")
 
 
 def check_qtensor(name: str, q: object) -> QTensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .spec import INTEGER_RANGE
+from .integers import INTEGERS
 
 #: Elements per step of a loop over a matrix: a few float32 arrays of them stay in a core's cache.
 BLOCK = 1 << 16
@@ -109,7 +109,7 @@ def least_error(
     count, width = values.shape
     s = scale.reshape(-1, 1)
     zero = np.zeros((count, 1)) if zero_point is None else zero_point.reshape(-1, 1)
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     low, high = (least - zero).astype(np.float32), (greatest - zero).astype(np.float32)
     found = np.empty_like(s)
     for rows in pieces(count, BLOCK // width):

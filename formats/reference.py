@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from ..errors import ArrayError
 from .checks import check_bias, check_weight, missing, numbers, opened, takes
+from .integers import INTEGERS
 from .quantize import QTensor, quantize, spread, unpack_int4
-from .spec import INTEGER_RANGE, MatmulSpec
+from .spec import MatmulSpec
 from .values import as_array, to_float32
 
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
@@ -148,7 +149,7 @@ def activations(
         q, scale, zero = found.unpacked(), found.scale, found.zero_point
     elif spec.packed_activation and q.dtype == np.uint8:
         q = unpack_int4(q, spec.k)
-    least, greatest = INTEGER_RANGE[spec.activation]
+    least, greatest = INTEGERS[spec.activation].range
     if q.shape[1] != spec.k or q.dtype.kind not in "iu":
         raise ArrayError(f"x is {q.dtype.name}{q.shape}; expected integers of (M, {spec.k})")
     if q.size and not (least <= q.min() and q.max() <= greatest):
@@ -222,7 +223,7 @@ def store(
 ) -> np.ndarray:
     """Y (float32) in the output format."""
     if scale is not None and zero_point is not None:
-        least, greatest = INTEGER_RANGE[out]
+        least, greatest = INTEGERS[out].range
         q = np.rint(y / scale) + zero_point
         return np.clip(q, least, greatest).astype(out)
     with np.errstate(over="ignore"):  # what float16 cannot hold is infinite

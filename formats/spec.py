@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SpecError
+from .integers import INTEGERS
 
-#: Integer formats: the least and the greatest value.
-INTEGER_RANGE = {
-    "int8": (-128, 127),
-    "uint8": (0, 255),
-    "int4": (-8, 7),
-    "uint4": (0, 15),
-}
 INT32_MAX = 2**31 - 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
@@ -124,12 +118,12 @@ class MatmulSpec:
     @property
     def four_bit_weight(self) -> bool:
         """Whether the weight is stored two values to a byte."""
-        return self.weight.endswith("int4")
+        return INTEGERS[self.weight].packed
 
     @property
     def packed_activation(self) -> bool:
         """Whether X arrives two values to a byte."""
-        return self.activation == "int4" and self.input is None
+        return INTEGERS[self.activation].packed and self.input is None
 
     @property
     def requantized(self) -> bool:
@@ -205,7 +199,9 @@ def stored_as(dtype: str) -> str:
     NumPy hands neither packed nibbles nor bfloat16 over, and not every CPU reads float16: those are
     passed as the unsigned integers that they occupy.
     """
-    return {"int4": "uint8", "float16": "uint16", "bfloat16": "uint16"}.get(dtype, dtype)
+    if dtype in INTEGERS:
+        return INTEGERS[dtype].stored
+    return {"float16": "uint16", "bfloat16": "uint16"}.get(dtype, dtype)
 
 
 def as_size(name: str, value: Any, *, least: int = 1) -> int:
@@ -252,5 +248,5 @@ def as_group_size(group_size: Any) -> int | str | None:
 
 def magnitude(dtype: str, has_zero_point: bool) -> int:
     """The greatest |q - z| of a format; z may be any value that the format holds."""
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     return greatest - least if has_zero_point else max(-least, greatest)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError
-from .spec import INTEGER_RANGE
+from .integers import INTEGERS
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -153,7 +153,7 @@ def zero_points(name: str, value: npt.ArrayLike, dtype: str) -> np.ndarray:
 
 def refuse_zero_points(name: str, zero_point: np.ndarray, dtype: str) -> None:
     """Refuse zero points that the format `dtype` does not hold."""
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     outside = (zero_point < least) | (zero_point > greatest)
     if outside.any():
         found = zero_point[outside].flat[0]

@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ArrayError
 from ..formats.spec import stored_as
 from ..formats.values import refuse_masked
+from ..schedules.plan import MAX_ELEMENTS
 from .tvm_runtime import tvm_ffi
 
 #: NumPy dtypes that a kernel takes as another one of the same size.
@@ -25,9 +26,6 @@ VIEWED = {np.dtype(t): np.dtype(np.uint16) for t in (np.float16, ml_dtypes.bfloa
 
 #: What traces, exports and compilations of torch can hold.
 HOW_TO_TRACE = "a call outside of torch's tracing, or quantmm.nn.Linear, a module that it takes"
-
-#: Kernels compute offsets in int32.
-MAX_ELEMENTS = 2**31 - 1
 
 
 @functools.cache

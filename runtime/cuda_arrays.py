@@ -17,8 +17,8 @@ import numpy as np
 from ..errors import ArrayError
 from ..formats.spec import stored_as
 from ..formats.values import numpy_dtype, refuse_masked
+from ..schedules.plan import MAX_ELEMENTS
 from .arrays import (
-    MAX_ELEMENTS,
     Span,
     from_dlpack,
     import_torch,

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from ..errors import ArrayError, TargetError
 from ..formats.quantize import QTensor
 from ..schedules.cuda_records import function_for
+from ..schedules.plan import MAX_ELEMENTS
 from ..targets import cuda
 from . import driver, kernel_file
-from .arrays import MAX_ELEMENTS
 from .cuda_info import MOST_TILES, CudaInfo, CudaPlan
 from .cuda_linear import CudaLinear
 from .driver import Device, Driver, Function, Module

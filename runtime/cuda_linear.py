@@ -25,7 +25,8 @@ from ..formats.checks import SCALARS, missing, why_no
 from ..formats.quantize import QTensor
 from ..formats.spec import stored_as
 from ..formats.values import numpy_dtype
-from .arrays import MAX_ELEMENTS, refuse_overlap
+from ..schedules.plan import MAX_ELEMENTS
+from .arrays import refuse_overlap
 from .cuda_arrays import (
     DeviceArray,
     check_matrix,

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ..errors import ArrayError
 from ..formats.quantize import QTensor
+from ..schedules.plan import MAX_ELEMENTS
 from ..targets import machine
 from . import kernel_file, threads
-from .arrays import MAX_ELEMENTS
 from .info import KernelInfo, Plan
 from .kernel_file import Saved
 from .library import Code

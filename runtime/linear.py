@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from ..errors import ArrayError
 from ..formats.checks import SCALARS, check_bias, check_weight, missing, numbers, opened, why_no
+from ..formats.integers import INTEGERS
 from ..formats.quantize import QTensor
-from ..formats.spec import INTEGER_RANGE, MatmulSpec
+from ..formats.spec import MatmulSpec
 from ..formats.values import FLOAT32_MAX, numpy_dtype
 from ..targets import WeightLayout
 from ..targets.cuda_layout import CudaLayout
@@ -386,7 +387,7 @@ def plain_number(name: str, value: Any, spec: MatmulSpec) -> Any:
     if SCALARS[name] is np.float32:
         least, greatest = PLAIN_SCALES
         return value if isinstance(value, PLAIN) and least <= value <= greatest else None
-    first, last = INTEGER_RANGE[spec.activation if name == "x_zero_point" else spec.out]
+    first, last = INTEGERS[spec.activation if name == "x_zero_point" else spec.out].range
     return value if type(value) in (int, np.int32) and first <= value <= last else None
 
 

@@ -17,12 +17,11 @@ Nothing here imports `tvm`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,11 @@ from platformdirs import user_data_path
 
 from ..errors import RecordError
 from ..formats.spec import MatmulSpec
-from ..targets import Target, machine
-from ..targets.layout import k_blocks
+from ..targets import Instruction, Target, machine
 from ..versions import PACKAGE, installed, tvm_library, versions
 from .cpu import strategies
+from .cpu.plan import CpuPlan, instructions_of, k_block_sizes, plan_for, with_k_block
 from .cpu.program import Parameters
-from .operands import instruction_for, layout_for, operands
 
 HEADER = "header.json"
 WORKLOADS = "database_workload.json"
@@ -45,7 +43,7 @@ FAILURES = "database_failure.json"
 KERNELS = "database_kernel.json"
 
 #: Of the files above.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: What reading a line raises that is no record.
 DAMAGE = (
@@ -133,8 +131,30 @@ def header(row: Target, threads: int) -> dict[str, Any]:
 
 
 def digest_of(row: Target) -> str:
-    """What tells rows of the same name apart: a row of the user's own may be called as one here."""
-    text = json.dumps(dataclasses.asdict(row), sort_keys=True, default=sorted)
+    """What tells rows of the same name apart: a row of the user's own may be called as one here.
+
+    Its instructions count in every record by themselves, see `instructions_digest`.
+    """
+    return digest(changed(row, ("description", "instructions")))
+
+
+def instructions_digest(plan: CpuPlan) -> str:
+    """What a record depends on of the target's instructions: those for the plan's operands."""
+    return digest([changed(each, ()) for each in instructions_of(plan)])
+
+
+def changed(row: Target | Instruction, without: Collection[str]) -> dict[str, Any]:
+    """The fields of a row that are not at their defaults: a field that is added changes nothing."""
+    return {
+        field.name: getattr(row, field.name)
+        for field in dataclasses.fields(row)
+        if field.name not in without and getattr(row, field.name) != field.default
+    }
+
+
+def digest(value: Any) -> str:
+    """A short digest of what JSON can say, and of sets."""
+    text = json.dumps(value, sort_keys=True, default=sorted)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -285,7 +305,8 @@ def parsed(name: str, line: str, spec: MatmulSpec, row: Target) -> Record:
                 for each in fields["tuned"]
             ),
         )
-        reason = misfit(record, spec, row)
+        plan = plan_for(spec, row)
+        reason = other_instructions(fields, plan) or misfit(record, plan)
     except DAMAGE:
         reason = "it is damaged"
     if reason:
@@ -293,14 +314,20 @@ def parsed(name: str, line: str, spec: MatmulSpec, row: Target) -> Record:
     return record
 
 
-def misfit(record: Record, spec: MatmulSpec, row: Target) -> str | None:
+def other_instructions(fields: dict[str, Any], plan: CpuPlan) -> str | None:
+    """Why the fields of a record were measured with other instructions than the target's."""
+    found, here = fields["instructions"], instructions_digest(plan)
+    if found == here:
+        return None
+    return f"it is for other instructions of {plan.target.name} ({found!r}, here {here!r})"
+
+
+def misfit(record: Record, plan: CpuPlan) -> str | None:
     """Why a record cannot be compiled; None when it can."""
-    chosen = operands(spec, row)
-    default = layout_for(spec, chosen)
-    sizes = k_blocks(spec.k, chosen.instruction, default.group_size, default.bits)
+    sizes = k_block_sizes(plan)
     if record.k_block not in sizes:
         return f"k_block={record.k_block!r}; expected one of {sizes}"
-    layout = layout_for(spec, chosen, record.k_block)
+    plan = with_k_block(plan, record.k_block)
     for each in record.tuned:
         numbers = (each.m, each.first_m, each.last_m)
         if not all(isinstance(number, int) for number in numbers):
@@ -309,22 +336,17 @@ def misfit(record: Record, spec: MatmulSpec, row: Target) -> str | None:
             return f"m={each.m} of {each.first_m} to {each.last_m}; expected one of them"
         if not 0 < each.ratio < 1:
             return f"ratio={each.ratio}; expected one between 0 and 1"
-        reason = strategies.why_not(
-            row,
-            layout,
-            functools.partial(instruction_for, chosen, row),
-            each.strategy,
-            each.parameters,
-        )
+        reason = strategies.why_not(plan, each.strategy, each.parameters)
         if reason:
             return f"m={each.m}: {reason}"
     return None
 
 
-def as_line(spec: MatmulSpec, record: Record, **more: Any) -> str:
+def as_line(plan: CpuPlan, record: Record, **more: Any) -> str:
     """A record as a line of a database, with what else is to be known."""
     fields = {
-        "spec": dataclasses.replace(spec, m=None).to_json(),
+        "spec": dataclasses.replace(plan.spec, m=None).to_json(),
+        "instructions": instructions_digest(plan),
         "k_block": record.k_block,
         "tuned": [dataclasses.asdict(each) for each in record.tuned],
         **more,

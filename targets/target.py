@@ -14,6 +14,11 @@ MultiplyAdd = Literal["contracted", "called", "float64"]
 Form = Literal["bytes", "signs", "sums"]
 
 
+#: Rows up to which a kernel streams the weights in one pass (gemv), and memory bounds the time. An
+#: instruction that is worse for few rows takes over behind them, see `Instruction.from_rows`.
+GEMV_ROWS = 4
+
+
 class Chip(Protocol):
     """What the float arithmetic of a kernel depends on."""
 

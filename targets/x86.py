@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .target import Instruction, Target
+from .target import GEMV_ROWS, Instruction, Target
 
 #: Features of the x86-64-v3 and v4 levels (System V psABI, "Micro-Architecture Levels").
 X86_64_V3 = frozenset(["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"])
@@ -98,7 +98,7 @@ TDP = tuple(
         interleave=4,
         shapes=True,
         registers=8,
-        from_rows=5,
+        from_rows=GEMV_ROWS + 1,
         slots=1 / 16,
         load_slots=1 / 2,
         intrinsic="amx",

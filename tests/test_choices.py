@@ -12,9 +12,10 @@ import quantmm as qmm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from quantmm.compiler.cpu import function_of, kernel_of
+from quantmm.schedules.cpu.plan import plan_for, with_k_block
 from quantmm.schedules.cpu.program import passes_of
 from quantmm.schedules.cpu.space import of_trace
-from quantmm.tuning.candidate import Choice, default_choice, layout_of, variant_of, why_not
+from quantmm.tuning.candidate import Choice, default_choice, variant_of, why_not
 from quantmm.tuning.search import Search, strategies
 
 #: What is set beside what the space samples: small problems have few blocks of K and of rows.
@@ -23,8 +24,9 @@ PASSES, BLOCK_ROWS = (1, 2, 3, 4, 5, 8), (1, 16, 40, 1000)
 
 def kernel_with(spec, row, choice):
     """The kernel that has nothing but `choice`."""
-    layout, variant = layout_of(spec, row, choice.k_block), variant_of(spec, row, choice)
-    return kernel_of(spec, row, layout, [(variant, function_of(variant, layout))])
+    plan = plan_for(spec, row, choice.k_block)
+    variant = variant_of(plan, choice)
+    return kernel_of(plan, [(variant, function_of(variant, plan.layout))])
 
 
 @functools.cache
@@ -36,13 +38,13 @@ def runnable(row):
 @st.composite
 def choices(draw, spec, row, m):
     search = Search(spec, row, m, draw(st.integers(0, 2**16)), 4)
-    strategy = draw(st.sampled_from(strategies(spec, row, m)))
+    strategy = draw(st.sampled_from(strategies(search.plan, m)))
     choice = Choice.of(of_trace(search.schedule(strategy, None).trace))
-    parts = passes_of(layout_of(spec, row, choice.k_block))
+    parts = passes_of(with_k_block(search.plan, choice.k_block).layout)
     passes = draw(st.sampled_from([each for each in PASSES if parts % each == 0]))
     more = {"k_passes": passes, "block_rows": draw(st.sampled_from(BLOCK_ROWS))}
     choice = dataclasses.replace(choice, parameters=dataclasses.replace(choice.parameters, **more))
-    assume(why_not(spec, row, choice) is None)
+    assume(why_not(search.plan, choice) is None)
     return choice
 
 
@@ -72,8 +74,9 @@ def test_any_choice(row, data, m, seed):
 )
 def test_what_has_no_code(more, message):
     spec, row = qmm.MatmulSpec(n=100, k=4096), qmm.targets.find("x86-avx512vnni")
-    default = default_choice(spec, row, 512)
+    plan = plan_for(spec, row)
+    default = default_choice(plan, 512)
     choice = dataclasses.replace(
         default, parameters=dataclasses.replace(default.parameters, **more)
     )
-    assert why_not(spec, row, choice).startswith(message)
+    assert why_not(plan, choice).startswith(message)

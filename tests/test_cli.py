@@ -164,7 +164,7 @@ def test_a_failure_prints_the_line_that_repeats_it(quantmm, more):
 
 def test_random_failures_are_repeated_by_their_line(quantmm, monkeypatch):
     for seed in range(40):
-        problem = cli_verify.random_problem(seed)
+        problem = cli_verify.random_problem(qmm.targets.host(), seed)
         words = shlex.split(problem.line("host"))[1:]
         seen = []
         with monkeypatch.context() as patch:

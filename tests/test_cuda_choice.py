@@ -8,7 +8,9 @@ import math
 import pytest
 import quantmm as qmm
 from quantmm.compiler import cuda, nvrtc
+from quantmm.schedules.cuda import strategies
 from quantmm.schedules.cuda.cost import CudaCost
+from quantmm.schedules.cuda.plan import plan_for
 from quantmm.schedules.cuda.steps import band_panels
 from quantmm.targets.cuda import CUDA_TARGETS
 
@@ -18,13 +20,17 @@ ROWS = {row.name: row for row in CUDA_TARGETS}
 def chosen(target, m, n, k=4096, **fields):
     """The kernel, its thread blocks, and the most that any has."""
     spec = qmm.MatmulSpec(n=n, k=k, m=m, **fields)
-    layout = cuda.layout_for(spec)
+    layout = plan_for(spec, target).layout
 
     def blocks(variant):
         return -(-m // variant.tile.rows) * variant.cost(layout).panels
 
-    (variant,) = cuda.choose_variants(spec, target)
-    return variant.name, blocks(variant), max(map(blocks, cuda.every_variant(spec, target)))
+    (variant,) = cuda.choose_variants(plan_for(spec, target))
+    return (
+        variant.name,
+        blocks(variant),
+        max(map(blocks, strategies.variants(plan_for(spec, target)))),
+    )
 
 
 @pytest.mark.parametrize("n", [2048, 4096, 8192, 28672])

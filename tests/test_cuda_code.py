@@ -8,6 +8,7 @@ import pytest
 import quantmm as qmm
 from quantmm.bench import sass
 from quantmm.compiler import cuda, nvrtc
+from quantmm.schedules.cuda.plan import layout_for, plan_for
 from quantmm.targets.cuda import CUDA_TARGETS
 
 FORMATS = {
@@ -34,9 +35,9 @@ def built(target_name, fields):
     """Variants, launches and machine code by the name of a variant."""
     (target,) = (target for target in CUDA_TARGETS if target.name == target_name)
     spec = qmm.MatmulSpec(n=1024, k=1024, **dict(fields))
-    source, launches = cuda.source(spec, target)
+    source, launches = cuda.source(plan_for(spec, target))
     code = sass.read(nvrtc.compile_cuda(source, target.arch, form="cubin"))
-    variants = {v.name: v for v in cuda.choose_variants(spec, target)}
+    variants = {v.name: v for v in cuda.choose_variants(plan_for(spec, target))}
     return variants, launches, {n: code[launch.name] for n, launch in launches.items()}
 
 
@@ -121,9 +122,9 @@ def test_int4_sums_that_could_leave_int32_are_refused():
         fields = {"n": 8, "activation": activation, "weight": weight}
         if most < 10**6:  # beyond, the spec itself is refused
             with pytest.raises(qmm.QuantmmError, match=f"has at most {most} k"):
-                cuda.layout_for(qmm.MatmulSpec(k=most + 1, **fields))
+                layout_for(qmm.MatmulSpec(k=most + 1, **fields))
         for group_size in (None, 64):
-            assert cuda.layout_for(qmm.MatmulSpec(k=most, group_size=group_size, **fields))
+            assert layout_for(qmm.MatmulSpec(k=most, group_size=group_size, **fields))
 
 
 @pytest.mark.parametrize("target", CUDA_TARGETS, ids=lambda target: target.name)
@@ -133,8 +134,8 @@ def test_every_group_size_has_tiles_that_fit(target):
         for weight in ("int8", "uint4"):
             for k in (16, 300, 4096):
                 spec = qmm.MatmulSpec(n=64, k=k, weight=weight, group_size=group_size)
-                layout = cuda.layout_for(spec)
-                for variant in cuda.choose_variants(spec, target):
+                layout = layout_for(spec)
+                for variant in cuda.choose_variants(plan_for(spec, target)):
                     tile = variant.tile
                     if variant.strategy == "gemv":
                         continue

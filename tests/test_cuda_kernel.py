@@ -25,7 +25,9 @@ from quantmm.formats.values import numpy_dtype
 from quantmm.runtime import cuda_arrays, cuda_kernel, cuda_linear, kernel_file
 from quantmm.runtime import driver as drivers
 from quantmm.runtime.devices import why_no_gpu
+from quantmm.schedules import plan as plans
 from quantmm.schedules.cuda import strategies
+from quantmm.schedules.cuda.plan import plan_for
 
 SPEC = qmm.MatmulSpec(n=24, k=256)
 ROWS = {row.name: row for row in qmm.targets.CUDA_TARGETS}
@@ -73,7 +75,7 @@ def test_every_spec_on_every_target_agrees_with_the_reference(seed):
     n, k = draw.randint(1, 80), draw.choice([256, 512, draw.randint(1, 700)])
     spec = random_spec(lambda choices: draw.choice(list(choices)), n, k)
     target = draw.choice(qmm.targets.CUDA_TARGETS)
-    variant = draw.choice(cuda.every_variant(spec, target))
+    variant = draw.choice(strategies.variants(plan_for(spec, target)))
     with pytest.MonkeyPatch.context() as patch:
         kernel, _ = built_alone(patch, spec, target, variant, seed=draw.choice([None, 1, 2]))
     assert check(kernel, Problem(spec, m, seed % 1000)) is None, (target.name, spec, m)
@@ -151,7 +153,7 @@ EDGE_FORMATS = {
 def test_every_strategy_at_its_edges(monkeypatch, target, strategy, which, fields, panels, k):
     # One row and one column; then one more of them than a tile and a panel have.
     spec = qmm.MatmulSpec(n=1, k=k, **fields)
-    variants = cuda.every_variant(spec, ROWS[target])
+    variants = strategies.variants(plan_for(spec, ROWS[target]))
     variant = [each for each in variants if each.strategy == strategy][which]
     spec = dataclasses.replace(spec, n=(panels - 1) * 8 * variant.tile.blocks + 1)
     kernel, gpu = built_alone(monkeypatch, spec, target, variant, seed=1)
@@ -162,7 +164,7 @@ def test_every_strategy_at_its_edges(monkeypatch, target, strategy, which, field
 
 def test_the_last_panel_of_a_wide_gemv(monkeypatch):
     spec = qmm.MatmulSpec(n=2 * 8 * strategies.MANY_BLOCKS + 1, k=1)
-    first, *_ = cuda.every_variant(spec, ROWS["cuda-sm80"])
+    first, *_ = strategies.variants(plan_for(spec, ROWS["cuda-sm80"]))
     kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", first)
     assert check(kernel, Problem(spec, 1)) is None
     assert gpu.launches[-1][0] == "gemv_1x16_kernel"
@@ -170,7 +172,7 @@ def test_the_last_panel_of_a_wide_gemv(monkeypatch):
 
 def test_panels_come_in_bands(monkeypatch):
     spec = qmm.MatmulSpec(n=4090, k=1)
-    variants = cuda.every_variant(spec, ROWS["cuda-sm80"])
+    variants = strategies.variants(plan_for(spec, ROWS["cuda-sm80"]))
     variant = next(each for each in variants if each.name == "mma_64x64")
     kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", variant)
     assert check(kernel, Problem(spec, 65)) is None
@@ -442,14 +444,14 @@ def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, columns, m, fixed)
 
 @pytest.mark.parametrize("target", ["cuda-sm75-dp4a", "cuda-sm80"])
 def test_a_weight_whose_last_offset_is_the_last_of_int32(monkeypatch, target):
-    layout = cuda.layout_for(SPEC)
+    layout = plan_for(SPEC, ROWS[target]).layout
     size = int(np.prod(layout.shape))
-    for module in (cuda, frontend):
+    for module in (plans, frontend):
         monkeypatch.setattr(module, "MAX_ELEMENTS", size - 1)
     kernel, _ = built(SPEC, target)
     for m in (1, 17):
         assert check(kernel, Problem(SPEC, m)) is None
-    monkeypatch.setattr(cuda, "MAX_ELEMENTS", size - 2)
+    monkeypatch.setattr(plans, "MAX_ELEMENTS", size - 2)
     with pytest.raises(
         UnsupportedError, match=f"is {size} bytes with its padding; expected at most"
     ):

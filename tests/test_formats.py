@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import ml_dtypes
 import numpy as np
 import problems
 import pytest
@@ -12,15 +11,16 @@ import quantmm as qmm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantmm.errors import ArrayError
+from quantmm.formats.spec import CHOICES, FLOAT_TYPES
+from quantmm.formats.values import numpy_dtype
 
 SEEDS = st.integers(0, 2**32)
-FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 @settings(max_examples=30)
 @given(
-    st.sampled_from(list(FLOATS)),
-    st.sampled_from(["int8", "uint8", "int4"]),
+    st.sampled_from(FLOAT_TYPES),
+    st.sampled_from(CHOICES["activation"]),
     st.booleans(),
     st.integers(1, 20),
     st.integers(1, 200),
@@ -49,7 +49,7 @@ def test_rows_of_one_value(value):
 
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("out", ["float32", "int8"])
-@pytest.mark.parametrize("function", [None, "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("function", CHOICES["activation_fn"])
 def test_a_row_with_nan_or_infinity_disturbs_no_other(function, out, zeros):
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(
@@ -148,7 +148,7 @@ def test_three_layers_chain_in_int8():
             scale, zero = end["out_scale"], end["out_zero_point"]
 
 
-@pytest.mark.parametrize("function", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("function", filter(None, CHOICES["activation_fn"]))
 def test_activation_functions_over_their_whole_range(function, target):
     spec = qmm.MatmulSpec(n=16, k=1, m=1, activation_fn=function, bias=True)
     w = qmm.QTensor(
@@ -182,7 +182,7 @@ def test_16_bit_floats_round_half_to_even_and_keep_nan(dtype, target):
     for bias in values.reshape(-1, 16):
         y = kernel.bind(w, bias, x_scale=1.0)(np.zeros((1, 1), np.int8))[0]
         with np.errstate(over="ignore", invalid="ignore"):
-            expected = bias.astype(FLOATS[dtype])
+            expected = bias.astype(numpy_dtype(dtype))
         nan = np.isnan(expected)
         np.testing.assert_array_equal(np.isnan(y), nan)
         kept = (y.view(np.uint16) == expected.view(np.uint16))[~nan]
@@ -220,7 +220,7 @@ def test_torch_floats_in_and_out(dtype, torch):
     # One library's array beside another's, and one that is read-only.
     x.flags.writeable = False
     np.testing.assert_array_equal(linear(x, out, residual=tr).float().numpy(), expected)
-    mixed = np.empty(y.shape, FLOATS[dtype])
+    mixed = np.empty(y.shape, numpy_dtype(dtype))
     np.testing.assert_array_equal(linear(tx, mixed, residual=residual), expected.astype(x.dtype))
     assert linear(tx, tr, residual=tr) is tr
     np.testing.assert_array_equal(tr.float().numpy(), expected)

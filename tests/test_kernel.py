@@ -11,11 +11,10 @@ import pytest
 import quantmm as qmm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from quantmm.compiler import cpu
 from quantmm.compiler.expr import frontend
 from quantmm.errors import UnsupportedError
-from quantmm.schedules.operands import layout_for, operands
-from quantmm.targets.layout import k_blocks
+from quantmm.schedules import plan as plans
+from quantmm.schedules.cpu.plan import k_block_sizes, plan_for
 
 SEEDS = st.integers(0, 2**32)
 
@@ -106,18 +105,18 @@ def test_report_names_what_each_m_uses(target):
 def test_a_weight_whose_last_offset_is_the_last_of_int32(target, monkeypatch):
     # With a smaller int32: the padded weight has one element more than it counts.
     spec = qmm.MatmulSpec(n=64, k=250)
-    elements = math.prod(layout_for(spec, operands(spec, target)).shape)
-    for module in (cpu, frontend):
+    sizes = k_block_sizes(plan_for(spec, target))
+    elements = math.prod(plan_for(spec, target).layout.shape)
+    for module in (plans, frontend):
         monkeypatch.setattr(module, "MAX_ELEMENTS", elements - 1)
     kernel = qmm.compile(spec, target)
     for m in (1, 3, 40):
         run(kernel, m, np.random.default_rng(m))
-    monkeypatch.setattr(cpu, "MAX_ELEMENTS", elements - 2)
-    shorter = k_blocks(250, operands(spec, target).instruction, None, 8)
-    fits = [size for size in shorter if -(-250 // size) * size * 64 < elements]
+    monkeypatch.setattr(plans, "MAX_ELEMENTS", elements - 2)
+    fits = [size for size in sizes if -(-250 // size) * size * 64 < elements]
     if fits:
         assert qmm.compile(spec, target).info.layout.k_block == fits[0]
-    monkeypatch.setattr(cpu, "MAX_ELEMENTS", 64 * 250 - 2)
+    monkeypatch.setattr(plans, "MAX_ELEMENTS", 64 * 250 - 2)
     with pytest.raises(
         UnsupportedError, match=f"is {elements} elements with its padding; expected"
     ):

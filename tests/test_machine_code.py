@@ -9,8 +9,9 @@ import quantmm as qmm
 from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.cpu import emit_code, machine_code
 from quantmm.schedules.cpu import strategies
+from quantmm.schedules.cpu.plan import instruction_for, plan_for
 from quantmm.schedules.cpu.program import fitted
-from quantmm.schedules.operands import instruction_for, layout_for, operands
+from quantmm.targets.target import GEMV_ROWS
 
 SPECIAL = [target for target in qmm.targets.TARGETS if target.instruction.mnemonic]
 FORMATS = {
@@ -30,7 +31,7 @@ def cases():
     for target in SPECIAL:
         for name, fields in FORMATS.items():
             low, high = target.tile_rows[0], target.tile_rows[-2:]
-            tiles = [("gemv", rows) for rows in target.tile_rows if rows <= strategies.GEMV_ROWS]
+            tiles = [("gemv", rows) for rows in target.tile_rows if rows <= GEMV_ROWS]
             heights = [rows for rows in target.tile_rows if rows >= strategies.GEMM_TILE_ROWS]
             tiles += [("gemm", rows) for rows in heights]
             if name != "w8":
@@ -44,11 +45,10 @@ def cases():
 
 def variant_for(spec, target, strategy, rows):
     """The variant for tiles of `rows` rows, and the instruction in the shape that it uses."""
-    chosen = operands(spec, target)
-    layout = layout_for(spec, chosen)
-    instruction = instruction_for(chosen, target, strategy, rows)
-    variant = strategies.variant(target, layout, strategy, instruction, rows)
-    return variant, fitted(instruction, layout, variant.tile), layout
+    plan = plan_for(spec, target)
+    instruction = instruction_for(plan, strategy, rows)
+    variant = strategies.variant(plan, strategy, instruction, rows)
+    return variant, fitted(instruction, plan.layout, variant.tile), plan.layout
 
 
 @pytest.mark.parametrize(("target", "fields", "strategy", "rows"), [*cases()])
@@ -70,7 +70,7 @@ def test_inner_loop(target, fields, strategy, rows):
 
 def code_for(spec, target, variant):
     """The assembly of one variant."""
-    return str(machine_code(spec, target, (variant,)).mod.inspect_source("asm"))
+    return str(machine_code(plan_for(spec, target), (variant,)).mod.inspect_source("asm"))
 
 
 def test_the_checks_see_spills_and_stores():

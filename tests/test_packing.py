@@ -12,9 +12,9 @@ import quantmm as qmm
 from fresh import run
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.compiler.cpu import layout_for, operands
 from quantmm.runtime import linear
 from quantmm.runtime.linear import packed_weight, row_pieces
+from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import CUDA_TARGETS, TARGETS
 from quantmm.targets.cuda_layout import cuda_layout
 
@@ -38,10 +38,10 @@ def layouts(spec):
     """Of every CPU row that has the format, and of GPUs."""
     for target in TARGETS:
         try:
-            chosen = operands(spec, target)
+            plan = plan_for(spec, target)
         except qmm.QuantmmError:
             continue
-        yield layout_for(spec, chosen), chosen.x_offset
+        yield plan.layout, plan.x_offset
     size = spec.group_size if isinstance(spec.group_size, int) else None
     bits = 4 if spec.four_bit_weight else 8
     assert CUDA_TARGETS

@@ -16,7 +16,7 @@ from quantmm.compiler.expr.frontend import arguments
 from quantmm.errors import ArrayError, QuantmmError
 from quantmm.formats.checks import SCALARS, takes
 from quantmm.formats.problem import random_spec
-from quantmm.schedules.operands import Operands
+from quantmm.schedules.cpu.plan import plan_for
 
 
 def as_float32(value: Fraction | float) -> float:
@@ -209,9 +209,9 @@ def test_refuses_what_a_kernel_refuses(fields, given, message):
 def test_takes_the_numbers_that_a_kernel_takes(seed):
     draw = random.Random(seed)
     spec = random_spec(lambda choices: draw.choice(list(choices)), 8, 64)
-    operands = Operands(qmm.targets.find("generic").instruction, 0, 0)
+    plan = plan_for(spec, qmm.targets.find("generic"))
     assert {name for name in SCALARS if takes(name, spec)} == {
-        name for name in arguments(spec, operands) if name in SCALARS
+        name for name in arguments(plan) if name in SCALARS
     }
 
 

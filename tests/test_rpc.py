@@ -23,6 +23,7 @@ from quantmm.bench.contenders import Job
 from quantmm.bench.roofline import Limits
 from quantmm.errors import QuantmmError, RpcError
 from quantmm.schedules import records
+from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import machine
 from quantmm.tuning import candidate, keeping, rpc, stage
 from quantmm.tuning import server as rpc_server
@@ -133,7 +134,7 @@ def test_bench_measures_on_a_server(tracker, server, quantmm):
 
 def test_a_kernel_that_crashes_or_hangs_costs_only_itself(tracker, server, monkeypatch):
     row = targets.host()
-    content = candidate.Builder().candidate(SPEC, row, default_choice(SPEC, row, M))
+    content = candidate.Builder().candidate(SPEC, row, default_choice(plan_for(SPEC, row), M))
     crashing = f"few_tiles {tuning_faults.CRASHES} "
     hanging = f"few_tiles {tuning_faults.HANGS} "
     (board,) = rpc.connect(tracker, KEY, bench="tuning_faults:Bench")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.compiler.cpu import choose, kernel_of
+from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.strategies import WINOGRAD
-from quantmm.schedules.operands import layout_for, operands
 
 ROWS = [row for row in qmm.targets.TARGETS if row.winograd_rows]
 
@@ -21,10 +21,10 @@ def runnable(row):
 
 def only(strategy, spec, row, m):
     """A kernel that has nothing but the strategy's function for `m` rows."""
-    layout = layout_for(spec, operands(spec, row))
-    choices = [each for each in choose(spec, row, layout) if each[0].strategy == strategy]
-    best = min(choices, key=lambda each: each[0].cost_of(m, layout.n_blocks))
-    return kernel_of(spec, row, layout, [best])
+    plan = plan_for(spec, row)
+    choices = [each for each in choose(plan) if each[0].strategy == strategy]
+    best = min(choices, key=lambda each: each[0].cost_of(m, plan.layout.n_blocks))
+    return kernel_of(plan, [best])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -27,7 +27,7 @@ FIELDS = [
     ("activation_scale", "group", "activation_scale='group'"),
     ("input", "float64", "input='float64'"),
     ("out", "int16", "out='int16'"),
-    ("activation_fn", "tanh", "activation_fn='tanh'"),
+    ("activation_fn", "softmax", "activation_fn='softmax'"),
     ("bias", 1, "bias=1; expected True or False"),
     ("dynamic", True, "needs input="),
 ]

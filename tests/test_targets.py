@@ -10,7 +10,9 @@ from quantmm import targets
 from quantmm.compiler.cpu import choose_variants
 from quantmm.errors import TargetError, UnsupportedError
 from quantmm.schedules.cpu import strategies
-from quantmm.schedules.operands import layout_for, operands
+from quantmm.schedules.cpu.plan import plan_for
+from quantmm.schedules.cpu.program import WINOGRAD
+from quantmm.targets.target import GEMV_ROWS
 
 SPEC = qmm.MatmulSpec(n=16, k=64, m=2, out="int32")
 
@@ -79,24 +81,34 @@ def test_a_weight_beyond_int32_offsets():
         qmm.compile(qmm.MatmulSpec(n=1 << 17, k=1 << 15))
 
 
+def test_rows_that_share_the_names_of_instructions_compile_in_one_process():
+    # A chip with half the vectors of another, made by replacing fields of its row.
+    row = targets.find("x86-avx512vnni")
+    narrow = tuple(dataclasses.replace(each, lanes=8) for each in row.instructions)
+    other = dataclasses.replace(row, name="narrow", instructions=narrow, vector_bytes=32)
+    spec = qmm.MatmulSpec(n=64, k=64)
+    for target in (row, other, row, other):
+        kernel = qmm.compile(spec, target, cache=False)
+        assert kernel.info.layout.lanes == target.instruction.lanes
+
+
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("group_size", [None, 128])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_tiles_fit_the_register_file(target, bits, group_size):
     spec = qmm.MatmulSpec(n=256, k=512, weight=f"int{bits}", group_size=group_size)
-    chosen = operands(spec, target)
-    layout = layout_for(spec, chosen)
-    variants = choose_variants(spec, target, layout)
-    usual = [v for v in variants if v.strategy != strategies.WINOGRAD]
+    plan = plan_for(spec, target)
+    variants = choose_variants(plan)
+    usual = [v for v in variants if v.strategy != WINOGRAD]
     assert sorted({v.tile.rows for v in usual}) == [*target.tile_rows]
     assert len(variants) == len(usual) + (len(target.winograd_rows) if bits == 8 else 0)
     for m in (1, 2, 3, 4, 5, 17, 1000):
         serving = {v.strategy for v in usual if v.serves(m)}
-        assert serving == {"gemv" if m <= strategies.GEMV_ROWS else "gemm"}
+        assert serving == {"gemv" if m <= GEMV_ROWS else "gemm"}
     for v in variants:
         spilled = v.strategy == "gemv" or v.tile.blocks == 2
-        sums = 2 if layout.groups > 1 and not spilled else 1
-        taken = strategies.registers(target, layout, v.instruction, v.tile, sums)
+        sums = 2 if plan.layout.groups > 1 and not spilled else 1
+        taken = strategies.registers(plan, v.instruction, v.tile, sums)
         assert taken <= strategies.budget(target, v.instruction) or v.tile.blocks == 1
 
 

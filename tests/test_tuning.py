@@ -31,6 +31,7 @@ from quantmm.errors import RecordError, RpcError, SpecError, ToolError, TuningEr
 from quantmm.formats.named import FORMATS
 from quantmm.runtime.info import Function
 from quantmm.schedules import cuda_records, records
+from quantmm.schedules.cpu.plan import instructions_of, plan_for
 from quantmm.schedules.cpu.program import Parameters
 from quantmm.schedules.cpu.space import of_trace
 from quantmm.tuning import (
@@ -155,7 +156,7 @@ def test_what_fails_costs_only_itself(tmp_path, propose, monkeypatch):
 
 def test_a_default_that_does_not_work(tmp_path, monkeypatch):
     broken = dataclasses.replace(
-        default_choice(SPEC, ROW, M).parameters, few_tiles=tuning_faults.IS_WRONG
+        default_choice(plan_for(SPEC, ROW), M).parameters, few_tiles=tuning_faults.IS_WRONG
     )
     monkeypatch.setattr(run, "default_choice", lambda *_: Choice("gemm", 64, broken))
     with pytest.raises(TuningError, match=f"the default kernel failed for m={M}: wrong for"):
@@ -266,14 +267,14 @@ def test_what_was_measured_is_kept_before_the_best_race_again(tmp_path, monkeypa
     (database,) = records.databases(tmp_path)
     kept = {trial.choice.name for trial in Database(database).trials() if trial.seconds}
     assert len(raced) > 3
-    assert kept == raced - {DEFAULT} | {default_choice(SPEC, ROW, M).name}
+    assert kept == raced - {DEFAULT} | {default_choice(plan_for(SPEC, ROW), M).name}
 
 
 def test_a_later_failure_counts_and_a_later_time_does_not(copy):
     (path,) = records.databases(copy)
 
     def remembered():
-        default = default_choice(SPEC, ROW, M)
+        default = default_choice(plan_for(SPEC, ROW), M)
         problem = Problem(SPEC, ROW, M, 0, 1, Database(path), 1e-6, default)
         search = Search(SPEC, ROW, M, 0, 4)
         run.remember(problem, search)
@@ -519,6 +520,28 @@ def test_other_specs_rows_and_threads_have_no_record(log):
     assert records.find(SPEC, ROW, 2, log, any_record=True) is not None
 
 
+def test_fields_that_are_added_to_a_row_change_no_digest():
+    wider = dataclasses.make_dataclass(
+        "Wider", [("more", int, dataclasses.field(default=0))], bases=(targets.Target,), frozen=True
+    )
+    fields = {each.name: getattr(ROW, each.name) for each in dataclasses.fields(ROW)}
+    assert records.digest_of(wider(**fields)) == records.digest_of(ROW)
+    assert records.digest_of(wider(**fields, more=1)) != records.digest_of(ROW)
+    assert records.digest_of(dataclasses.replace(ROW, description="")) == records.digest_of(ROW)
+
+
+def test_a_record_depends_on_the_instructions_that_its_code_has(log):
+    used = instructions_of(plan_for(SPEC, ROW))
+    x_dtype = {"int8": "uint8", "uint8": "int8"}[used[0].x_dtype]
+    other = dataclasses.replace(used[0], name="another", x_dtype=x_dtype, weight_bits=(4,))
+    beside = dataclasses.replace(ROW, instructions=(*ROW.instructions, other))
+    assert records.find(SPEC, beside, 1, log) is not None
+    slower = [dataclasses.replace(each, slots=each.slots * 2) for each in ROW.instructions]
+    changed = dataclasses.replace(ROW, instructions=tuple(slower))
+    with pytest.warns(RuntimeWarning, match=f"it is for other instructions of {ROW.name}"):
+        assert records.find(SPEC, changed, 1, log) is None
+
+
 def test_a_log_that_is_not_there(tmp_path):
     with pytest.raises(RecordError, match=r"no log at .*nowhere; expected a folder that tuning"):
         qmm.compile(SPEC, log=tmp_path / "nowhere")
@@ -615,16 +638,16 @@ def test_there_is_a_default_for_every_benchmark_shape(row):
     shapes = {*itertools.product(specs, (1, 2, 7, 16, 512, 2048))}
     shapes |= {(job.spec, job.m) for section in check.SECTIONS for job in section.jobs(1)}
     for spec, m in shapes:
-        default = default_choice(spec, row, m)
-        assert candidate.why_not(spec, row, default) is None
-        assert default.k_block == candidate.layout_of(spec, row).k_block
+        default = default_choice(plan_for(spec, row), m)
+        assert candidate.why_not(plan_for(spec, row), default) is None
+        assert default.k_block == plan_for(spec, row).layout.k_block
 
 
 def test_every_space_has_the_default(row):
     for fields, m in itertools.product(FORMATS.values(), (1, 4, 16, 512)):
         spec = qmm.MatmulSpec(n=768, k=768, **fields)
         search = Search(spec, row, m, 0, 4)
-        default = default_choice(spec, row, m)
+        default = default_choice(plan_for(spec, row), m)
         assert of_trace(search.trace(default)) == default.decisions()
 
 
@@ -641,7 +664,7 @@ def test_the_search_learns():
         for _ in range(6):
             batches.append([each for each, _ in search.propose()])
             for each in batches[-1]:
-                assert candidate.why_not(spec, search.row, each) is None
+                assert candidate.why_not(search.plan, each) is None
                 search.tell(each, [seconds(each)])
         found.append(batches)
     assert found[0] == found[1]
@@ -1094,7 +1117,9 @@ def test_merging_joins_the_m_of_both_records(halves, tmp_path, order, date):
 def test_a_run_keeps_what_another_one_found_meanwhile(halves):
     fields, (first, _) = halves
     (path,) = records.databases(first)
-    problem = Problem(SPEC, ROW, M, 0, 1, Database(path), 1.0, default_choice(SPEC, ROW, M))
+    problem = Problem(
+        SPEC, ROW, M, 0, 1, Database(path), 1.0, default_choice(plan_for(SPEC, ROW), M)
+    )
     name = verdict.write(problem, without(fields, 40))
     assert name == f"{path}:2"
     assert rows_of(json.loads(lines(first, records.KERNELS)[-1])) == rows_of(fields)
@@ -1196,6 +1221,15 @@ def test_texts_of_before_keep_their_meaning(tmp_path):
     assert written[:2] == texts[1:3]
 
 
-def test_the_logs_that_come_with_quantmm_are_whole():
-    if records.databases(records.SHIPPED):
-        assert keeping.check(records.SHIPPED) == []
+def test_the_logs_that_come_with_quantmm_are_whole_and_apply():
+    assert records.databases(records.SHIPPED)
+    assert keeping.check(records.SHIPPED) == []
+
+
+@pytest.mark.parametrize("name", ["schedule", "target_digest", "format"])
+def test_checking_a_log_says_that_none_of_it_applies(copy, name):
+    (database,) = records.databases(copy)
+    path = database / records.HEADER
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "0"}))
+    (found,) = keeping.check(copy)
+    assert f"none of its records applies: {name} is '0', here" in found

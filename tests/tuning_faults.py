@@ -10,6 +10,7 @@ import os
 import signal
 import time
 
+from quantmm.schedules.cpu.plan import plan_for
 from quantmm.tuning import candidate, measure
 
 CRASHES_COMPILER, HANGS_COMPILER, FAILS_TO_BUILD = 100, 101, 102
@@ -32,11 +33,11 @@ class Builder(candidate.Builder):
     def mislabelled(self, spec, row, choice, **other):
         """A kernel of another spec that says it were one of `spec`."""
         different = dataclasses.replace(spec, **other)
-        layout = candidate.layout_of(different, row)
-        variant = candidate.variant_of(different, row, choice)
-        choices = [(variant, self._build.function_of(variant, layout))]
-        kernel = self._build.kernel_of(different, row, layout, choices)
-        layout = candidate.layout_of(spec, row, choice.k_block)
+        plan = plan_for(different, row)
+        variant = candidate.variant_of(plan, choice)
+        choices = [(variant, self._cpu.function_of(variant, plan.layout))]
+        kernel = self._cpu.kernel_of(plan, choices)
+        layout = plan_for(spec, row, choice.k_block).layout
         kernel.info = dataclasses.replace(kernel.info, spec=spec, layout=layout)
         return candidate.content_of(kernel)
 

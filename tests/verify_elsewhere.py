@@ -78,9 +78,10 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--targets", nargs="+", default=[row.name for row in lacking])
     arguments = parser.parse_args()
-    problems = [random_problem(seed) for seed in range(arguments.problems)]
     for name in arguments.targets:
-        foreign = qmm.targets.find(name).architecture == "aarch64"
+        row = qmm.targets.find(name)
+        problems = [random_problem(row, seed) for seed in range(arguments.problems)]
+        foreign = row.architecture == "aarch64"
         way = under_qemu if foreign else with_instructions_in_software
         how, answers = way(name, problems)
         for problem, wrong in zip(problems, answers, strict=True):

@@ -6,7 +6,6 @@ Building runs in a child process: the compiler of a candidate may abort, and nev
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 from ..formats.spec import MatmulSpec
 from ..runtime.kernel import Kernel
 from ..schedules.cpu import strategies
+from ..schedules.cpu.plan import CpuPlan, instruction_for, plan_for, with_k_block
 from ..schedules.cpu.program import Parameters
 from ..schedules.cpu.strategies import Variant
-from ..schedules.operands import instruction_for, layout_for, operands
 from ..schedules.records import Record
-from ..targets import Target, WeightLayout
+from ..targets import Target
 
 
 @dataclass(frozen=True)
@@ -55,40 +54,25 @@ class Choice:
         )
 
 
-def layout_of(spec: MatmulSpec, row: Target, k_block: int | None = None) -> WeightLayout:
-    """The layout of the spec's weight, the default one or with other blocks of K."""
-    return layout_for(spec, operands(spec, row), k_block)
-
-
-def default_choice(spec: MatmulSpec, row: Target, m: int) -> Choice:
+def default_choice(plan: CpuPlan, m: int) -> Choice:
     """What a kernel without a record computes `m` rows with."""
-    chosen = operands(spec, row)
-    layout = layout_for(spec, chosen)
-    every = strategies.variants(row, layout, functools.partial(instruction_for, chosen, row))
-    fit = (variant for variant in every if variant.serves(m))
+    layout = plan.layout
+    fit = (variant for variant in strategies.variants(plan) if variant.serves(m))
     best = min(fit, key=lambda v: v.cost_of(m, layout.n_blocks))
     return Choice(best.strategy, layout.k_block, best.parameters)
 
 
-def variant_of(spec: MatmulSpec, row: Target, choice: Choice) -> Variant:
-    """The function that a choice stands for."""
-    rows = choice.parameters.rows
-    instruction = instruction_for(operands(spec, row), row, choice.strategy, rows)
+def variant_of(plan: CpuPlan, choice: Choice) -> Variant:
+    """The function that a choice stands for, of a plan with its block of K."""
+    instruction = instruction_for(plan, choice.strategy, choice.parameters.rows)
     assert instruction is not None, "what `why_not` refuses"
-    layout = layout_of(spec, row, choice.k_block)
-    return strategies.tuned(row, layout, instruction, choice.strategy, choice.parameters)
+    return strategies.variant_with(plan, instruction, choice.strategy, choice.parameters)
 
 
-def why_not(spec: MatmulSpec, row: Target, choice: Choice) -> str | None:
+def why_not(plan: CpuPlan, choice: Choice) -> str | None:
     """Why a choice has no code; None when it has."""
-    chosen = operands(spec, row)
-    return strategies.why_not(
-        row,
-        layout_for(spec, chosen, choice.k_block),
-        functools.partial(instruction_for, chosen, row),
-        choice.strategy,
-        choice.parameters,
-    )
+    with_its_block = with_k_block(plan, choice.k_block)
+    return strategies.why_not(with_its_block, choice.strategy, choice.parameters)
 
 
 class Builder:
@@ -101,10 +85,10 @@ class Builder:
 
     def candidate(self, spec: MatmulSpec, row: Target, choice: Choice) -> bytes:
         """A kernel file with the one function of `choice`, for every M."""
-        layout = layout_of(spec, row, choice.k_block)
-        variant = variant_of(spec, row, choice)
-        function = self._cpu.function_of(variant, layout)
-        return content_of(self._cpu.kernel_of(spec, row, layout, [(variant, function)]))
+        plan = plan_for(spec, row, choice.k_block)
+        variant = variant_of(plan, choice)
+        function = self._cpu.function_of(variant, plan.layout)
+        return content_of(self._cpu.kernel_of(plan, [(variant, function)]))
 
     def kernel(self, spec: MatmulSpec, row: Target, record: Record | None) -> bytes:
         """A kernel file with all functions that `compile` would give it."""

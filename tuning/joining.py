@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import RecordError
 from ..formats.spec import MatmulSpec
-from ..runtime.arrays import MAX_ELEMENTS
 from ..schedules import cuda_records, records
+from ..schedules.plan import MAX_ELEMENTS
 from ..schedules.records import DAMAGE
 from ..targets import CudaTarget, Target
 
@@ -30,6 +30,8 @@ def joined(newer: Fields, older: Fields, row: Target | CudaTarget) -> dict[str, 
         if isinstance(row, CudaTarget):
             both = [cuda_records.parsed("", json.dumps(each)) for each in (older, newer)]
             return dict(json.loads(cuda_records.as_line(spec, [*both[0], *both[1]])))
+        if newer["instructions"] != older["instructions"]:
+            return dict(newer)
         fields = carried(newer, older)
         records.parsed("", json.dumps(fields), spec, row)
     except (RecordError, *DAMAGE):

@@ -126,6 +126,8 @@ def check(log: Path) -> list[str]:
         except QuantmmError as error:
             found.append(str(error))
             continue
+        if reason := why_none_applies(header, row):
+            found.append(f"{path}: none of its records applies: {reason}")
         workloads = {line - 1 for line, _ in database.read(WORKLOADS, workload_fields)}
         for number, (workload, _, _) in database.read(TRIALS, parse_trial):
             if workload not in workloads:
@@ -144,6 +146,17 @@ def check(log: Path) -> list[str]:
                 found.append(str(error))
         found += map(str, database.damage)
     return found
+
+
+def why_none_applies(
+    header: dict[str, Any], row: targets.Target | targets.CudaTarget
+) -> str | None:
+    """Why no machine would use a database with this header; None when the one that it names may."""
+    if isinstance(row, targets.CudaTarget):
+        here = cuda_records.header(row.name, cuda_versions(), header.get("gpu"))
+    else:
+        here = records.header(row, header.get("threads", 0)) | {"cpu": header.get("cpu")}
+    return records.why_not(header, here)
 
 
 def workload_fields(line: Any) -> tuple[str, str]:

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..formats.spec import MatmulSpec
+from ..schedules.cpu.plan import CpuPlan, with_k_block
 from ..schedules.cpu.strategies import registers
-from ..targets import Target
 from .candidate import Choice, variant_of
-from .candidate import layout_of as layout_of_choice
 
 #: Distance in features at which two choices tell half as much of each other, and the share of the
 #: variance of measured logarithms that is noise.
@@ -25,10 +23,11 @@ LENGTH, NOISE = 1.5, 0.01
 CURIOSITY = 1.0
 
 
-def features(spec: MatmulSpec, row: Target, m: int, choice: Choice) -> list[float]:
+def features(plan: CpuPlan, m: int, choice: Choice) -> list[float]:
     """Numbers that say what a choice does to registers, caches and padding."""
     p = choice.parameters
-    variant, layout = variant_of(spec, row, choice), layout_of_choice(spec, row, choice.k_block)
+    plan = with_k_block(plan, choice.k_block)
+    variant, layout = variant_of(plan, choice), plan.layout
     tiles = -(-m // p.rows)
     sums = 2 if layout.groups > 1 else 1
     return [
@@ -44,7 +43,7 @@ def features(spec: MatmulSpec, row: Target, m: int, choice: Choice) -> list[floa
         math.log2(choice.k_block) / 2,
         math.log2(p.k_passes),
         2.0 * p.rows_inner,
-        registers(row, layout, variant.instruction, p.tile, sums) / 16,
+        registers(plan, variant.instruction, p.tile, sums) / 16,
         4.0 * (tiles * p.rows / m - 1),
     ]
 

@@ -27,6 +27,7 @@ from ..formats.named import weight_bytes
 from ..formats.spec import MatmulSpec, as_size, as_whole
 from ..runtime.tvm_runtime import without_torch
 from ..schedules import records
+from ..schedules.cpu.plan import plan_for
 from ..schedules.records import FAILURES, TRIALS
 from ..targets import Target, machine
 from .candidate import Choice, default_choice
@@ -118,6 +119,7 @@ def tune(
         database = database_for(path, {**header, "llvm": codegen.llvm_version_major()})
         limit = active.limits(row, count)
         active.start()
+        plan = plan_for(spec, row)
         problems = [
             Problem(
                 spec,
@@ -127,7 +129,7 @@ def tune(
                 count,
                 database,
                 floor_of(spec, rows, limit),
-                default_choice(spec, row, rows),
+                default_choice(plan, rows),
             )
             for rows in sorted({*m, *concluded(database, spec)})
         ]

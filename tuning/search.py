@@ -28,11 +28,10 @@ from tvm.s_tir.schedule import Trace
 from ..compiler.llvm import llvm_target
 from ..formats.spec import MatmulSpec, stored_as
 from ..schedules.cpu import gemm, gemv, winograd
+from ..schedules.cpu.plan import CpuPlan, instruction_for, k_block_sizes, plan_for
+from ..schedules.cpu.program import WINOGRAD
 from ..schedules.cpu.space import Scope, of_trace
-from ..schedules.cpu.strategies import WINOGRAD
-from ..schedules.operands import instruction_for, operands
 from ..targets import Target
-from ..targets.layout import k_blocks
 from . import candidate
 from .candidate import Choice
 from .log import FAILED_SECONDS
@@ -81,37 +80,35 @@ def text_of(spec: MatmulSpec) -> str:
     return json.dumps(fields)
 
 
-def strategies(spec: MatmulSpec, row: Target, m: int) -> tuple[str, ...]:
+def strategies(plan: CpuPlan, m: int) -> tuple[str, ...]:
     """Those that may be the best for `m` rows."""
     few = ("gemv",) if m <= gemv.MOST_ROWS else ()
-    has_winograd = instruction_for(operands(spec, row), row, WINOGRAD, m) is not None
+    has_winograd = instruction_for(plan, WINOGRAD, m) is not None
     return "gemm", *few, *((WINOGRAD,) if has_winograd else ())
 
 
-def scope_of(spec: MatmulSpec, row: Target, m: int) -> Scope:
+def scope_of(plan: CpuPlan, m: int) -> Scope:
     """What the spaces depend on."""
-    chosen = operands(spec, row)
-    layout = candidate.layout_of(spec, row)
-    sizes = k_blocks(spec.k, chosen.instruction, layout.group_size, layout.bits)
-    rows = []
+    row, rows = plan.target, []
     for count in sorted({*range(1, MOST_ROWS + 1), *row.tile_rows}):
-        instruction = instruction_for(chosen, row, "gemm", count)
+        instruction = instruction_for(plan, "gemm", count)
         assert instruction is not None
         fragments = -(-count // instruction.rows)
         if count % (fragments if instruction.shapes else instruction.rows) == 0:
             rows.append(count)
         if count >= m and rows:
             break
-    usual = candidate.default_choice(spec, row, m).decisions()
-    return Scope(row, layout, m, usual, tuple(reversed(rows)), tuple(sizes[:MOST_K_BLOCKS]))
+    usual = candidate.default_choice(plan, m).decisions()
+    sizes = tuple(k_block_sizes(plan)[:MOST_K_BLOCKS])
+    return Scope(row, plan.layout, m, usual, tuple(reversed(rows)), sizes)
 
 
 class Search:
     """Proposes choices for `m` rows of a spec, and learns from what is said of them."""
 
     def __init__(self, spec: MatmulSpec, row: Target, m: int, seed: int, batch: int) -> None:
-        self.spec, self.row, self.m = spec, row, m
-        self.scope = scope_of(spec, row, m)
+        self.plan, self.m = plan_for(spec, row), m
+        self.scope = scope_of(self.plan, m)
         self.module = workload(spec, m)
         self.target = llvm_target(row)
         self.model = Model()
@@ -126,8 +123,7 @@ class Search:
         """A context with the evolutionary strategy."""
         space = ms.space_generator.ScheduleFn(
             lambda sch: [
-                self.schedule(strategy, None)
-                for strategy in strategies(self.spec, self.row, self.m)
+                self.schedule(strategy, None) for strategy in strategies(self.plan, self.m)
             ],
             sch_rules=[],
             postprocs=[HasCode(self.allows)],
@@ -171,7 +167,7 @@ class Search:
 
     def allows(self, choice: Choice) -> bool:
         """Whether a choice has code."""
-        return candidate.why_not(self.spec, self.row, choice) is None
+        return candidate.why_not(self.plan, choice) is None
 
     def propose(self) -> Iterator[tuple[Choice, ms.MeasureCandidate]]:
         """Choices that nothing is known of, a batch at most; none when the space is searched."""
@@ -223,7 +219,7 @@ class Search:
 
     def _features_of(self, choice: Choice) -> list[float]:
         if choice not in self._features:
-            self._features[choice] = features(self.spec, self.row, self.m, choice)
+            self._features[choice] = features(self.plan, self.m, choice)
         return self._features[choice]
 
 

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TuningError
-from ..runtime.arrays import MAX_ELEMENTS
 from ..runtime.info import KernelInfo
 from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import parsed
 from ..runtime.library import library_of
 from ..schedules import records
+from ..schedules.cpu.plan import plan_for
+from ..schedules.plan import MAX_ELEMENTS
 from ..schedules.records import DAMAGE, KERNELS, Record, Tuned, as_line
-from .candidate import Choice, layout_of
+from .candidate import Choice
 from .joining import joined
 from .stage import DEFAULT, Board, Session, Stage, difference
 from .staging import built, built_default, check_default, stage_with
@@ -46,7 +47,8 @@ CHECKED_OPERATIONS = 4e10
 def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun: float) -> Tuning:
     """Decide, write the record, and say what came out."""
     first = problems[0]
-    usual = layout_of(first.spec, first.row).k_block
+    plan = plan_for(first.spec, first.row)
+    usual = plan.layout.k_block
     k_block = best_layout(problems, usual)
     outcomes = finals(session, problems, k_block, usual, watch)
     if outcomes is None:  # the other layout is not better for every M
@@ -59,7 +61,7 @@ def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun:
         tuned = tuple(tuned_of(outcome) for outcome in outcomes if outcome.choice)
     record = Record("", k_block, tuned)
     line = as_line(
-        first.spec,
+        plan,
         record,
         date=datetime.date.today().isoformat(),
         measured=[

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ... import targets
+from ...formats.integers import INTEGERS
 from ...formats.named import weight_bytes
 from ...formats.spec import MatmulSpec
 from ...targets import Target
@@ -109,7 +110,7 @@ class Job:
     @property
     def bits(self) -> int:
         """Of a weight, 8 or 4."""
-        return 4 if self.spec.four_bit_weight else 8
+        return INTEGERS[self.spec.weight].bits
 
     @property
     def group(self) -> int | None:

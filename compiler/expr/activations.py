@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ...formats.spec import INTEGER_RANGE, MatmulSpec
-from ...schedules.operands import Operands, needs_x_sum
+from ...formats.integers import INTEGERS
+from ...formats.spec import MatmulSpec
+from ...schedules.cpu.plan import CpuPlan
 from ...targets import Chip, Instruction, Target, WeightLayout
 from . import functions
 
@@ -75,17 +76,10 @@ class Packed:
     own: Callable[..., Expr] | None = None
 
 
-def pack(
-    spec: MatmulSpec,
-    layout: WeightLayout,
-    target: Target,
-    chosen: Operands,
-    rows: Rows,
-    inputs: dict[str, te.Tensor],
-) -> Packed:
+def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
     """X of `inputs` in the order in which a tile reads it."""
+    spec, layout, target, one = plan.spec, plan.layout, plan.target, plan.instruction
     stages: dict[str, te.Tensor] = {}
-    one = chosen.instruction
     scale, zero_point = scales(spec, target, rows, inputs, stages)
 
     def byte(o: Expr, i: Expr, r: Expr, start: Expr, kk: Expr) -> Expr:
@@ -95,18 +89,18 @@ def pack(
         if spec.packed_activation:
             half = layout.k_block // 2
             nibble = x[row, start // 2 + kk % half].astype("int32") >> (kk // half * 4) & 15
-            return ((nibble ^ 8) + (chosen.x_offset - 8)).astype(dtype)
+            return ((nibble ^ 8) + (plan.x_offset - 8)).astype(dtype)
         value = x[row, start + kk]
         if spec.input is None:
             # The other sign of a byte is its upper bit.
             value = value.astype(dtype)
             return (
                 value ^ tirx.const(-128 if dtype == "int8" else 128, dtype)
-                if chosen.x_offset
+                if plan.x_offset
                 else value
             )
         zero = None if zero_point is None else zero_point(o, i, r)
-        return quantized(spec, target, value, scale(o, i, r), zero, chosen.x_offset).astype(dtype)
+        return quantized(spec, target, value, scale(o, i, r), zero, plan.x_offset).astype(dtype)
 
     def at_position(o: Expr, i: Expr, kb: Expr, r: Expr, kk: Expr) -> Expr:
         return in_blocks(layout, kb, kk, lambda start, at: byte(o, i, r, start, at), one.x_dtype)
@@ -127,10 +121,10 @@ def pack(
         index = at if one.form == "bytes" else (*place, kk // one.depth, kk % one.depth)
         return xq[index].astype("int32")
 
-    if needs_x_sum(spec, chosen):
+    if plan.needs_x_sum:
         # With zero points the weight's part of the correction differs from column to column;
         # without, these are the correction.
-        factor = 1 if spec.weight_zero_point else -chosen.w_offset
+        factor = 1 if spec.weight_zero_point else -plan.w_offset
         # A matrix instruction's activations lie in pieces of its depth.
         piece = layout.k_block if one.rows == 1 else one.depth
         stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_sum", factor)
@@ -304,7 +298,7 @@ def own_range(
     """Scale and zero point of every row from its own range, as `quantize` finds them."""
     given_as = spec.input
     assert given_as is not None
-    least, greatest = INTEGER_RANGE[spec.activation]
+    least, greatest = INTEGERS[spec.activation].range
     k = te.reduce_axis((0, spec.k), "k")
 
     def raw(o: Expr, i: Expr, r: Expr, at: Expr) -> Expr:

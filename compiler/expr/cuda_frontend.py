@@ -30,10 +30,10 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from ...formats.spec import MatmulSpec, stored_as
+from ...schedules.cuda.plan import CudaPlan
 from ...schedules.cuda.program import FRAGMENT_ROWS, CudaProgram, CudaTile
-from ...schedules.operands import Operands, needs_w_sum
+from ...schedules.plan import x_sign
 from ...targets import Instruction
-from ...targets.cuda import CudaTarget
 from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
 from . import fragments
 from .activations import Packed, PerRow, Rows, given, quantized, scales
@@ -44,34 +44,31 @@ from .frontend import counted
 Element = Callable[..., Expr]
 
 
-def needs_x_sum(spec: MatmulSpec) -> bool:
-    """Whether sums of the activations enter the correction."""
-    return spec.weight_zero_point
-
-
-def prepared(spec: MatmulSpec) -> tuple[str, ...]:
+def prepared(plan: CudaPlan) -> tuple[str, ...]:
     """What `prepare` writes, in the order of its last arguments."""
+    spec = plan.spec
     needed = {
         "xq": True,
         "x_scale": spec.dynamic,
         "x_zero_point": spec.dynamic and spec.activation_zero_point,
-        "x_sum": needs_x_sum(spec),
+        "x_sum": plan.needs_x_sum,
     }
     return tuple(name for name in needed if needed[name])
 
 
-def arguments(spec: MatmulSpec, operands: Operands) -> tuple[str, ...]:
+def arguments(plan: CudaPlan) -> tuple[str, ...]:
     """Names of the multiplication's array arguments in order."""
+    spec = plan.spec
     scaled = spec.out != "int32"
     needed = {
         "x": True,
         "w": True,
-        "w_sum": needs_w_sum(spec, operands),
+        "w_sum": plan.needs_w_sum,
         "w_zero_point": spec.weight_zero_point,
         "w_scale": scaled,
         "x_scale": scaled,
         "x_zero_point": spec.activation_zero_point,
-        "x_sum": needs_x_sum(spec),
+        "x_sum": plan.needs_x_sum,
         "bias": spec.bias,
         "residual": spec.residual,
         "out_scale": spec.requantized,
@@ -81,13 +78,14 @@ def arguments(spec: MatmulSpec, operands: Operands) -> tuple[str, ...]:
     return tuple(name for name in needed if needed[name])
 
 
-def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.PrimFunc:
+def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     """X as the kernels read it, row by row.
 
     Arguments: x (M, k) as the caller has it; x_scale and x_zero_point (1,) or (M,) where they are
     given and X arrives as floats; then what `prepared` names: xq (M, x_columns), x_scale (M,)
     float32, x_zero_point (M,) int32, x_sum (M, sum_columns) int32.
     """
+    spec, layout, target = plan.spec, plan.layout, plan.target
     m = tirx.Var("m", "int32")
     rows = Rows(m, tirx.const(1, "int32"), m, 1)
     given_columns = -(-spec.k // 2) if spec.packed_activation else spec.k
@@ -103,7 +101,7 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
     zero_point: PerRow | None = None
     if spec.input is not None:
         scale, zero_point = scales(spec, target, rows, inputs, stages)
-    dtype = "uint8" if spec.activation == "uint8" else "int8"
+    dtype = x_sign(spec)
 
     def integer(row: Expr, k: Expr) -> Expr:
         if spec.packed_activation:
@@ -139,7 +137,7 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
     if spec.dynamic and zero_point is not None:
         found = te.compute((m,), lambda row: zero_point(zero, row, zero), "x_zero_point")
         outputs["x_zero_point"] = found
-    if needs_x_sum(spec):
+    if plan.needs_x_sum:
         k = te.reduce_axis((0, padded), "k")
 
         def sum_of(row: Expr, g: Expr) -> Expr:
@@ -153,16 +151,10 @@ def prepare(spec: MatmulSpec, layout: CudaLayout, target: CudaTarget) -> tirx.Pr
         read.append(inputs["x_scale"])
         if spec.activation_zero_point:
             read.append(inputs["x_zero_point"])
-    return te.create_prim_func([*read, *(outputs[name] for name in prepared(spec))])
+    return te.create_prim_func([*read, *(outputs[name] for name in prepared(plan))])
 
 
-def multiply(
-    spec: MatmulSpec,
-    layout: CudaLayout,
-    target: CudaTarget,
-    instruction: Instruction,
-    tile: CudaTile,
-) -> CudaProgram:
+def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaProgram:
     """The products and the epilogue in tiles of `tile.rows` x `tile.blocks` * 8.
 
     Shapes of the arguments: x (M, x_columns / piece, piece); w `layout.shape`; w_sum int32,
@@ -170,7 +162,8 @@ def multiply(
     (1,) or (M,); x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in
     tiles.
     """
-    operands = Operands(instruction, 0, 0)
+    spec, layout = plan.spec, plan.layout
+    plan = dataclasses.replace(plan, instruction=instruction)
     instruction = of_a_step(instruction)
     m, mi = tirx.Var("m", "int32"), tirx.Var("mi", "int32")
     rows = Rows(m, tirx.const(1, "int32"), mi, tile.rows)
@@ -181,11 +174,11 @@ def multiply(
     def block(nb: Expr) -> Expr:
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
 
-    packed = Packed({}, *given_numbers(spec, rows, inputs))
+    packed = Packed({}, *given_numbers(plan, rows, inputs))
     parts = layout.groups if layout.groups > 1 else tile.warps[2]
     sums = products(layout, instruction, rows, tile, parts, inputs, shape, block)
     part = te.reduce_axis((0, parts), "part")
-    ending = Epilogue(spec, target, operands, packed, inputs, block)
+    ending = Epilogue(plan, packed, inputs, block)
 
     def exact_products(p: Expr | int, at: tuple[Expr, ...]) -> Expr:
         o, i, *place = at
@@ -227,7 +220,7 @@ def multiply(
 
     results = te.compute(y_shape, result, "results")
     y = te.compute(y_shape, lambda *at: results[at], "y")
-    ordered = [inputs[name] for name in arguments(spec, operands)[:-1]]
+    ordered = [inputs[name] for name in arguments(plan)[:-1]]
     func = te.create_prim_func([*ordered, y, mi])
     return CudaProgram(func, layout, instruction, tile, parts)
 
@@ -239,13 +232,14 @@ def of_a_step(instruction: Instruction) -> Instruction:
 
 
 def given_numbers(
-    spec: MatmulSpec, rows: Rows, inputs: dict[str, te.Tensor]
+    plan: CudaPlan, rows: Rows, inputs: dict[str, te.Tensor]
 ) -> tuple[PerRow, PerRow | None, Element | None]:
     """Scale, zero point and sums of a row of X, which are arguments whatever found them."""
+    spec = plan.spec
     zero_point = sums = None
     if spec.activation_zero_point:
         zero_point = given(spec, rows, inputs["x_zero_point"])
-    if needs_x_sum(spec):
+    if plan.needs_x_sum:
         sums = lambda o, i, g, r: inputs["x_sum"][rows.at(o, i, r), g]  # noqa: E731
     return given(spec, rows, inputs["x_scale"]), zero_point, sums
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te
 from tvm.ir import Expr
 
 from ...formats.spec import MatmulSpec
-from ...schedules.operands import Operands, needs_w_own, needs_w_sum, needs_x_own, needs_x_sum
+from ...schedules.plan import Plan
 from ...targets import Chip
 from ..rewrite.rounding import multiply_add
 from . import functions
@@ -31,12 +32,20 @@ class Epilogue:
     block : maps a block of a tile, which may lie behind the last one, to a block that exists.
     """
 
-    spec: MatmulSpec
-    target: Chip
-    chosen: Operands
+    plan: Plan[Any, Any]
     packed: Packed
     inputs: dict[str, te.Tensor]
     block: Callable[[Expr], Expr]
+
+    @property
+    def spec(self) -> MatmulSpec:
+        """What is computed."""
+        return self.plan.spec
+
+    @property
+    def target(self) -> Chip:
+        """What computes it."""
+        return self.plan.target
 
     @property
     def residual_is_addend(self) -> bool:
@@ -49,19 +58,19 @@ class Epilogue:
         return self.inputs[name][self.block(at[3]), group, at[4]]
 
     def exact(self, value: Expr, group: Expr | int, at: Place) -> Expr:
-        """`value`, the sum of products over a group, with the corrections of `operands`."""
+        """`value`, the sum of products over a group, with the corrections of `schedules.plan`."""
         o, i, r, *_ = at
-        if needs_x_own(self.chosen):
+        if self.plan.needs_x_own:
             assert self.packed.own is not None
             value = value - self.packed.own(o, i, group, r)
-        if needs_w_own(self.chosen):
+        if self.plan.needs_w_own:
             value = value - self.per_column("w_own", group, at)
-        if needs_w_sum(self.spec, self.chosen):
+        if self.plan.needs_w_sum:
             w_sum = self.per_column("w_sum", group, at)
             if self.packed.zero_point is not None:
-                w_sum = (self.packed.zero_point(o, i, r) + self.chosen.x_offset) * w_sum
+                w_sum = (self.packed.zero_point(o, i, r) + self.plan.x_offset) * w_sum
             value = value - w_sum
-        if needs_x_sum(self.spec, self.chosen):
+        if self.plan.needs_x_sum:
             assert self.packed.sums is not None
             x_sum = self.packed.sums(o, i, group, r)
             if self.spec.weight_zero_point:

@@ -19,29 +19,31 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
 from ...formats.checks import takes
 from ...formats.spec import MatmulSpec, stored_as
-from ...runtime.arrays import MAX_ELEMENTS
+from ...schedules.cpu.plan import CpuPlan
 from ...schedules.cpu.program import Parameters, Program, fitted, parts_of, x_steps
-from ...schedules.operands import Operands, needs_w_own, needs_w_sum
-from ...targets import Instruction, Target, WeightLayout
+from ...schedules.plan import MAX_ELEMENTS, Plan
+from ...targets import Instruction, WeightLayout
 from . import fragments
 from .activations import Packed, Rows, pack
 from .epilogue import Epilogue
 from .products import product
 
 
-def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
+def arguments(plan: Plan[Any, Any]) -> tuple[str, ...]:
     """Names of a kernel's array arguments in order; two tile counts (mo, mi) follow them."""
+    spec = plan.spec
     needed = {
         "x": True,
         "w": True,
-        "w_sum": needs_w_sum(spec, chosen),
-        "w_own": needs_w_own(chosen),
+        "w_sum": plan.needs_w_sum,
+        "w_own": plan.needs_w_own,
         "w_zero_point": spec.weight_zero_point,
         "w_scale": spec.out != "int32",
         "x_scale": takes("x_scale", spec),
@@ -55,33 +57,24 @@ def arguments(spec: MatmulSpec, chosen: Operands) -> tuple[str, ...]:
     return tuple(name for name in needed if needed[name])
 
 
-def program(
-    spec: MatmulSpec,
-    layout: WeightLayout,
-    target: Target,
-    chosen: Operands,
-    parameters: Parameters,
-    instruction: Instruction,
-) -> Program:
-    """The TensorExpression of `spec` in tiles of `rows` x `blocks * lanes`, by `instruction`.
-
-    `chosen` is what all functions of the kernel share.
+def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> Program:
+    """The TensorExpression of a plan in tiles of `rows` x `blocks * lanes`, by `instruction`.
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
     w_own (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
     x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and
     out_zero_point (1,); residual and y in tiles.
     """
-    tile = parameters.tile
-    names = arguments(spec, chosen)
+    spec, layout, tile = plan.spec, plan.layout, parameters.tile
+    names = arguments(plan)
     instruction = fitted(instruction, layout, tile)
-    chosen = dataclasses.replace(chosen, instruction=instruction)
+    plan = dataclasses.replace(plan, instruction=instruction)
     m, mo, mi = (tirx.Var(name, "int32") for name in ("m", "mo", "mi"))
     rows = Rows(m, mo, mi, tile.rows)
     tasks = -(-layout.n_blocks // tile.width)
     shape = (*rows.shape, tasks * tile.width, layout.lanes)
     inputs = placeholders(spec, layout, rows, shape)
-    packed = pack(spec, layout, target, chosen, rows, inputs)
+    packed = pack(plan, rows, inputs)
 
     def block(nb: Expr) -> Expr:
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
@@ -89,7 +82,7 @@ def program(
     parts = parts_of(layout, instruction, parameters)
     sums = dot_products(layout, instruction, parts, packed, inputs["w"], shape, block)
     part = te.reduce_axis((0, parts), "part")
-    ending = Epilogue(spec, target, chosen, packed, inputs, block)
+    ending = Epilogue(plan, packed, inputs, block)
 
     def dots(p: Expr | int, at: tuple[Expr, ...]) -> Expr:
         o, i, *place = at

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.ir import Expr
 
-from ...formats.spec import INTEGER_RANGE
+from ...formats.integers import INTEGERS
 from ...targets import Chip
 
 #: 1.5 * 2**23: a float32 of small magnitude added to it is rounded to an integer, half to even, and
@@ -65,7 +65,7 @@ def to_integer(value: Expr, zero_point: Expr, dtype: str, offset: int = 0) -> Ex
 
     Only the lower half is meant to be used: the upper one is not cleared.
     """
-    least, greatest = INTEGER_RANGE[dtype]
+    least, greatest = INTEGERS[dtype].range
     zero = zero_point.astype("float32")
     inside = clamp(value, tirx.const(least, "float32") - zero, greatest - zero)
     return bits(inside + tirx.const(ROUNDER, "float32")) + (zero_point + offset)

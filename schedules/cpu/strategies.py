@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...targets import Instruction, Target, WeightLayout
-from .program import CACHE_LINE, CHAINS, Parameters, Tile, passes_of, unrolls, x_steps
+from ...targets.target import GEMV_ROWS
+from .plan import CpuPlan, instruction_for
+from .program import (
+    CACHE_LINE,
+    CHAINS,
+    STRATEGIES,
+    WINOGRAD,
+    Parameters,
+    Tile,
+    passes_of,
+    unrolls,
+    x_steps,
+)
 
-#: The strategy of tiles that multiply sums of activations and weights.
-WINOGRAD = "winograd"
-STRATEGIES = ("gemm", "gemv", WINOGRAD)
-#: The instruction for a strategy's tile of so many rows, if there is one.
-Dots = Callable[[str, int], Instruction | None]
-
-#: Rows up to which weights are streamed in one pass (gemv); more work from the cache (gemm).
-GEMV_ROWS = 4
 #: Rows of the smallest tile of a gemm: 33 rows are 11 of 3, but 4 of 9 with 3 idle ones.
 GEMM_TILE_ROWS = 3
 #: Streams of weights of a gemv, which the hardware's prefetchers follow; they share the loads of x.
@@ -103,31 +106,30 @@ class Variant:
         return self.fixed(n_blocks) + -(-m // self.tile.rows) * self.cost(n_blocks)
 
 
-def variants(target: Target, layout: WeightLayout, dots: Dots) -> tuple[Variant, ...]:
-    """The functions of a kernel for `target`: one per strategy and number of rows in a tile.
+def variants(plan: CpuPlan) -> tuple[Variant, ...]:
+    """The functions of a kernel: one per strategy and number of rows in a tile.
 
     A gemv has one pass over the weight for all rows, the others take up where it ends.
     """
-    tiles = [("gemv", rows) for rows in target.tile_rows if rows <= GEMV_ROWS]
-    tiles += [("gemm", rows) for rows in target.tile_rows if rows >= GEMM_TILE_ROWS]
-    tiles += [(WINOGRAD, rows) for rows in target.winograd_rows]
+    tiles = [("gemv", rows) for rows in plan.target.tile_rows if rows <= GEMV_ROWS]
+    tiles += [("gemm", rows) for rows in plan.target.tile_rows if rows >= GEMM_TILE_ROWS]
+    tiles += [(WINOGRAD, rows) for rows in plan.target.winograd_rows]
     return tuple(
-        variant(target, layout, strategy, instruction, rows)
+        variant(plan, strategy, instruction, rows)
         for strategy, rows in tiles
-        if (instruction := dots(strategy, rows)) is not None
+        if (instruction := instruction_for(plan, strategy, rows)) is not None
     )
 
 
-def variant(
-    target: Target, layout: WeightLayout, strategy: str, instruction: Instruction, rows: int
-) -> Variant:
-    """A strategy's function for tiles of `rows` rows."""
+def variant(plan: CpuPlan, strategy: str, instruction: Instruction, rows: int) -> Variant:
+    """A strategy's function for tiles of `rows` rows, with default parameters."""
+    layout = plan.layout
     if strategy == "gemv":
-        blocks, across = streams(target, layout, instruction, rows), 1
+        blocks, across = streams(plan, instruction, rows), 1
         ahead = AHEAD if small_groups(layout) else 0
         unroll = GEMV_UNROLL if not ahead and unrolls(layout, instruction, GEMV_UNROLL) else 1
     else:
-        blocks = blocks_of(target, layout, instruction, rows)
+        blocks = blocks_of(plan, instruction, rows)
         across, ahead, unroll = panels(layout, instruction, blocks), 1, 1
     parameters = Parameters(
         rows,
@@ -136,38 +138,31 @@ def variant(
         ahead,
         unroll,
         few_tiles=FEW_TILES,
-        block_rows=max(1, target.cache_bytes // layout.k_padded),
+        block_rows=max(1, plan.target.cache_bytes // layout.k_padded),
     )
-    default = tuned(target, layout, instruction, strategy, parameters)
+    default = variant_with(plan, instruction, strategy, parameters)
     if strategy == "gemv":
         return dataclasses.replace(default, last_m=GEMV_ROWS)
     return dataclasses.replace(default, first_m=GEMV_ROWS + 1)
 
 
-def tuned(
-    target: Target,
-    layout: WeightLayout,
+def variant_with(
+    plan: CpuPlan,
     instruction: Instruction,
     strategy: str,
     parameters: Parameters,
     label: str = "",
 ) -> Variant:
     """The function of a strategy with any parameters."""
-    tile = parameters.tile
+    layout, tile = plan.layout, parameters.tile
     cost = panel_cost(instruction, layout, tile)
     sums = 2 if layout.groups > 1 else 1
-    missing = registers(target, layout, instruction, tile, sums) - budget(target, instruction)
+    missing = registers(plan, instruction, tile, sums) - budget(plan.target, instruction)
     cost *= 1 + max(0, missing) * SPILLED_STEPS / (layout.group_size or layout.k)
     return Variant(strategy, parameters, instruction, cost, label)
 
 
-def why_not(
-    target: Target,
-    layout: WeightLayout,
-    dots: Dots,
-    strategy: str,
-    parameters: Parameters,
-) -> str | None:
+def why_not(plan: CpuPlan, strategy: str, parameters: Parameters) -> str | None:
     """Why a strategy has no code for these parameters; None when it has."""
     if strategy not in STRATEGIES:
         return f"strategy={strategy!r}; expected one of {', '.join(STRATEGIES)}"
@@ -178,7 +173,7 @@ def why_not(
         most = MOST_BLOCK_ROWS if name == "block_rows" else MOST
         if value > most:
             return f"{name}={value}; expected at most {most}"
-    tile = parameters.tile
+    layout, tile = plan.layout, parameters.tile
     if strategy == "gemv" and tile.panels > 1:
         return f"panels={tile.panels}; a gemv has one"
     if parameters.rows_inner not in (0, 1):
@@ -190,15 +185,17 @@ def why_not(
         sums = parameters.block_rows * tile.width * layout.lanes
         if sums > MOST_SUMS:
             return f"k_passes={parameters.k_passes} keeps {sums} sums; expected {MOST_SUMS} at most"
-    dot = dots(strategy, tile.rows)
+    dot = instruction_for(plan, strategy, tile.rows)
     if dot is None:
-        return f"strategy={strategy!r}; target {target.name} has no instruction for it"
+        return f"strategy={strategy!r}; target {plan.target.name} has no instruction for it"
     fragments = -(-tile.rows // dot.rows)
     if tile.rows % (fragments if dot.shapes else dot.rows):
         return f"rows={tile.rows}; {dot.name} computes {dot.rows} at a time"
-    taken, most = registers(target, layout, dot, tile, 1), budget(target, dot)
+    taken, most = registers(plan, dot, tile, 1), budget(plan.target, dot)
     # One block must do where not even that fits; vectors then pass through memory.
-    may_spill = tile.blocks == 1 and dot.registers is None and tile.rows <= max(target.tile_rows)
+    may_spill = (
+        tile.blocks == 1 and dot.registers is None and tile.rows <= max(plan.target.tile_rows)
+    )
     if taken > most and not may_spill:
         return f"a tile of {tile.rows} x {tile.blocks} takes {taken} registers of {most}"
     if not unrolls(layout, dot, parameters.unroll):
@@ -227,39 +224,38 @@ def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> fl
     return max(dots, loads * instruction.load_slots) + (weight + scales) * blocks
 
 
-def fitting(
-    target: Target, layout: WeightLayout, instruction: Instruction, rows: int, sums: int
-) -> list[int]:
+def fitting(plan: CpuPlan, instruction: Instruction, rows: int, sums: int) -> list[int]:
     """Blocks of columns of a tile that fit the register file with so many sums; at least one."""
-    most = budget(target, instruction)
+    most = budget(plan.target, instruction)
     fit = [
         blocks
         for blocks in range(2, most + 1)
-        if registers(target, layout, instruction, Tile(rows, blocks), sums) <= most
+        if registers(plan, instruction, Tile(rows, blocks), sums) <= most
     ]
     return [1, *fit]
 
 
-def streams(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> int:
+def streams(plan: CpuPlan, instruction: Instruction, rows: int) -> int:
     """Blocks of columns of a gemv's tile, as many as memory can feed.
 
     Float sums of long groups may pass through memory: that is short beside a group.
     """
-    quick = instruction.alone or target.vector_bytes >= CACHE_LINE
-    most = 1 if (rows == 1 and quick) or small_groups(layout) else STREAMS
-    return min(most, fitting(target, layout, instruction, rows, sums=1)[-1])
+    quick = instruction.alone or plan.target.vector_bytes >= CACHE_LINE
+    most = 1 if (rows == 1 and quick) or small_groups(plan.layout) else STREAMS
+    return min(most, fitting(plan, instruction, rows, sums=1)[-1])
 
 
-def blocks_of(target: Target, layout: WeightLayout, instruction: Instruction, rows: int) -> int:
+def blocks_of(plan: CpuPlan, instruction: Instruction, rows: int) -> int:
     """Blocks of columns of a gemm's tile: of those that fit the register file, what serves N best.
 
     Two where groups leave room for one, but not without their float sums: a second pass over x
     costs more than sums that pass through memory once per group.
     """
+    layout = plan.layout
     sums = 2 if layout.groups > 1 else 1
-    fit = fitting(target, layout, instruction, rows, sums)
+    fit = fitting(plan, instruction, rows, sums)
     if fit == [1]:
-        return fitting(target, layout, instruction, rows, sums=1)[:2][-1]
+        return fitting(plan, instruction, rows, sums=1)[:2][-1]
     enough = -(-CHAINS // rows)  # accumulators, or dot products wait for each other
 
     def cost(blocks: int) -> float:
@@ -292,14 +288,13 @@ def budget(target: Target, instruction: Instruction) -> int:
     return instruction.registers or target.vector_registers
 
 
-def registers(
-    target: Target, layout: WeightLayout, instruction: Instruction, tile: Tile, sums: int
-) -> int:
+def registers(plan: CpuPlan, instruction: Instruction, tile: Tile, sums: int) -> int:
     """Registers that a tile needs: sums, weights, activations, and what lies between them.
 
     Groups have two `sums`, of integers and of floats; 4-bit weights are two vectors once they are
     unpacked, with a mask.
     """
+    target, layout = plan.target, plan.layout
     fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
     if instruction.registers is not None:
         return blocks * (fragments + 1) + 1

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from ...targets import Instruction
 from ...targets.cuda import CudaTarget
 from ...targets.cuda_layout import COLUMNS, CudaLayout
+from ..plan import x_sign
 from .cost import DOT_PRODUCTS, MATRIX_PRODUCTS, CudaCost
+from .plan import CudaPlan
 from .program import SKEW, CudaTile
 
 #: Rows of the tiles of gemv, with blocks of 8 columns: fewer where N gives too few thread blocks.
@@ -78,15 +80,9 @@ class CudaVariant:
         )
 
 
-def variants(
-    target: CudaTarget, layout: CudaLayout, x_dtype: str, zero_points: bool = False
-) -> tuple[CudaVariant, ...]:
-    """The kernels for `target`: one per number of rows in a tile.
-
-    Parameters
-    ----------
-    zero_points : whether weights have them.
-    """
+def variants(plan: CudaPlan) -> tuple[CudaVariant, ...]:
+    """The kernels of which one may serve a number of rows: one per number of rows in a tile."""
+    target, layout, x_dtype = plan.target, plan.layout, x_sign(plan.spec)
     dot = paired(target.dots, x_dtype, layout.dtype)
     found = [
         CudaVariant("gemv", gemv(layout, rows, blocks), dot) for rows, blocks in GEMV_TILES.items()
@@ -101,7 +97,7 @@ def variants(
             continue
         if narrow := splitk(target, layout, rows):
             found.append(CudaVariant("splitk", narrow, product))
-    for tile in mma_tiles(target, layout, zero_points):
+    for tile in mma_tiles(target, layout, plan.spec.weight_zero_point):
         found.append(CudaVariant("mma", blocked(target, layout, tile), product))
     return tuple(found)
 

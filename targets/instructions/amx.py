@@ -28,7 +28,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from ..target import Instruction
-from .intrinsics import Intrinsics
+from .intrinsics import Intrinsics, intrinsic_name
 from .meaning import meaning
 
 #: Bytes of a row of a tile register.
@@ -55,7 +55,7 @@ def register(instruction: Instruction, fragments: int, blocks: int) -> Intrinsic
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
     size, first_w = rows * lanes, fragments * blocks
     tdp = instruction.mnemonic
-    name = f"quantmm_{tdp}_{rows}x{depth}_{fragments}x{blocks}"
+    name = intrinsic_name(instruction, fragments, blocks)
 
     @T.prim_func(s_tir=True)
     def dot(

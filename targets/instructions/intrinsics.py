@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+
+from ..target import Instruction
 
 
 @dataclass(frozen=True)
@@ -14,3 +17,12 @@ class Intrinsics:
     dot: str
     zero: str | None = None
     store: str | None = None
+
+
+def intrinsic_name(instruction: Instruction, *more: int) -> str:
+    """The name of an intrinsic for TVM, which has one table of them for the whole process.
+
+    All fields of the instruction count: rows may show two of them under one name.
+    """
+    digest = hashlib.sha256(repr((instruction, more)).encode()).hexdigest()[:12]
+    return "_".join(["quantmm", *instruction.name.split(), digest])

@@ -16,6 +16,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from ..target import Instruction
+from .intrinsics import intrinsic_name
 from .meaning import meaning
 
 
@@ -23,8 +24,7 @@ from .meaning import meaning
 def register(instruction: Instruction) -> str:
     """Make the instruction known to TVM; returns the name to tensorize with."""
     family = importlib.import_module(f".{instruction.intrinsic}", __package__)
-    x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
-    name = "_".join(["quantmm", *instruction.name.split(), x_dtype, w_dtype])
+    name = intrinsic_name(instruction)
     if instruction.form != "bytes":
         replacement = two_parts
     else:

@@ -1,0 +1,92 @@
+"""Plans: what a spec and a target decide together, made once and carried.
+
+How a spec's integers reach the instruction is which pairing of signs that has, and what is added to
+them. With X' = X + x_offset and W' = W + w_offset, as the instruction reads them,
+
+    sum (X - zx) (W - zw) = sum X' W' - (zx + x_offset) sum (W - zw) - (zw + w_offset) sum X'
+
+over the k of one group. The sum of W - zw is known when the weight is packed; the sum of X' is only
+needed where zw + w_offset is not zero. An instruction that reads signs or sums
+(`targets.instructions.signs`, `.winograd`) adds a sum of its own over X' to sum X' W', and the
+second also one over W'; they are subtracted first, and the latter is known when the weight is
+packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits (gemmlowp,
+doc/low-precision.md, has the correction with its zero points).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ..errors import UnsupportedError
+from ..formats.integers import INTEGERS
+from ..formats.spec import MatmulSpec
+from ..targets import Chip, Instruction
+
+#: Kernels compute offsets in int32: the most elements that an array may have behind its first.
+MAX_ELEMENTS = 2**31 - 1
+
+T = TypeVar("T", bound=Chip)
+L = TypeVar("L")
+
+
+@dataclass(frozen=True)
+class Plan(Generic[T, L]):
+    """A spec on a target: an instruction, what it reads, and how the weight lies for it.
+
+    Attributes
+    ----------
+    instruction : of those that the target has for these operands, the one that stands for them.
+    x_offset, w_offset : what is added to activations and weights before the instruction reads them.
+    layout : of the packed weight.
+    """
+
+    spec: MatmulSpec
+    target: T
+    instruction: Instruction
+    x_offset: int
+    w_offset: int
+    layout: L
+
+    @property
+    def needs_x_sum(self) -> bool:
+        """Whether sums of the activations enter the correction."""
+        return self.spec.weight_zero_point or self.w_offset != 0
+
+    @property
+    def needs_w_sum(self) -> bool:
+        """Whether sums of the weights enter the correction."""
+        return self.spec.activation_zero_point or self.x_offset != 0
+
+    @property
+    def needs_x_own(self) -> bool:
+        """Whether the instruction adds a sum over the activations alone, to be subtracted."""
+        return self.instruction.form != "bytes"
+
+    @property
+    def needs_w_own(self) -> bool:
+        """The same of the weights."""
+        return self.instruction.form == "sums"
+
+
+def x_sign(spec: MatmulSpec) -> str:
+    """The bytes that the activations of a spec are: "int8" or "uint8"."""
+    return "uint8" if spec.activation == "uint8" else "int8"
+
+
+def weight_bits(spec: MatmulSpec) -> int:
+    """Bits of a stored weight."""
+    return INTEGERS[spec.weight].bits
+
+
+def group_size(spec: MatmulSpec) -> int | None:
+    """Consecutive k that share a weight scale; None where all of a row of W does."""
+    return spec.group_size if isinstance(spec.group_size, int) else None
+
+
+def too_large(spec: MatmulSpec, elements: int, what: str) -> UnsupportedError:
+    """The refusal of a weight whose last offset is beyond int32."""
+    return UnsupportedError(
+        f"a weight of n={spec.n}, k={spec.k} is {elements} {what} with its padding; "
+        f"expected at most {MAX_ELEMENTS + 1}"
+    )

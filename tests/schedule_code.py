@@ -1,0 +1,72 @@
+"""Digests of the code of some kernels on every target: what SCHEDULE_VERSION stands for.
+
+Records and kernel files name the version of the schedules. `python tests/schedule_code.py` writes
+the digests of today's code to schedule_code.json, once the version was raised because it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import quantmm as qmm
+from quantmm import versions
+from quantmm.compiler import cpu, cuda
+from quantmm.targets import CUDA_TARGETS, TARGETS
+
+PATH = Path(__file__).with_suffix(".json")
+
+#: Formats with every kind of block and of correction in them.
+FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
+SPECS = (
+    qmm.MatmulSpec(n=384, k=1024, **FLOATS),
+    qmm.MatmulSpec(n=100, k=1056, weight="int4", group_size=32, bias=True, **FLOATS),
+    qmm.MatmulSpec(
+        n=64, k=333, weight="uint8", weight_zero_point=True, activation_zero_point=True, out="int8"
+    ),
+)
+ROWS = (1, 70)
+
+
+def digests() -> dict[str, dict[str, str]]:
+    """By kind of device and target, the digest of all kernels' code."""
+    # The row without an architecture has the code of this machine's.
+    cpus = {
+        row.name: digest(cpu.emit_code(spec, row, m, "tir") for spec in SPECS for m in ROWS)
+        for row in TARGETS
+        if row.architecture
+    }
+    gpus = {
+        row.name: digest(cuda.emit_code(spec, row, m, "cuda") for spec in SPECS for m in ROWS)
+        for row in CUDA_TARGETS
+    }
+    return {
+        "cpu": {"version": str(versions.SCHEDULE_VERSION), **cpus},
+        "cuda": {"version": str(versions.CUDA_SCHEDULE_VERSION), **gpus},
+    }
+
+
+def digest(texts: Any) -> str:
+    """One digest of several texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def main() -> int:
+    """Write the file, unless code changed and its version did not."""
+    found = digests()
+    if PATH.exists():
+        known = json.loads(PATH.read_text())
+        for kind, rows in found.items():
+            same = rows["version"] == known[kind]["version"]
+            if same and any(rows[name] != known[kind].get(name, rows[name]) for name in rows):
+                print(f"code for {kind} has changed: raise its version in versions.py first")
+                return 1
+    PATH.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

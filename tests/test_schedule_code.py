@@ -1,0 +1,25 @@
+"""SCHEDULE_VERSION is raised with every change of the code that kernels have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import schedule_code
+
+
+@pytest.fixture(scope="module")
+def found():
+    return schedule_code.digests()
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_code_of_one_version_is_the_same(found, kind):
+    known = json.loads(schedule_code.PATH.read_text())[kind]
+    changed = sorted(
+        name for name in {*known, *found[kind]} if known.get(name) != found[kind].get(name)
+    )
+    assert not changed, (
+        f"the code for {', '.join(changed)} has changed; raise the schedules' version in "
+        "versions.py, and run python tests/schedule_code.py"
+    )
