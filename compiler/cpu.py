@@ -11,6 +11,7 @@ from .. import targets
 from ..formats.spec import MatmulSpec
 from ..runtime.info import Function, KernelInfo
 from ..runtime.kernel import Kernel
+from ..schedules.arguments import arguments
 from ..schedules.cpu import gemm, gemv, strategies, winograd
 from ..schedules.cpu.plan import CpuPlan, instruction_for, plan_for
 from ..schedules.cpu.program import Program
@@ -63,7 +64,7 @@ def kernel_of(
         features=tuple(sorted(row.features)),
         architecture=row.architecture or machine.architecture(),
         layout=layout,
-        arguments=frontend.arguments(plan),
+        arguments=arguments(plan),
         x_offset=plan.x_offset,
         functions=tuple(function for _, function in choices),
         cost_ns=layout.k_padded / layout.depth * SLOT_NS,

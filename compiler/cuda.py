@@ -12,6 +12,7 @@ from ..formats.spec import MatmulSpec
 from ..runtime.cuda_info import CudaFunction, CudaInfo, Launch
 from ..runtime.cuda_kernel import CudaCode, CudaKernel
 from ..runtime.cuda_linear import PREPARE
+from ..schedules.arguments import arguments
 from ..schedules.cuda import dp4a, gemv, mma, prepare, splitk, strategies
 from ..schedules.cuda.plan import CudaPlan, plan_for
 from ..schedules.cuda.strategies import CudaVariant
@@ -23,7 +24,6 @@ from ..versions import cuda_versions
 from . import nvrtc
 from .cuda_code import generate
 from .expr import cuda_frontend as frontend
-from .expr import frontend as cpu_frontend
 from .rewrite.cuda_stores import read_rows, store_within
 from .rewrite.rounding import fuse_group_sums
 
@@ -63,7 +63,7 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
         layout=plan.layout,
         x_dtype=x_sign(spec),
         prepared=frontend.prepared(plan),
-        arguments=cpu_frontend.arguments(plan),
+        arguments=arguments(plan),
         launches=launches,
         variants=tuple(
             CudaFunction(v.name, v.strategy, v.instruction.name, v.cost(plan.layout))

@@ -20,6 +20,7 @@ from ..formats.integers import INTEGERS
 from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
 from ..formats.values import FLOAT32_MAX, numpy_dtype
+from ..schedules.arguments import rows_of_x
 from ..targets import WeightLayout
 from ..targets.cuda_layout import CudaLayout
 from . import threads
@@ -150,7 +151,7 @@ class Linear(Bound):
         bound = {**self._arrays, **{n: v for n, v in self._defaults.items() if v.shape == (1,)}}
         if self._spec.activation_scale == "row":
             # One number per row, and how many rows there are only a call knows.
-            for name in ("x_scale", "x_zero_point"):
+            for name in rows_of_x(self._spec):
                 bound.pop(name, None)
         self._bound = [
             tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
@@ -305,9 +306,7 @@ class Linear(Bound):
     def _in_parts(self, m: int, arguments: list[Any], num_threads: int | None) -> None:
         """Compute more rows than a function does at a time, or none."""
         names = ["x", *self._names, "y"]
-        of_rows = {"x", "residual", "y"}
-        if self._spec.activation_scale == "row":
-            of_rows |= {"x_scale", "x_zero_point"}
+        of_rows = rows_of_x(self._spec)
         arguments = [tvm_ffi.from_dlpack(argument) for argument in arguments]
         _, size = self.kernel.parts(m)
         for start in range(0, m, max(1, size)):

@@ -12,10 +12,10 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.compiler.expr.frontend import arguments
 from quantmm.errors import ArrayError, QuantmmError
 from quantmm.formats.checks import SCALARS, takes
 from quantmm.formats.problem import random_spec
+from quantmm.schedules.arguments import arguments
 from quantmm.schedules.cpu.plan import plan_for
 
 

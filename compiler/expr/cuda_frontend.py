@@ -29,7 +29,8 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ...formats.spec import MatmulSpec, stored_as
+from ...formats.spec import stored_as
+from ...schedules.arguments import ARGUMENTS
 from ...schedules.cuda.plan import CudaPlan
 from ...schedules.cuda.program import FRAGMENT_ROWS, CudaProgram, CudaTile
 from ...schedules.plan import x_sign
@@ -38,7 +39,7 @@ from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
 from . import fragments
 from .activations import Packed, PerRow, Rows, given, quantized, scales
 from .epilogue import Epilogue
-from .frontend import counted
+from .frontend import placeholders
 
 #: A number of an array or of a stage, by its place.
 Element = Callable[..., Expr]
@@ -57,25 +58,16 @@ def prepared(plan: CudaPlan) -> tuple[str, ...]:
 
 
 def arguments(plan: CudaPlan) -> tuple[str, ...]:
-    """Names of the multiplication's array arguments in order."""
-    spec = plan.spec
-    scaled = spec.out != "int32"
-    needed = {
-        "x": True,
-        "w": True,
-        "w_sum": plan.needs_w_sum,
-        "w_zero_point": spec.weight_zero_point,
-        "w_scale": scaled,
-        "x_scale": scaled,
-        "x_zero_point": spec.activation_zero_point,
+    """Names of the multiplication's array arguments in order.
+
+    What is found in X is an argument here, whoever found it.
+    """
+    found = {
+        "x_scale": plan.spec.out != "int32",
+        "x_zero_point": plan.spec.activation_zero_point,
         "x_sum": plan.needs_x_sum,
-        "bias": spec.bias,
-        "residual": spec.residual,
-        "out_scale": spec.requantized,
-        "out_zero_point": spec.requantized,
-        "y": True,
     }
-    return tuple(name for name in needed if needed[name])
+    return tuple(each.name for each in ARGUMENTS if found.get(each.name, each.when(plan)))
 
 
 def prepare(plan: CudaPlan) -> tirx.PrimFunc:
@@ -169,7 +161,12 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     rows = Rows(m, tirx.const(1, "int32"), mi, tile.rows)
     tasks = -(-layout.n_blocks // tile.blocks)
     shape = (1, mi, tile.rows, tasks * tile.blocks, COLUMNS)
-    inputs = placeholders(spec, layout, instruction, rows, shape)
+    x_shape = rows.m, layout.x_columns // layout.piece, layout.piece
+    own = {
+        "x": (x_shape, instruction.x_dtype),
+        "x_sum": ((rows.m, layout.sum_columns), "int32"),
+    }
+    inputs = placeholders(plan, rows, shape, own)
 
     def block(nb: Expr) -> Expr:
         return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
@@ -242,34 +239,6 @@ def given_numbers(
     if plan.needs_x_sum:
         sums = lambda o, i, g, r: inputs["x_sum"][rows.at(o, i, r), g]  # noqa: E731
     return given(spec, rows, inputs["x_scale"]), zero_point, sums
-
-
-def placeholders(
-    spec: MatmulSpec,
-    layout: CudaLayout,
-    instruction: Instruction,
-    rows: Rows,
-    tiles: tuple[Expr | int, ...],
-) -> dict[str, te.Tensor]:
-    """Every array that the multiplication may take, by name."""
-    per_x = rows.m if spec.activation_scale == "row" else 1
-    per_group = layout.n_blocks, layout.groups, COLUMNS
-    per_column = layout.n_blocks, 1, COLUMNS
-    shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
-        "x": ((rows.m, layout.x_columns // layout.piece, layout.piece), instruction.x_dtype),
-        "w": (counted(layout.shape), layout.stored_dtype),
-        "w_sum": (per_group, "int32"),
-        "w_zero_point": (per_group, layout.dtype),
-        "w_scale": (per_group, "float32"),
-        "x_scale": ((per_x,), "float32"),
-        "x_zero_point": ((per_x,), "int32"),
-        "x_sum": ((rows.m, layout.sum_columns), "int32"),
-        "bias": (per_column, "float32"),
-        "residual": (tiles, stored_as(spec.residual_dtype)),
-        "out_scale": ((1,), "float32"),
-        "out_zero_point": ((1,), "int32"),
-    }
-    return {name: te.placeholder(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
 
 
 def staged_x(

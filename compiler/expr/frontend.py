@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ...formats.checks import takes
-from ...formats.spec import MatmulSpec, stored_as
+from ...schedules.arguments import ARGUMENTS, Of, arguments
 from ...schedules.cpu.plan import CpuPlan
 from ...schedules.cpu.program import Parameters, Program, fitted, parts_of, x_steps
 from ...schedules.plan import MAX_ELEMENTS, Plan
@@ -34,27 +33,6 @@ from . import fragments
 from .activations import Packed, Rows, pack
 from .epilogue import Epilogue
 from .products import product
-
-
-def arguments(plan: Plan[Any, Any]) -> tuple[str, ...]:
-    """Names of a kernel's array arguments in order; two tile counts (mo, mi) follow them."""
-    spec = plan.spec
-    needed = {
-        "x": True,
-        "w": True,
-        "w_sum": plan.needs_w_sum,
-        "w_own": plan.needs_w_own,
-        "w_zero_point": spec.weight_zero_point,
-        "w_scale": spec.out != "int32",
-        "x_scale": takes("x_scale", spec),
-        "x_zero_point": takes("x_zero_point", spec),
-        "bias": spec.bias,
-        "residual": spec.residual,
-        "out_scale": takes("out_scale", spec),
-        "out_zero_point": takes("out_zero_point", spec),
-        "y": True,
-    }
-    return tuple(name for name in needed if needed[name])
 
 
 def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> Program:
@@ -73,7 +51,7 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     rows = Rows(m, mo, mi, tile.rows)
     tasks = -(-layout.n_blocks // tile.width)
     shape = (*rows.shape, tasks * tile.width, layout.lanes)
-    inputs = placeholders(spec, layout, rows, shape)
+    inputs = placeholders(plan, rows, shape)
     packed = pack(plan, rows, inputs)
 
     def block(nb: Expr) -> Expr:
@@ -118,28 +96,36 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
 
 
 def placeholders(
-    spec: MatmulSpec, layout: WeightLayout, rows: Rows, tiles: tuple[Expr | int, ...]
+    plan: Plan[Any, Any],
+    rows: Rows,
+    tiles: tuple[Expr | int, ...],
+    own: Mapping[str, tuple[tuple[Expr | int, ...], str]] | None = None,
 ) -> dict[str, te.Tensor]:
-    """Every array that a kernel may take, by name."""
-    per_x = rows.m if spec.activation_scale == "row" else 1
-    per_group = layout.n_blocks, layout.groups, layout.lanes
-    per_column = layout.n_blocks, 1, layout.lanes
-    x_columns = layout.k_even // 2 if spec.packed_activation else spec.k
-    shapes: dict[str, tuple[tuple[Expr | int, ...], str]] = {
-        "x": ((rows.m, x_columns), stored_as(spec.input or spec.activation)),
-        "w": (counted(layout.shape), layout.stored_dtype),
-        "w_sum": (per_group, "int32"),
-        "w_own": (per_group, "int32"),
-        "w_zero_point": (per_group, layout.dtype),
-        "w_scale": (per_group, "float32"),
-        "x_scale": ((per_x,), "float32"),
-        "x_zero_point": ((per_x,), "int32"),
-        "bias": (per_column, "float32"),
-        "residual": (tiles, stored_as(spec.residual_dtype)),
-        "out_scale": ((1,), "float32"),
-        "out_zero_point": ((1,), "int32"),
+    """Every array that a kernel may take, by name.
+
+    Parameters
+    ----------
+    own : shapes and dtypes of those that are not read as the caller brings them.
+    """
+    spec, layout = plan.spec, plan.layout
+    columns = -(-spec.k // 2) if spec.packed_activation else spec.k
+    shapes: dict[Of, tuple[Expr | int, ...]] = {
+        "x": (rows.m, columns),
+        "weight": counted(layout.shape),
+        "group": (layout.n_blocks, layout.groups, layout.lanes),
+        "column": (layout.n_blocks, 1, layout.lanes),
+        "row": (rows.m if spec.activation_scale == "row" else 1,),
+        "row and group": (rows.m, layout.groups),
+        "call": (1,),
+        "result": tiles,
     }
-    return {name: te.placeholder(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
+    found = {
+        each.name: (shapes[each.of], each.dtype(plan)) for each in ARGUMENTS if each.name != "y"
+    }
+    return {
+        name: te.placeholder(shape, dtype, name)
+        for name, (shape, dtype) in {**found, **(own or {})}.items()
+    }
 
 
 def counted(shape: tuple[int, ...]) -> tuple[tirx.IntImm, ...]:

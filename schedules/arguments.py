@@ -1,0 +1,91 @@
+"""The arguments of kernels: a table, from which placeholders, checks and strides come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..formats.checks import takes
+from ..formats.spec import MatmulSpec, stored_as
+from .plan import Plan
+
+#: What an argument has numbers for: the rows of X; the packed weight; each column and group of the
+#: weight, or each column; each row of X, or all of them; each row and group; the call; or the
+#: elements of the result.
+Of = Literal["x", "weight", "group", "column", "row", "row and group", "call", "result"]
+
+AnyPlan = Plan[Any, Any]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An array that a kernel takes.
+
+    Attributes
+    ----------
+    of : what its numbers are for, which decides its shape.
+    dtype : in which a kernel takes it, see `stored_as`.
+    when : whether the kernel of a plan takes it.
+    """
+
+    name: str
+    of: Of
+    dtype: Callable[[AnyPlan], str]
+    when: Callable[[AnyPlan], bool] = lambda plan: True
+
+    def by_row(self, spec: MatmulSpec) -> bool:
+        """Whether it has numbers for each row of X."""
+        return self.of in ("x", "row and group", "result") or (
+            self.of == "row" and spec.activation_scale == "row"
+        )
+
+
+def dtype(name: str) -> Callable[[AnyPlan], str]:
+    """One that every plan has."""
+    return lambda plan: name
+
+
+def taken(name: str) -> Callable[[AnyPlan], bool]:
+    """Whether the caller has to bring a scale or zero point."""
+    return lambda plan: takes(name, plan.spec)
+
+
+#: In the order in which kernels take them. w_own is what the instruction adds for W alone; x_sum is
+#: an argument on GPUs, where another kernel writes it.
+ARGUMENTS = (
+    Argument("x", "x", lambda plan: stored_as(plan.spec.input or plan.spec.activation)),
+    Argument("w", "weight", lambda plan: plan.layout.stored_dtype),
+    Argument("w_sum", "group", dtype("int32"), lambda plan: plan.needs_w_sum),
+    Argument("w_own", "group", dtype("int32"), lambda plan: plan.needs_w_own),
+    Argument(
+        "w_zero_point",
+        "group",
+        lambda plan: plan.layout.dtype,
+        lambda plan: plan.spec.weight_zero_point,
+    ),
+    Argument("w_scale", "group", dtype("float32"), lambda plan: plan.spec.out != "int32"),
+    Argument("x_scale", "row", dtype("float32"), taken("x_scale")),
+    Argument("x_zero_point", "row", dtype("int32"), taken("x_zero_point")),
+    Argument("x_sum", "row and group", dtype("int32"), lambda plan: False),
+    Argument("bias", "column", dtype("float32"), lambda plan: plan.spec.bias),
+    Argument(
+        "residual",
+        "result",
+        lambda plan: stored_as(plan.spec.residual_dtype),
+        lambda plan: plan.spec.residual,
+    ),
+    Argument("out_scale", "call", dtype("float32"), taken("out_scale")),
+    Argument("out_zero_point", "call", dtype("int32"), taken("out_zero_point")),
+    Argument("y", "result", lambda plan: stored_as(plan.spec.out)),
+)
+
+
+def arguments(plan: AnyPlan) -> tuple[str, ...]:
+    """Names of what a kernel's caller brings and binds, in order."""
+    return tuple(each.name for each in ARGUMENTS if each.when(plan))
+
+
+def rows_of_x(spec: MatmulSpec) -> frozenset[str]:
+    """Names of the arguments that have numbers for each row of X."""
+    return frozenset(each.name for each in ARGUMENTS if each.by_row(spec))
