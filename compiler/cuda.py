@@ -45,7 +45,7 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
     Raises
     ------
     ToolError
-        Neither NVRTC nor nvcc is there.
+        NVRTC is not there.
     UnsupportedError
         See `plan_for`.
     """

@@ -1,8 +1,8 @@
 """CUDA C++ to machine code for NVIDIA GPUs, on machines with and without one.
 
-NVRTC compiles, through NVIDIA's cuda-bindings, where the extra quantmm[cuda] is installed; without
-it nvcc does. Both get the same options, which keep the roundings that the source has: no
-contraction of a * b + c, no fast division or square root, denormal numbers.
+NVRTC compiles, through cuda-bindings, which the extra quantmm[cuda] brings. Its options keep the
+roundings that the source has: no contraction of a * b + c, no fast division or square root, denormal
+numbers.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -45,9 +41,9 @@ template <bool, class, class> struct conditional;
 """,
 }
 
-#: What both compilers' logs have where they do not know the architecture.
+#: What a log has where NVRTC does not know the architecture.
 UNKNOWN = re.compile(r"gpu.architecture")
-#: "kernel.cu(3): error: ..." of NVRTC and nvcc, "ptxas error : ..." and the like.
+#: "kernel.cu(3): error: ..." "ptxas error : ..." and the like.
 ERROR = re.compile(r".*\b(?:error|fatal)\b.*", re.IGNORECASE)
 
 
@@ -62,36 +58,33 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
     Raises
     ------
     ToolError
-        Neither NVRTC nor nvcc is there, or the one that is does not load or know the architecture.
+        NVRTC is not there, does not load, or does not know the architecture.
     CudaSourceError
         The source is wrong; the message has the first error.
     """
     full = f'{PRELUDE}#line 1 "kernel.cu"\n{source}'
-    if nvrtc := bindings():
-        return with_nvrtc(nvrtc, full, architecture, form)
-    if nvcc := shutil.which("nvcc"):
-        return with_nvcc(nvcc, full, architecture, form)
-    raise ToolError(
-        "compiling for NVIDIA GPUs needs NVRTC or nvcc: pip install 'quantmm[cuda]', or install "
-        "the CUDA toolkit"
-    )
+    nvrtc = bindings()
+    if nvrtc is None:
+        raise ToolError("compiling for NVIDIA GPUs needs NVRTC: pip install 'quantmm[cuda]'")
+    real = architecture if form == "cubin" else architecture.replace("sm_", "compute_")
+    options = encoded([*OPTIONS, f"--gpu-architecture={real}"])
+    with new_program(nvrtc, full) as program:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if status:
+            log = output(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+            raise refused(log, architecture)
+        if form == "cubin":
+            return output(nvrtc, program, "CUBIN")
+        return output(nvrtc, program, "PTX").rstrip(b"\0")
 
 
 def version() -> str:
-    """What compiles here, for cache keys and reports: "nvrtc 12.6", "nvcc 13.0" or "none"."""
-    if nvrtc := bindings():
-        major, minor = check(nvrtc.nvrtcVersion())
-        return f"nvrtc {major}.{minor}"
-    nvcc = shutil.which("nvcc")
-    return nvcc_version(nvcc) if nvcc else "none"
-
-
-@functools.cache
-def nvcc_version(nvcc: str) -> str:
-    """As `version`, of the toolkit's compiler."""
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release (\d+\.\d+)", text)
-    return f"nvcc {found[1] if found else '?'}"
+    """What compiles here, for cache keys and reports: "nvrtc 12.6", or "none"."""
+    nvrtc = bindings()
+    if nvrtc is None:
+        return "none"
+    major, minor = check(nvrtc.nvrtcVersion())
+    return f"nvrtc {major}.{minor}"
 
 
 @functools.cache
@@ -119,20 +112,6 @@ def check(returned: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(results)
 
 
-def with_nvrtc(nvrtc: ModuleType, source: str, architecture: str, form: Form) -> bytes:
-    """Compile with NVRTC."""
-    real = architecture if form == "cubin" else architecture.replace("sm_", "compute_")
-    options = encoded([*OPTIONS, f"--gpu-architecture={real}"])
-    with new_program(nvrtc, source) as program:
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        if status:
-            log = output(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
-            raise refused(log, architecture)
-        if form == "cubin":
-            return output(nvrtc, program, "CUBIN")
-        return output(nvrtc, program, "PTX").rstrip(b"\0")
-
-
 @contextlib.contextmanager
 def new_program(nvrtc: ModuleType, source: str) -> Iterator[Any]:
     """A program of NVRTC's, destroyed at the end."""
@@ -156,20 +135,6 @@ def output(nvrtc: ModuleType, program: Any, name: str) -> bytes:
     content = bytes(size)  # The bindings write into it.
     check(getattr(nvrtc, f"nvrtcGet{name}")(program, content))
     return content
-
-
-def with_nvcc(nvcc: str, source: str, architecture: str, form: Form) -> bytes:
-    """Compile with the toolkit's nvcc."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, made = Path(folder) / "kernel.cu", Path(folder) / f"kernel.{form}"
-        path.write_text(source)
-        command = [nvcc, f"--{form}", f"--gpu-architecture={architecture}", *OPTIONS]
-        done = subprocess.run(
-            [*command, "-o", str(made), str(path)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise refused(done.stdout + done.stderr, architecture)
-        return made.read_bytes()
 
 
 def refused(log: str, architecture: str) -> QuantmmError:

@@ -13,8 +13,11 @@ import argparse
 import dataclasses
 import datetime
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "emulators"))
 
 import arm
 import quantmm as qmm

@@ -86,7 +86,7 @@ def start(tracker):
         assert started[-1].first_line.startswith(f"serving {key!r} at 127.0.0.1:")
         return started[-1]
 
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parent.parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
         yield one

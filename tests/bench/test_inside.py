@@ -130,7 +130,7 @@ def test_operations_of_torch_have_the_threads_they_are_told():
 @pytest.fixture
 def fakes(monkeypatch):
     """Made-up contenders on NumPy's threads, which child processes can import too."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
     monkeypatch.setattr(process, "EXIT_SECONDS", 1.0)
 
     def give(*names):

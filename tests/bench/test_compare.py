@@ -29,7 +29,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(contenders, "GROUPS", ("fakes", "gone", "past"))
     monkeypatch.setattr(process, "READY_SECONDS", 15.0)
     monkeypatch.setattr(process, "EXIT_SECONDS", 1.0)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
 
 
 def job(m=3, **fields):
@@ -136,7 +136,7 @@ def test_json_and_csv_hold_every_figure(rows):
 
 
 def test_the_page_is_checked_with_what_it_quotes():
-    page = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
+    page = (Path(__file__).parent.parent.parent / "docs" / "performance.md").read_text()
     able, absent = check.sections(machine.Machine().why_not)
     assert len(able) + len(absent) == len(check.SECTIONS)
     for section in check.SECTIONS:

@@ -24,7 +24,7 @@ import quantmm as qmm
 from quantmm.formats.problem import Problem
 from quantmm.formats.problem import check as check_problem
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 ROOT = CHECKOUT / ".arm"
 
 QEMU = "qemu-aarch64"

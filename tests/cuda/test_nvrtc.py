@@ -209,44 +209,6 @@ def test_a_broken_library_is_not_passed_over(monkeypatch):
         nvrtc.compile_cuda(LOOP, "sm_80")
 
 
-@pytest.fixture
-def fake_nvcc(monkeypatch, tmp_path):
-    """An nvcc that writes its arguments, where there is no NVRTC."""
-    path = tmp_path / "nvcc"
-    path.write_text(
-        """#!/bin/sh
-if [ "$1" = --version ]; then echo "Cuda compilation tools, release 12.9, V12.9.86"; exit; fi
-case "$*" in *sm_1*) echo "nvcc fatal   : Unsupported gpu architecture 'sm_1'" >&2; exit 1;; esac
-for last; do :; done
-if grep -q broken "$last"; then echo "$last(1): error: broken" >&2; exit 1; fi
-while [ "$1" != -o ]; do echo "$1" >> "$0.seen"; shift; done
-cp "$0.seen" "$2"
-"""
-    )
-    path.chmod(0o755)
-    monkeypatch.setattr(nvrtc, "bindings", lambda: None)
-    monkeypatch.setattr(shutil, "which", lambda name: str(path) if name == "nvcc" else None)
-
-
-@pytest.mark.usefixtures("fake_nvcc")
-def test_nvcc_is_called_with_the_same_options():
-    assert nvrtc.version() == "nvcc 12.9"
-    options = nvrtc.compile_cuda(LOOP, "sm_86", form="ptx").decode().split()
-    assert options == ["--ptx", "--gpu-architecture=sm_86", *nvrtc.OPTIONS]
-    with pytest.raises(qmm.errors.ToolError, match=r"nvcc 12\.9 does not know .* 'sm_1'"):
-        nvrtc.compile_cuda(LOOP, "sm_1")
-    with pytest.raises(qmm.errors.CudaSourceError, match=r"kernel\.cu\(1\): error: broken"):
-        nvrtc.compile_cuda("broken", "sm_80")
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
-def test_nvcc_compiles(monkeypatch):
-    monkeypatch.setattr(nvrtc, "bindings", lambda: None)
-    code = compiled(EVERYTHING + LOOP, "sm_80")
-    assert code["everything"].count("LDGSTS", "128") == 2
-    assert (code["floats"].count("FMUL"), code["floats"].count("FFMA")) == (1, 0)
-
-
 def test_reading_what_is_no_cubin():
     with pytest.raises(qmm.errors.ToolError, match="no cubin: it begins with b'MZ"):
         sass.read(b"MZ" + bytes(100))

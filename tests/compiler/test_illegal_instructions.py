@@ -606,6 +606,7 @@ def ends(library_path):
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         check=False,

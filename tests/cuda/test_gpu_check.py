@@ -22,7 +22,7 @@ from quantmm.tuning import keeping
 @pytest.fixture
 def gpu_check(monkeypatch):
     """The script as a module, with small problems."""
-    path = Path(__file__).parent.parent / "benchmarks" / "gpu_check.py"
+    path = Path(__file__).parent.parent.parent / "benchmarks" / "gpu_check.py"
     spec = importlib.util.spec_from_file_location("gpu_check", path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_check", module)

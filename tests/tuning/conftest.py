@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tuning_faults
+from quantmm.bench import limits
+from quantmm.schedules import records
+from quantmm.tuning import (
+    run,
+)
+from quantmm.tuning.search import Search
+from tuning_runs import CHILDREN, M, tune
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick():
+    """The limits are not measured anew in every test, and children find these tests' modules."""
+    measured = limits.Limits(1, 1000.0, 10.0, 10.0)
+    here = str(Path(tuning_faults.__file__).parent)
+    with pytest.MonkeyPatch.context() as patch, CHILDREN:
+        patch.setattr(limits, "measure", lambda *_: measured)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        yield
+
+
+@pytest.fixture
+def propose(monkeypatch):
+    """Let the search propose these choices, one batch after the other."""
+
+    def these(*batches):
+        class Fixed(Search):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                self.batches = iter(batches)
+
+            def propose(self):
+                return iter([(choice, None) for choice in next(self.batches, [])])
+
+        monkeypatch.setattr(
+            run, "search_for", lambda p, batch: Fixed(p.spec, p.row, p.m, p.seed, batch)
+        )
+
+    return these
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory):
+    """A log in which a choice was faster than the default for M, and one for 40."""
+    folder = tmp_path_factory.mktemp("log")
+    tune(folder, "SlowDefault", m=[M, 40], trials=4)
+    return folder
+
+
+@pytest.fixture
+def copy(log, tmp_path):
+    """The same to be damaged."""
+    (database,) = records.databases(log)
+    folder = tmp_path / "log" / database.name
+    folder.mkdir(parents=True)
+    for path in database.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder.parent

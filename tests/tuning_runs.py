@@ -1,0 +1,46 @@
+"""Small tuning runs in these tests' processes, with faults where they are wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import quantmm as qmm
+from quantmm import targets
+from quantmm.schedules import records
+from quantmm.schedules.cpu.program import Parameters
+from quantmm.tuning import (
+    stage,
+)
+from quantmm.tuning.candidate import Choice
+from quantmm.tuning.stage import Session
+
+SPEC = qmm.MatmulSpec(n=64, k=64)
+ROW = targets.host()
+M = 6
+
+#: Builders are started once for all tests: each imports TVM.
+CHILDREN = Session("tuning_faults:Builder", build_seconds=20)
+
+
+def tune(log, bench="Bench", **options):
+    return tune_on([stage.this_machine(f"tuning_faults:{bench}")], log, **options)
+
+
+def tune_on(boards, log, **options):
+    CHILDREN.boards = list(boards)
+    try:
+        options = {"m": [M], "trials": 5, "threads": 1, **options}
+        return qmm.tune(SPEC, log=log, session=CHILDREN, **options)
+    finally:
+        for board in boards:
+            board.bench.close()
+
+
+def lines(log, name=records.TRIALS):
+    (database,) = records.databases(Path(log))
+    return (database / name).read_text().splitlines()
+
+
+def choice(**other):
+    parameters = {"rows": 3, "blocks": 2, "panels": 1, "ahead": 0, "unroll": 1, "few_tiles": 2}
+    return Choice("gemm", 64, Parameters(**{**parameters, "block_rows": 1 << 17, **other}))
