@@ -1,8 +1,8 @@
 """CUDA C++ to machine code for NVIDIA GPUs, on machines with and without one.
 
 NVRTC compiles, through cuda-bindings, which the extra quantmm[cuda] brings. Its options keep the
-roundings that the source has: no contraction of a * b + c, no fast division or square root, denormal
-numbers.
+roundings that the source has: no contraction of a * b + c, no fast division or square root,
+denormal numbers.
 """
 
 from __future__ import annotations
