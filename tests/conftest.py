@@ -13,13 +13,15 @@ from quantmm.cli import main as cli_main
 from quantmm.compiler.compile import compile
 from quantmm.runtime import threads
 
-# Kernels are compiled inside examples, which takes longer than hypothesis' deadline.
-settings.register_profile(
-    "quantmm",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    print_blob=True,
-)
+# Kernels are compiled inside examples, which takes longer than hypothesis' deadline. The profile
+# "deep" has all examples of the tests that compile, see `problems.examples`.
+for name in ("quantmm", "deep"):
+    settings.register_profile(
+        name,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+        print_blob=True,
+    )
 settings.load_profile("quantmm")
 
 
@@ -37,6 +39,28 @@ def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setitem(compile.__kwdefaults__, "cache", False)
         # One process imports scikit-learn for one test and torch for another.
         patch.setattr(threads._process, "warned", {"several"})
+        yield
+
+
+#: Rooms whose tests judge something else than the compiler: what one of them compiled, others find.
+CACHED = ("bench", "nn")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Kernels come from a cache of all workers in the rooms that are CACHED."""
+    if request.path.parent.name not in CACHED:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent  # below that of the run lies one for each worker
+    place = folder / "kernels-of-all-workers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place))
+        patch.setitem(compile.__kwdefaults__, "cache", True)
         yield
 
 

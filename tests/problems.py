@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from quantmm.formats.problem import (
     activation,
@@ -21,11 +22,18 @@ __all__ = [
     "assert_agrees",
     "bind_arguments",
     "call_arguments",
+    "examples",
     "integers",
     "lay_out",
     "specs",
     "weight",
 ]
+
+
+def examples(many):
+    """Settings of a test that compiles in each example: `many` in depth, else a quarter."""
+    deep = settings.get_current_profile_name() == "deep"
+    return settings(max_examples=many if deep else max(1, many // 4))
 
 
 @st.composite

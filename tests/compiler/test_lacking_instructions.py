@@ -6,7 +6,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from illegal_instructions import EMULATED, emulating
 from quantmm.bench import limits
@@ -36,7 +36,7 @@ def lacking_here():
     return EMULATED - machine.cpu_features()
 
 
-@settings(max_examples=25)
+@problems.examples(25)
 @given(st.data(), st.integers(1, 70), st.integers(0, 2**32))
 def test_any_problem(lacking, data, m, seed):
     spec = data.draw(problems.specs(max_n=100, max_k=200, m=m))

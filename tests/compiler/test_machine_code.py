@@ -27,14 +27,21 @@ STORED = re.compile(r"%[xyz]mm\d+, -?\w*\(|^\s+st\w+\s+(?:\{ )?[qvd]\d")
 
 
 def cases():
-    """Every strategy and number of rows for int8; few, several and many for the other formats."""
+    """Every strategy and number of rows for int8; few, several and many for the other formats.
+
+    Rows with one register file have the same tiles: the first of them stands for its heights.
+    """
+    files = set()
     for target in SPECIAL:
+        registers = target.vector_bytes, target.vector_registers, target.instruction.registers
+        first = registers not in files
+        files.add(registers)
         for name, fields in FORMATS.items():
             low, high = target.tile_rows[0], target.tile_rows[-2:]
             tiles = [("gemv", rows) for rows in target.tile_rows if rows <= GEMV_ROWS]
             heights = [rows for rows in target.tile_rows if rows >= strategies.GEMM_TILE_ROWS]
             tiles += [("gemm", rows) for rows in heights]
-            if name != "w8":
+            if name != "w8" or not first:
                 tiles = [each for each in tiles if each == ("gemv", low) or each[1] in high]
             if name.startswith("w8"):
                 tiles += [(strategies.WINOGRAD, rows) for rows in target.winograd_rows]

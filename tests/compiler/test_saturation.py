@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -19,29 +20,34 @@ def runnable(row):
     return row if qmm.targets.why_not_here(row) is None else qmm.targets.emulated(row)
 
 
-def only(strategy, spec, row, m):
-    """A kernel that has nothing but the strategy's function for `m` rows."""
-    plan = plan_for(spec, row)
-    choices = [each for each in choose(plan) if each[0].strategy == strategy]
-    best = min(choices, key=lambda each: each[0].cost_of(m, plan.layout.n_blocks))
-    return kernel_of(plan, [best])
+#: A number of rows for each strategy, by which its function is asked for.
+STRATEGIES = {"gemv": 4, "gemm": 20, WINOGRAD: 26}
+
+
+def every_strategy(spec, row):
+    """A kernel with one function of each strategy, for its number of rows alone."""
+    plan, chosen = plan_for(spec, row), []
+    for strategy, m in STRATEGIES.items():
+        choices = [each for each in choose(plan) if each[0].strategy == strategy]
+        variant, function = min(choices, key=lambda each: each[0].cost_of(m, plan.layout.n_blocks))
+        chosen.append((variant, dataclasses.replace(function, first_m=m, last_m=m)))
+    return kernel_of(plan, chosen)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-@pytest.mark.parametrize(("strategy", "m"), [("gemv", 4), ("gemm", 20), (WINOGRAD, 26)])
 @pytest.mark.parametrize("signs", [("int8", "int8"), ("uint8", "uint8"), ("int8", "uint8")])
 @pytest.mark.parametrize(("k", "group_size"), [(333, None), (4, None), (1, None), (200, 64)])
-def test_the_ends_of_every_range(row, strategy, m, signs, k, group_size):
+def test_the_ends_of_every_range(row, signs, k, group_size):
     activation, weight = signs
     spec = qmm.MatmulSpec(
         n=48, k=k, activation=activation, weight=weight, out="float32", group_size=group_size
     )
-    kernel = only(strategy, spec, runnable(row), m)
-    assert kernel.plan(m).strategy == strategy
+    kernel = every_strategy(spec, runnable(row))
     x_ends, w_ends = (np.iinfo(dtype) for dtype in signs)
-    for x_end, w_end in itertools.product(
-        (x_ends.min, x_ends.max, None), (w_ends.min, w_ends.max, None)
+    for (strategy, m), x_end, w_end in itertools.product(
+        STRATEGIES.items(), (x_ends.min, x_ends.max, None), (w_ends.min, w_ends.max, None)
     ):
+        assert kernel.plan(m).strategy == strategy
         x = ends(x_ends, (m, k), x_end, 1).astype(activation)
         w = ends(w_ends, (48, k), w_end, 2).astype(weight)
         groups = 1 if group_size is None else -(-k // group_size)

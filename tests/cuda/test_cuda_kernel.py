@@ -11,10 +11,11 @@ import sys
 
 import emulated_torch
 import numpy as np
+import problems
 import pytest
 import quantmm as qmm
 from emulated_driver import EmulatedDriver
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from quantmm.compiler import cuda, nvrtc
 from quantmm.compiler.expr import frontend
@@ -67,7 +68,7 @@ def check(kernel, problem):
     return difference(y, qmm.reference(problem.spec, x, w, **bind, **call))
 
 
-@settings(max_examples=25, deadline=None)
+@problems.examples(25)
 @given(st.integers(0, 2**32))
 def test_every_spec_on_every_target_agrees_with_the_reference(seed):
     draw = random.Random(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from quantmm.errors import ArrayError
 from quantmm.formats.spec import CHOICES, FLOAT_TYPES
@@ -17,7 +17,7 @@ from quantmm.formats.values import numpy_dtype
 SEEDS = st.integers(0, 2**32)
 
 
-@settings(max_examples=30)
+@problems.examples(30)
 @given(
     st.sampled_from(FLOAT_TYPES),
     st.sampled_from(CHOICES["activation"]),

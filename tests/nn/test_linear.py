@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import problems
 import pytest
 import quantmm as qmm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from quantmm.errors import ArrayError, ModuleError, SpecError
 
@@ -27,7 +28,7 @@ leading_shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=25)
+@problems.examples(25)
 @given(shape=leading_shapes, dtype=st.sampled_from(tm.DTYPES), seed=st.integers(0, 99))
 def test_any_leading_shape_and_dtype(format, shape, dtype, seed):
     module = tm.one_layer(format)

@@ -9,7 +9,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from quantmm.compiler.expr import frontend
 from quantmm.errors import UnsupportedError
@@ -28,7 +28,7 @@ def run(kernel, m, rng):
     problems.assert_agrees(y, qmm.reference(spec, x, w, **bind, **call))
 
 
-@settings(max_examples=15)
+@problems.examples(15)
 @given(problems.specs(), st.lists(st.integers(1, 70), min_size=5, max_size=5), SEEDS)
 @example(qmm.MatmulSpec(n=1, k=1), [1, 2, 3, 64, 65], 0)
 @example(qmm.MatmulSpec(n=1000, k=333), [1, 7, 8, 9, 200], 0)
@@ -40,14 +40,14 @@ def test_one_kernel_serves_every_m(host_kernel, spec, ms, seed):
         run(kernel, m, rng)
 
 
-@settings(max_examples=30)
+@problems.examples(30)
 @given(st.data(), st.integers(1, 130), SEEDS)
 def test_fixed_m_on_every_target(target, data, m, seed):
     spec = data.draw(problems.specs(m=m))
     run(qmm.compile(spec, target), m, np.random.default_rng(seed))
 
 
-@settings(max_examples=14)
+@problems.examples(14)
 @given(st.data(), st.integers(1, 40), SEEDS)
 def test_every_row_with_its_instruction_replaced_by_its_meaning(row, data, m, seed):
     spec = data.draw(problems.specs(max_n=100, max_k=150, m=m))

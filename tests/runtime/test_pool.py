@@ -360,7 +360,7 @@ def test_two_openmp_runtimes_are_named(kernel_file, tmp_path):
         OPENMP
         + """
 import ctypes, shutil
-from quantmm.compiler import hosts
+from quantmm.runtime import hosts
 first = hosts.find().openmp.path
 ctypes.CDLL(shutil.copy(first, sys.argv[2] + "/libgomp-other.so"))
 sys.modules["more"] = sys

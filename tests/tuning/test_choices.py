@@ -9,7 +9,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from quantmm.compiler.cpu import function_of, kernel_of
 from quantmm.schedules.cpu.plan import plan_for, with_k_block
@@ -48,7 +48,7 @@ def choices(draw, spec, row, m):
     return choice
 
 
-@settings(max_examples=5)
+@problems.examples(5)
 @given(st.data(), st.integers(1, 70), st.integers(0, 2**32))
 def test_any_choice(row, data, m, seed):
     row = runnable(row)
