@@ -178,6 +178,6 @@ class Row:
 
 
 def geometric_mean(ratios: Iterable[Ratio | None]) -> float | None:
-    """Of the ratios that there are; None if there are none."""
+    """The geometric mean of the ratios that are there; None if there are none."""
     values = [ratio.value for ratio in ratios if ratio]
     return math.exp(statistics.fmean(map(math.log, values))) if values else None

@@ -178,7 +178,7 @@ def weight(spec: qmm.MatmulSpec, seed: int = 0) -> qmm.QTensor:
 
 
 def l2_bytes() -> int:
-    """Of the first GPU."""
+    """Bytes of the first GPU's L2 cache."""
     return driver.driver().devices()[0].l2_bytes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import math
 import warnings
 
 from tvm import tirx
@@ -27,8 +27,6 @@ from .expr import cuda_frontend as frontend
 from .rewrite.cuda_stores import read_rows, store_within
 from .rewrite.rounding import fuse_group_sums
 
-#: Threads of kernels whose operands come through shared memory, as TVM writes them.
-PIPELINED = re.compile(r"__launch_bounds__\((\d+)\)(?= (?:splitk|mma|dp4a)_)")
 RECIPES = {
     "gemv": gemv.schedule,
     "splitk": splitk.schedule,
@@ -112,13 +110,26 @@ def source(
 ) -> tuple[str, dict[str, Launch]]:
     """CUDA C++ of all kernels for a plan, and their launches by name; `PREPARE` is one of them."""
     funcs = {PREPARE: read_rows(prepare.schedule(frontend.prepare(plan)))}
-    for variant in variants or choose_variants(plan):
+    variants = variants or choose_variants(plan)
+    for variant in variants:
         funcs[variant.name] = lower(plan, variant)
     code, launches = generate(funcs, plan.target)
-    # A pipeline hides latency by itself: its registers are worth more than another thread block,
-    # for which the compiler would spill some.
-    code = PIPELINED.sub(r"__launch_bounds__(\1, 1)", code)
+    for variant in variants:
+        if variant.tile.stages:
+            code = with_registers_of_one_block(code, launches[variant.name])
     return STEPS + code, launches
+
+
+def with_registers_of_one_block(code: str, launch: Launch) -> str:
+    """CUDA C++ in which a kernel may take all registers that one thread block can have.
+
+    A pipeline hides latency by itself: its registers are worth more than another thread block, for
+    which the compiler would spill some.
+    """
+    threads = math.prod(launch.block)
+    before = f"__launch_bounds__({threads}) {launch.name}("
+    assert code.count(before) == 1, launch.name
+    return code.replace(before, f"__launch_bounds__({threads}, 1) {launch.name}(")
 
 
 def emit_code(spec: MatmulSpec, target: CudaTarget, m: int, form: str) -> str:

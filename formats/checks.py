@@ -1,4 +1,4 @@
-"""What is given with a spec: a kernel and the reference refuse the same, with the same words.
+"""Checks of arguments: a kernel and the reference refuse the same, in the same words.
 
 Only what is refused is shared. The reference computes by itself, so that it can judge.
 """

@@ -194,7 +194,7 @@ def check_residual(spec: MatmulSpec, residual: npt.ArrayLike | None, m: int) -> 
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """A * b + c in float32 with a single rounding (double rounding through float64 aside)."""
+    """The sum a * b + c in float32, rounded once (double rounding through float64 aside)."""
     return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
 
 
@@ -213,7 +213,7 @@ def apply(function: str | None, y: np.ndarray) -> np.ndarray:
 
 
 def sigmoid_times(v: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """V / (1 + exp(-u)), rounded to float32; exp(-u) may be infinite."""
+    """The quotient v / (1 + exp(-u)), rounded to float32; exp(-u) may be infinite."""
     with np.errstate(over="ignore"):
         return (v / (1 + np.exp(-u))).astype(np.float32)
 

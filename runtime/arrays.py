@@ -292,7 +292,7 @@ def span(address: int, shape: tuple[int, int], stride: int, itemsize: int) -> Sp
 
 
 def span_of(matrix: Any, itemsize: int) -> Span:
-    """The same of a tensor of the CPU."""
+    """Where a tensor of the CPU lies."""
     rows, columns = matrix.shape
     return span(matrix.data_ptr(), (rows, columns), matrix.strides[0], itemsize)
 

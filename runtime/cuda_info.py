@@ -65,7 +65,7 @@ class CudaFunction:
 
     @property
     def rows(self) -> int:
-        """Of its tile."""
+        """Rows of X that its tile has."""
         return self.cost.rows
 
 

@@ -136,7 +136,7 @@ class CudaKernel:
         return found
 
     def _planned(self, m: int) -> CudaPlan:
-        """As `plan_of_part`, which is asked in every call."""
+        """The plan of `m` rows, found anew; `plan_of_part` keeps it."""
         info = self.info
         fits = [v for v in info.variants if -(-m // v.rows) <= MOST_TILES]
         tuned = function_for(info.tuned, m)

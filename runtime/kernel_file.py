@@ -43,11 +43,11 @@ class Saved(Protocol):
 
     @property
     def info(self) -> KernelInfo | CudaInfo:
-        """What it is."""
+        """What the kernel is, apart from its code."""
 
     @property
     def code(self) -> Content:
-        """Its code."""
+        """The kernel's code."""
 
 
 @dataclass(frozen=True)

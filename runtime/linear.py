@@ -89,7 +89,7 @@ class Bound:
         self._out_dtype = numpy_dtype(spec.out)
 
     def __copy__(self: B) -> B:
-        """The same over the same memory."""
+        """A copy that uses the same memory."""
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         return copied
@@ -174,7 +174,7 @@ class Linear(Bound):
         return self.duplicate()
 
     def for_kernel(self, kernel: Kernel) -> Linear:
-        """The same packed weight for another kernel of this spec and layout.
+        """The packed weight, bound to another kernel of this spec and layout.
 
         Raises
         ------
@@ -193,7 +193,7 @@ class Linear(Bound):
         return linear
 
     def duplicate(self) -> Linear:
-        """The same with a copy of the packed weight in other memory."""
+        """A copy with the packed weight in other memory."""
         linear = copy.copy(self)
         linear._last = 0, []
         linear._arrays = {name: aligned(array) for name, array in self._arrays.items()}
@@ -412,7 +412,7 @@ def packed_weight(
     w: QTensor,
     names: Collection[str],
 ) -> dict[str, np.ndarray]:
-    """Those of `names` that a kernel reads of a weight, in its private layout and aligned.
+    """The arrays of `names` that a kernel reads of a weight, in its private layout and aligned.
 
     Packed some rows at a time, which leaves beside the result a few of these pieces in memory.
     """

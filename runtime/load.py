@@ -110,7 +110,7 @@ def reduced(kernel: Kernel) -> tuple[Any, ...]:
 
 
 def reduced_for_gpu(kernel: CudaKernel) -> tuple[Any, ...]:
-    """The same, without the source."""
+    """A kernel for GPUs pickled as its file's content, without the source."""
     return unpickled, (kernel_file.packed([kernel]),)
 
 

@@ -42,7 +42,7 @@ class Argument:
 
 
 def dtype(name: str) -> Callable[[AnyPlan], str]:
-    """One that every plan has."""
+    """The dtype of an argument that has the same one in every plan."""
     return lambda plan: name
 
 

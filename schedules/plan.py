@@ -65,7 +65,7 @@ class Plan(Generic[T, L]):
 
     @property
     def needs_w_own(self) -> bool:
-        """The same of the weights."""
+        """Whether the instruction adds a sum over the weights alone, to be subtracted."""
         return self.instruction.form == "sums"
 
 

@@ -118,7 +118,7 @@ class CudaLayout:
 
     @property
     def stored_dtype(self) -> str:
-        """Of the packed weight."""
+        """The dtype of the packed weight."""
         return "uint8" if self.bits == 4 else self.dtype
 
     @property
@@ -128,7 +128,7 @@ class CudaLayout:
 
     @property
     def factor(self) -> int:
-        """How often a product counts."""
+        """By how much products of packed weights are too large: 16 where nibbles are high ones."""
         return 16 if self.bits == 4 else 1
 
     def spread(self, w: np.ndarray) -> np.ndarray:

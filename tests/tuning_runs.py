@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
+import pytest
 import quantmm as qmm
 from quantmm import targets
+from quantmm.bench import limits
 from quantmm.schedules import records
 from quantmm.schedules.cpu.program import Parameters
-from quantmm.tuning import (
-    stage,
-)
+from quantmm.tuning import stage
 from quantmm.tuning.candidate import Choice
 from quantmm.tuning.stage import Session
 
@@ -20,6 +22,17 @@ M = 6
 
 #: Builders are started once for all tests: each imports TVM.
 CHILDREN = Session("tuning_faults:Builder", build_seconds=20)
+
+
+@contextlib.contextmanager
+def measured_machine():
+    """The limits are not measured anew in every test, and children find these tests' modules."""
+    measured = limits.Limits(1, 1000.0, 10.0, 10.0)
+    here = str(Path(__file__).parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "measure", lambda *_: measured)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        yield
 
 
 def tune(log, bench="Bench", **options):

@@ -41,7 +41,7 @@ class Kernel:
 
     @property
     def spec(self) -> MatmulSpec:
-        """That was tuned."""
+        """The spec that was tuned."""
         return MatmulSpec.from_json(self.fields["spec"])
 
     @property

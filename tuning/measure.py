@@ -38,7 +38,7 @@ TURN_SECONDS, WARM_SECONDS = 0.02, 0.15
 
 
 class Calls(NamedTuple):
-    """Of a contender with one of its packed weights: on the problem's rows, and on the first."""
+    """Calls of a contender with one of its packed weights: on all rows, and on the first one."""
 
     whole: Callable[[], object]
     one_row: Callable[[], object]

@@ -71,7 +71,8 @@ def tune(
 
     Parameters
     ----------
-    m : numbers of rows to tune for; those between profit where it was seen that they do.
+    m : numbers of rows to tune for. What is chosen for one also serves numbers between them, as far
+        as measurements say that it is not slower there.
     trials : choices to try for each M, those counted that the log already has.
     time_limit : seconds after which no further trial begins.
     seed : of the search and of the numbers that are multiplied.

@@ -81,7 +81,7 @@ def text_of(spec: MatmulSpec) -> str:
 
 
 def strategies(plan: CpuPlan, m: int) -> tuple[str, ...]:
-    """Those that may be the best for `m` rows."""
+    """The strategies that may be the best for `m` rows."""
     few = ("gemv",) if m <= gemv.MOST_ROWS else ()
     has_winograd = instruction_for(plan, WINOGRAD, m) is not None
     return "gemm", *few, *((WINOGRAD,) if has_winograd else ())

@@ -78,7 +78,7 @@ class Children:
 
 @functools.cache
 def children() -> Children:
-    """Those of this process, which is a session's."""
+    """The children of this process, which serves one session."""
     end_with_parent()
     return Children()
 

@@ -313,7 +313,7 @@ class Difference:
 
     @property
     def ratio(self) -> float:
-        """Of the times."""
+        """The ratio of the times."""
         return math.exp(self.log)
 
     @property

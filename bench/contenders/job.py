@@ -109,7 +109,7 @@ class Job:
 
     @property
     def bits(self) -> int:
-        """Of a weight, 8 or 4."""
+        """Bits of a stored weight, 8 or 4."""
         return INTEGERS[self.spec.weight].bits
 
     @property

@@ -19,7 +19,7 @@ QUANTIZE = "quantmm.nn:quantize_"
 
 @dataclass(frozen=True)
 class Size:
-    """Of an encoder: its layers, their width, the width of the feed-forward part, and heads."""
+    """An encoder's layers, their width, the width of the feed-forward part, and its heads."""
 
     layers: int = 6
     width: int = 384

@@ -81,7 +81,7 @@ def summaries(rows: Sequence[InsideRow]) -> list[str]:
 
 
 def summary(key: tuple[str, str, int], part: Sequence[InsideRow]) -> str:
-    """Of rows of one format, target and number of threads."""
+    """A sentence on the rows of one format, target and number of threads."""
     format_name, target, threads = key
     host = part[0].host
     cost = geometric_mean(row.slowdown(OURS.name) for row in part)

@@ -14,7 +14,7 @@ Index = tuple[Expr | int, ...]
 
 
 def sums_shape(instruction: Instruction, rows: int, blocks: Expr | int, columns: int) -> Index:
-    """Of the sums of `rows` rows and `blocks` blocks of `columns` columns."""
+    """The shape of the sums of `rows` rows and `blocks` blocks of `columns` columns."""
     fragments = (columns // instruction.lanes,) if columns > instruction.lanes else ()
     inner = (instruction.rows,) if instruction.rows > 1 else ()
     return rows // instruction.rows, blocks, *fragments, *inner, instruction.lanes

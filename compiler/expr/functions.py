@@ -138,18 +138,21 @@ def activation(function: str | None, value: Expr, target: Chip) -> Expr:
 
 
 def silu(v: Expr) -> Expr:
-    """V / (1 + exp(-v)) in float64."""
+    """silu(v) = v / (1 + exp(-v)) in float64."""
     return sigmoid_times(v, v)
 
 
 def gelu_tanh(v: Expr) -> Expr:
-    """V / 2 * (1 + tanh(u)) = v / (1 + exp(-2 u)) with u = sqrt(2 / pi) (v + 0.044715 v**3)."""
+    """gelu_tanh(v) = v / (1 + exp(-2 u)) with u = sqrt(2 / pi) (v + 0.044715 v**3).
+
+    That is v / 2 (1 + tanh(u)), as it is usually written.
+    """
     cubic = v + v * v * v * double(0.044715)
     return sigmoid_times(v, cubic * double(2 * math.sqrt(2 / math.pi)))
 
 
 def gelu(v: Expr) -> Expr:
-    """V times the normal distribution's share below v, in float64."""
+    """gelu(v) = v Phi(v) in float64, where Phi is the normal distribution's share below v."""
     tail = normal_tail(tirx.max(v, -v))
     return let("tail", tail, lambda t: v * tirx.Select(v < double(0), t, double(1) - t))
 
@@ -160,15 +163,15 @@ def double(value: float) -> Expr:
 
 
 def sigmoid_times(v: Expr, u: Expr) -> Expr:
-    """V / (1 + exp(-u)) in float64."""
+    """The quotient v / (1 + exp(-u)) in float64."""
     return v / (double(1) + exp(-u))
 
 
 def exp(x: Expr) -> Expr:
-    """E ** x in float64 with a relative error below 1e-12; 0 below -700, finite above 700.
+    """exp(x) in float64 with a relative error below 1e-12; 0 below -700, finite above 700.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2, e**r by its Taylor series, 2**n through the exponent's bits
-    (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
+    x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series, 2**n through the bits of the
+    exponent (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
     """
     high, low = 0.693147180369123816490, 1.90821492927058770002e-10  # ln 2; n * high is exact
 

@@ -8,7 +8,8 @@ from tvm.ir import Expr
 
 from ...targets import Instruction
 
-#: A number of one side, of part 0 or 1 of what the instruction reads of it.
+#: Gives a number of X or of W: of which part (0, or 1 where the instruction reads two parts of it),
+#: and at which position.
 Part = Callable[[int, Expr], Expr]
 
 

@@ -55,9 +55,13 @@ def store_within(func: tirx.PrimFunc, n: int, rows: int) -> tirx.PrimFunc:
         _, i, r, *column = index
         return i * rows + r, column[0] if len(column) == 1 else column[0] * COLUMNS + column[1]
 
+    stored = 0
+
     def store(stmt: tirx.BufferStore) -> tirx.Stmt:
+        nonlocal stored
         if not stmt.buffer.same_as(tile):
             return stmt
+        stored += 1
         row, column = place(list(stmt.indices))
         one = tirx.BufferStore(replaced["y"], stmt.value, [row, column])
         whole = tirx.And(aligned == 1, (column // vector + 1) * vector <= n)
@@ -91,5 +95,6 @@ def store_within(func: tirx.PrimFunc, n: int, rows: int) -> tirx.PrimFunc:
             (tvm.ir.Var, buffer),
         ],
     )
+    assert stored, "a schedule stores its tiles"
     arguments = [replaced.get(param.name, param) for param in func.params]
     return tirx.PrimFunc([*arguments, aligned, columns], body, func.ret_type, func.attrs)

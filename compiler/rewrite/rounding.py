@@ -16,7 +16,7 @@ from ...targets import Chip
 
 
 def multiply_add(target: Chip, a: Expr, b: Expr, c: Expr) -> Expr:
-    """A * b + c in float32."""
+    """The sum a * b + c in float32, rounded once."""
     if target.multiply_add == "contracted":
         return a * b + c
     if target.multiply_add == "called":
@@ -33,11 +33,18 @@ def fuse_group_sums(func: tirx.PrimFunc, target: Chip) -> tirx.PrimFunc:
     if target.multiply_add == "contracted":
         return func
 
+    fused = 0
+
     def once(stmt: tirx.BufferStore) -> tirx.BufferStore:
+        nonlocal fused
         value = stmt.value
         if not stmt.buffer.name.startswith("total") or not isinstance(value, tirx.Add):
             return stmt
-        fused = multiply_add(target, value.b.a, value.b.b, value.a)
-        return tirx.BufferStore(stmt.buffer, fused, stmt.indices)
+        fused += 1
+        assert isinstance(value.b, tirx.Mul), "a scaled sum is added"
+        sums = multiply_add(target, value.b.a, value.b.b, value.a)
+        return tirx.BufferStore(stmt.buffer, sums, stmt.indices)
 
-    return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.BufferStore, once)]))
+    body = tvm_ffi.structural_map(func.body, [(tirx.BufferStore, once)])
+    assert fused, "a schedule with groups adds their sums up"
+    return func.with_body(body)

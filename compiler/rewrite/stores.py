@@ -35,9 +35,13 @@ def store_within(program: Program, func: tirx.PrimFunc, n: int) -> tirx.PrimFunc
         column = tirx.min(nb * layout.lanes, layout.last_column) + lane
         return [(o * mi + i) * program.tile.rows + r, column]
 
+    stored = 0
+
     def store(stmt: tirx.BufferStore) -> tirx.Stmt:
+        nonlocal stored
         if not stmt.buffer.same_as(tile):
             return stmt
+        stored += 1
         row, column = place(list(stmt.indices))
         value = stmt.value
         if added is not None:
@@ -71,6 +75,7 @@ def store_within(program: Program, func: tirx.PrimFunc, n: int) -> tirx.PrimFunc
         func.body,
         [(tirx.BufferStore, store), (tvm.ir.TensorRegion, region), (tvm.ir.Var, buffer)],
     )
+    assert stored, "a schedule stores its tiles"
     replaced = {"x": strided_x, "y": y, "residual": added}
     return tirx.PrimFunc(
         [replaced.get(param.name, param) for param in func.params], body, func.ret_type, func.attrs

@@ -36,9 +36,13 @@ def start_from_x_sum(program: Program, func: tirx.PrimFunc) -> tirx.PrimFunc:
         row, _, _ = fragments.sums_of(program.instruction, program.layout.lanes, tuple(at))
         return [o, i, part, row]
 
+    started = ended = 0
+
     def start(block: SBlock) -> SBlock:
+        nonlocal started
         if block.name_hint != "acc_init":
             return block
+        started += 1
         store = block.body
         place = correction(list(store.indices))
         read = tirx.BufferRegion(x_sum, [tvm.ir.Range.from_min_extent(at, 1) for at in place])
@@ -46,8 +50,12 @@ def start_from_x_sum(program: Program, func: tirx.PrimFunc) -> tirx.PrimFunc:
         return SBlock(block.iter_vars, [*block.reads, read], block.writes, block.name_hint, body)
 
     def end(value: tirx.Add) -> tirx.Expr:
+        nonlocal ended
         is_correction = isinstance(value.b, tvm.ir.TensorLoad) and value.b.source.same_as(x_sum)
+        ended += is_correction
         return value.a if is_correction else value
 
     body = tvm_ffi.structural_map(func.body, [(SBlock, start), (tirx.Add, end)])
+    assert started == 1, started
+    assert ended, "the correction is not added any more"
     return func.with_body(body)

@@ -68,7 +68,10 @@ class CudaVariant:
         return f"{self.strategy}_{self.tile.rows}x{self.tile.blocks * COLUMNS}"
 
     def cost(self, layout: CudaLayout) -> CudaCost:
-        """What it is chosen by. X costs a gemv nothing: its blocks find it in L1 by turns."""
+        """The terms of its predicted time, by which a kernel is chosen for each M.
+
+        X costs a gemv nothing: its thread blocks find it in L1, where another one has read it.
+        """
         rows, columns = self.tile.rows, self.tile.blocks * COLUMNS
         at_a_time = MATRIX_PRODUCTS if self.instruction.rows > 1 else DOT_PRODUCTS
         return CudaCost(
@@ -103,7 +106,7 @@ def variants(plan: CudaPlan) -> tuple[CudaVariant, ...]:
 
 
 def mma_tiles(target: CudaTarget, layout: CudaLayout, zero_points: bool) -> list[CudaTile]:
-    """Those whose sums fit into registers, as narrow as shared memory wants them."""
+    """Tiles whose sums fit into registers, made narrower until they fit into shared memory."""
     tiles = MMA_TILES
     if layout.groups > 1:
         crowded = zero_points and layout.bits == 4

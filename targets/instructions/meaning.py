@@ -45,7 +45,7 @@ def one_row(instruction: Instruction) -> tirx.PrimFunc:
 
 
 def signed(instruction: Instruction) -> tirx.PrimFunc:
-    """Of X magnitudes and signs."""
+    """The loop of an instruction that reads magnitudes and signs of X."""
     lanes, depth = instruction.lanes, instruction.depth
     x_dtype, w_dtype = instruction.read_dtypes
 
@@ -70,7 +70,7 @@ def signed(instruction: Instruction) -> tirx.PrimFunc:
 
 
 def summed(instruction: Instruction) -> tirx.PrimFunc:
-    """Of both sides even and odd k."""
+    """The loop of an instruction that reads even and odd k of both sides."""
     lanes, inner = instruction.lanes, instruction.products
     x_dtype, w_dtype = instruction.read_dtypes
 

@@ -10,6 +10,7 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
+from foreign import Foreign
 from quantmm.errors import ArrayError
 from quantmm.runtime import linear as linear_module
 
@@ -194,19 +195,6 @@ def test_torchs_defaults_do_not_matter(case, other_defaults):
     # Quantized by NumPy, of whatever the numbers were.
     q = qmm.quantize(given.double(), group_size="tensor")
     problems.assert_agrees(linear(q), qmm.reference(linear.kernel.spec, q, W))
-
-
-class Foreign:
-    """An array of some other library that speaks DLPack."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **keywords):
-        return self.array.__dlpack__(**keywords)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
 
 
 def test_anything_with_dlpack(case):

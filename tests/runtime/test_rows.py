@@ -8,11 +8,11 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
+from foreign import Foreign
 from quantmm.errors import ArrayError
 from quantmm.formats.quantize import METHODS
 from quantmm.runtime import kernel
 from quantmm.runtime.rows import as_rows
-from test_arrays import Foreign
 
 N, K = 19, 34
 LEADS = [(), (1,), (6,), (2, 3), (2, 1, 3), (0,), (2, 0), (0, 3)]

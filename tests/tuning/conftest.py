@@ -1,27 +1,23 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
-import tuning_faults
-from quantmm.bench import limits
 from quantmm.schedules import records
-from quantmm.tuning import (
-    run,
-)
+from quantmm.tuning import run
 from quantmm.tuning.search import Search
-from tuning_runs import CHILDREN, M, tune
+from tuning_runs import CHILDREN, M, measured_machine, tune
 
 
-@pytest.fixture(autouse=True, scope="session")
-def quick():
-    """The limits are not measured anew in every test, and children find these tests' modules."""
-    measured = limits.Limits(1, 1000.0, 10.0, 10.0)
-    here = str(Path(tuning_faults.__file__).parent)
-    with pytest.MonkeyPatch.context() as patch, CHILDREN:
-        patch.setattr(limits, "measure", lambda *_: measured)
-        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+@pytest.fixture(scope="session")
+def children():
+    """Builders that all tests share."""
+    with CHILDREN:
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(children):
+    """Runs of these tests, and of no others, find the machine measured."""
+    with measured_machine():
         yield
 
 
@@ -46,10 +42,11 @@ def propose(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def log(tmp_path_factory):
+def log(children, tmp_path_factory):
     """A log in which a choice was faster than the default for M, and one for 40."""
     folder = tmp_path_factory.mktemp("log")
-    tune(folder, "SlowDefault", m=[M, 40], trials=4)
+    with measured_machine():
+        tune(folder, "SlowDefault", m=[M, 40], trials=4)
     return folder
 
 

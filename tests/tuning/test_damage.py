@@ -7,10 +7,7 @@ import json
 import pytest
 from quantmm.errors import RecordError
 from quantmm.schedules import records
-from quantmm.tuning import (
-    keeping,
-    run,
-)
+from quantmm.tuning import keeping, run
 from quantmm.tuning.log import Database, database_for
 from tuning_runs import ROW, SPEC, M, choice, lines, tune
 

@@ -12,12 +12,7 @@ import tuning_faults
 from quantmm.errors import TuningError
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.tuning import (
-    candidate,
-    measure,
-    run,
-    stage,
-)
+from quantmm.tuning import candidate, measure, run, stage
 from quantmm.tuning.candidate import Choice, default_choice
 from quantmm.tuning.search import Search
 from quantmm.tuning.stage import DEFAULT, Stage

@@ -13,12 +13,7 @@ from quantmm.cli import logs as cli_logs
 from quantmm.errors import RecordError
 from quantmm.schedules import cuda_records, records
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.tuning import (
-    joining,
-    keeping,
-    search,
-    verdict,
-)
+from quantmm.tuning import joining, keeping, search, verdict
 from quantmm.tuning import log as logs
 from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database, database_for

@@ -6,10 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from quantmm.tuning import (
-    candidate,
-    measure,
-)
+from quantmm.tuning import candidate, measure
 from quantmm.tuning.stage import DEFAULT, Stage, difference
 from tuning_runs import ROW, SPEC, M, choice
 

@@ -19,9 +19,7 @@ from quantmm.runtime.info import Function
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import instructions_of, plan_for
 from quantmm.schedules.cpu.space import of_trace
-from quantmm.tuning import (
-    keeping,
-)
+from quantmm.tuning import keeping
 from quantmm.tuning.candidate import Choice
 from quantmm.tuning.log import Database
 from quantmm.tuning.search import Search

@@ -11,10 +11,7 @@ import psutil
 import pytest
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.tuning import (
-    keeping,
-    run,
-)
+from quantmm.tuning import keeping, run
 from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database
 from quantmm.tuning.search import Search

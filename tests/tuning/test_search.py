@@ -12,9 +12,7 @@ from quantmm.bench.models import MODELS
 from quantmm.formats.named import FORMATS
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.space import of_trace
-from quantmm.tuning import (
-    candidate,
-)
+from quantmm.tuning import candidate
 from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.model import Model
 from quantmm.tuning.search import Search

@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.errors import SpecError, ToolError, TuningError
-from quantmm.tuning import (
-    plot,
-    progress,
-    run,
-)
+from quantmm.tuning import plot, progress, run
 from quantmm.tuning.progress import Display
 from quantmm.tuning.state import Outcome, Problem, Progress, Tuning
 from rich.console import Console
