@@ -145,7 +145,7 @@ def compile_command(
     first.save(output, *others)
     click.echo(f"{output}: {spec.to_json()}")
     for stored in contents(output):
-        info, size = stored.info, len(stored.library)
+        info, size = stored.info, len(stored.content)
         click.echo(f"  {info.target}: {info.instruction}, {info.architecture}, {size:,} bytes")
 
 

@@ -29,12 +29,12 @@ from ..errors import CacheError
 from ..files import write_whole
 from ..formats.spec import MatmulSpec
 from ..runtime import kernel_file
+from ..runtime.code import library_of
 from ..runtime.cuda_info import CudaInfo
 from ..runtime.cuda_kernel import CudaKernel
 from ..runtime.info import KernelInfo
 from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import Stored
-from ..runtime.library import library_of
 from ..runtime.load import loaded
 from ..schedules.cuda_records import CudaRecord
 from ..schedules.records import Record
@@ -147,7 +147,7 @@ def find(
             return None
         kernel: Kernel | CudaKernel
         if isinstance(info, KernelInfo) and info.why_not_here():
-            kernel = Kernel(info, library_of(stored.library), num_threads)
+            kernel = Kernel(info, library_of(stored.content), num_threads)
         else:
             kernel = loaded(stored, num_threads)
         kernel.origin = "cache"

@@ -11,7 +11,8 @@ class Integers:
 
     Attributes
     ----------
-    bits : of a stored number. Fewer than 8 lie in one byte, the first of them in its low bits.
+    bits : of a stored number, 1, 2, 4 or 8. Several of fewer than 8 lie in one byte, the first of
+        them in its low bits.
     least, greatest : what a number may be.
     """
 
@@ -21,7 +22,7 @@ class Integers:
     greatest: int
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8) or self.greatest - self.least >= 1 << self.bits:
+        if self.bits not in (1, 2, 4, 8) or self.greatest - self.least >= 1 << self.bits:
             raise ValueError(f"{self.name}: {self.least} to {self.greatest} in {self.bits} bits")
 
     @property

@@ -141,7 +141,7 @@ class CudaInfo:
 
 
 @dataclass(frozen=True)
-class CudaPlan:
+class CudaTiling:
     """How one M is computed: `mi` tiles of rows by the kernel `name`, in `blocks` thread blocks."""
 
     name: str

@@ -20,7 +20,7 @@ from ..schedules.cuda_records import function_for
 from ..schedules.plan import MAX_ELEMENTS
 from ..targets import cuda
 from . import driver, kernel_file
-from .cuda_info import MOST_TILES, CudaInfo, CudaPlan
+from .cuda_info import MOST_TILES, CudaInfo, CudaTiling
 from .cuda_linear import CudaLinear
 from .driver import Device, Driver, Function, Module
 from .kernel_file import Saved
@@ -30,11 +30,11 @@ from .kernel_file import Saved
 class CudaCode:
     """Machine code, and compressed PTX behind it, as a kernel file has them."""
 
-    library: bytes
+    stored: bytes
 
     def content(self) -> bytes:
         """The bytes of both."""
-        return self.library
+        return self.stored
 
     @classmethod
     def of(cls, cubin: bytes, ptx: bytes) -> CudaCode:
@@ -64,7 +64,7 @@ class CudaKernel:
         self.code = code
         self._gpu = gpu
         self._lock = threading.Lock()
-        self._plans: dict[int, CudaPlan] = {}
+        self._plans: dict[int, CudaTiling] = {}
         self._modules: dict[int, Module] = {}
         self._functions: dict[tuple[int, str], Function] = {}
 
@@ -103,7 +103,7 @@ class CudaKernel:
             self._gpu = driver.driver()
         return self._gpu
 
-    def plan(self, m: int) -> CudaPlan:
+    def plan(self, m: int) -> CudaTiling:
         """Which kernel computes `m` rows, and in how many tiles.
 
         Raises
@@ -128,21 +128,21 @@ class CudaKernel:
         columns = max(self.info.layout.x_columns, self.spec.n)
         return min(MAX_ELEMENTS // columns, MOST_TILES * tallest)
 
-    def plan_of_part(self, m: int) -> CudaPlan:
+    def plan_of_part(self, m: int) -> CudaTiling:
         """The plan of `m` of a call's rows."""
         found = self._plans.get(m)
         if found is None:
             found = self._plans[m] = self._planned(m)
         return found
 
-    def _planned(self, m: int) -> CudaPlan:
+    def _planned(self, m: int) -> CudaTiling:
         """The plan of `m` rows, found anew; `plan_of_part` keeps it."""
         info = self.info
         fits = [v for v in info.variants if -(-m // v.rows) <= MOST_TILES]
         tuned = function_for(info.tuned, m)
         chosen = min(fits, key=lambda v: (v.name != tuned, v.cost.time(m, info.multiprocessors)))
         tiles = -(-m // chosen.rows)
-        return CudaPlan(
+        return CudaTiling(
             chosen.name,
             chosen.strategy,
             chosen.rows,

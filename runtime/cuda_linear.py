@@ -40,7 +40,7 @@ from .linear import Bound
 from .rows import dimensions
 
 if TYPE_CHECKING:
-    from .cuda_info import CudaPlan
+    from .cuda_info import CudaTiling
     from .cuda_kernel import CudaKernel
 
 #: What vector loads and stores of rows need.
@@ -298,7 +298,7 @@ class CudaLinear(Bound):
             self._gpu.copy_to(place.device, address, rows, place.stream)
         return address
 
-    def _parts(self, call: Call) -> Iterator[tuple[CudaPlan, Call]]:
+    def _parts(self, call: Call) -> Iterator[tuple[CudaTiling, Call]]:
         """The call for as many rows at a time as offsets of int32 reach."""
         steps = {
             "y": call.numbers["y_stride"] * self._out_dtype.itemsize,

@@ -96,7 +96,7 @@ class KernelInfo:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How one M is computed: `mo` blocks of `mi` tiles of rows, by the function `name`.
 
     Attributes

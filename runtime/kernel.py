@@ -16,9 +16,9 @@ from ..formats.quantize import QTensor
 from ..schedules.plan import MAX_ELEMENTS
 from ..targets import machine
 from . import kernel_file, threads
-from .info import KernelInfo, Plan
+from .code import Code
+from .info import KernelInfo, Tiling
 from .kernel_file import Saved
-from .library import Code
 from .linear import Linear
 
 #: Bytes of weights that one thread reads in a nanosecond where a cache holds them.
@@ -89,7 +89,7 @@ class Kernel:
         count = -(-m // most)
         return count, -(-m // max(1, count))
 
-    def plan(self, m: int) -> Plan:
+    def plan(self, m: int) -> Tiling:
         """Which function computes `m` rows, and on which grid of tiles.
 
         Raises
@@ -102,7 +102,7 @@ class Kernel:
             raise ArrayError(f"x has {m} rows; expected 1 to {self.most_rows}")
         return self._planned(m)
 
-    def _planned(self, m: int) -> Plan:
+    def _planned(self, m: int) -> Tiling:
         """The plan of a part of `m` rows."""
         functions = self.info.functions
         # The one function of a kernel for a fixed M also computes the last part of that.
@@ -111,7 +111,7 @@ class Kernel:
         tiles = -(-m // best.rows)
         mo = -(-tiles // max(1, best.block_rows // best.rows))
         work = max(best.cost_of(m) * self.info.cost_ns, self.info.layout.nbytes / STREAM)
-        return Plan(
+        return Tiling(
             best.name,
             best.strategy,
             best.rows,

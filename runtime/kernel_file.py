@@ -29,9 +29,9 @@ from typing import Any, Protocol
 from ..errors import KernelFileError
 from ..files import check_writable, write_whole
 from ..targets import CUDA_TARGETS, TARGETS
+from .code import Content
 from .cuda_info import CudaInfo
 from .info import KernelInfo
-from .library import Content
 
 MAGIC = b"quantmm\0"
 FORMAT_VERSION = 6
@@ -55,7 +55,7 @@ class Stored:
     """One kernel of a file: what it is, and its code."""
 
     info: KernelInfo | CudaInfo
-    library: bytes
+    content: bytes
 
 
 def save(path: str | os.PathLike[str], kernels: Sequence[Saved]) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from ..errors import KernelFileError, TargetError
 from ..versions import installed
 from . import kernel_file, threads
+from .code import library_of
 from .cuda_info import CudaInfo
 from .cuda_kernel import CudaCode, CudaKernel
 from .info import KernelInfo
 from .kernel import Kernel
 from .kernel_file import Stored
-from .library import library_of
 
 
 def load(
@@ -66,10 +66,10 @@ def unpickled(content: bytes, num_threads: int | None = None) -> Kernel | CudaKe
 def loaded(stored: Stored, num_threads: int | None = None) -> Kernel | CudaKernel:
     """A kernel of a file, ready to be called on this machine."""
     if isinstance(stored.info, CudaInfo):
-        on_gpu = CudaKernel(stored.info, CudaCode(stored.library))
+        on_gpu = CudaKernel(stored.info, CudaCode(stored.content))
         on_gpu.origin = "file"
         return on_gpu
-    library = library_of(stored.library)
+    library = library_of(stored.content)
     library.load()
     kernel = Kernel(stored.info, library, num_threads)
     kernel.origin = "file"

@@ -16,6 +16,7 @@ from ..formats.spec import MatmulSpec
 from ..runtime.threads import default_threads
 from ..schedules import cuda_records, records
 from ..schedules.records import FAILURES, KERNELS, TRIALS, WORKLOADS
+from ..targets import machine
 from ..versions import cuda_versions
 from .joining import is_measured, joined
 from .log import Damage, Database, database_for, parse_failure, parse_trial
@@ -156,6 +157,9 @@ def why_none_applies(
         here = cuda_records.header(row.name, cuda_versions(), header.get("gpu"))
     else:
         here = records.header(row, header.get("threads", 0)) | {"cpu": header.get("cpu")}
+        if row.architecture not in (None, machine.architecture()):
+            # What stands for LLVM has another size there.
+            here["tvm_compiler"] = header.get("tvm_compiler")
     return records.why_not(header, here)
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TuningError
+from ..runtime.code import library_of
 from ..runtime.info import KernelInfo
 from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import parsed
-from ..runtime.library import library_of
 from ..schedules import records
 from ..schedules.cpu.plan import plan_for
 from ..schedules.plan import MAX_ELEMENTS
@@ -273,4 +273,4 @@ def kernel_in(content: bytes) -> Kernel:
     """The kernel of a file, to ask and not to call."""
     (stored,) = parsed(TUNED, content)
     assert isinstance(stored.info, KernelInfo)
-    return Kernel(stored.info, library_of(stored.library), 1)
+    return Kernel(stored.info, library_of(stored.content), 1)

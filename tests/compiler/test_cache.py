@@ -20,7 +20,8 @@ import quantmm as qmm
 from quantmm import targets, versions
 from quantmm.compiler import cache, environment, linker
 from quantmm.errors import ArrayError, CacheError, TargetError
-from quantmm.runtime import kernel_file, library
+from quantmm.runtime import code as kernel_code
+from quantmm.runtime import kernel_file
 from quantmm.schedules.records import Record
 from quantmm.targets import machine
 
@@ -309,7 +310,7 @@ def several_kernels(path):
 
 def no_library(path):
     kernel = qmm.compile(SPEC)
-    kernel.code = library.Library(b"no shared library")
+    kernel.code = kernel_code.Library(b"no shared library")
     kernel.save(path)
 
 
@@ -374,7 +375,7 @@ def test_a_folder_with_something_in_an_entrys_place_stays(entry):
 
 
 def test_another_users_entries_are_not_loaded(entry, monkeypatch):
-    monkeypatch.setattr(library, "load_library", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(kernel_code, "load_library", lambda _: pytest.fail("loaded"))
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     assert cache.find(SPEC, targets.host()) is None
@@ -440,8 +441,8 @@ def test_a_library_that_does_not_load(folder, monkeypatch):
     def refuse(_):
         raise OSError("failed to map segment from shared object")
 
-    monkeypatch.setattr(library, "load_library", refuse)
-    monkeypatch.setattr(library, "_libraries", {})  # no kernel of another test shares its own
+    monkeypatch.setattr(kernel_code, "load_library", refuse)
+    monkeypatch.setattr(kernel_code, "_libraries", {})  # no kernel of another test shares its own
     with pytest.warns(RuntimeWarning, match="failed to map segment"):
         assert_right(qmm.compile(SPEC, cache=True))
     assert list(folder.iterdir()) == []
@@ -514,7 +515,7 @@ def test_a_user_without_a_home_or_a_name_reads_why(words):
 def test_a_kernel_for_another_machine(folder, monkeypatch):
     monkeypatch.setattr(machine, "cpu_features", frozenset)
     row = targets.find("x86-avx2" if machine.architecture() == "x86_64" else "arm-dotprod")
-    monkeypatch.setattr(library, "load_library", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(kernel_code, "load_library", lambda _: pytest.fail("loaded"))
     assert compiled(target=row).origin == "built"
     kernel = compiled(target=row)
     assert (kernel.origin, kernel.info.target) == ("cache", row.name)

@@ -69,8 +69,8 @@ def test_a_kernel_for_another_architecture_is_saved(row, tmp_path):
     compiled(row).save(path)
     (stored,) = kernel_file.contents(path)
     assert stored.info == compiled(row).info
-    assert stored.library.startswith(b"\x7fELF")
-    assert int.from_bytes(stored.library[18:20], "little") == ELF_MACHINES[row.architecture]
+    assert stored.content.startswith(b"\x7fELF")
+    assert int.from_bytes(stored.content[18:20], "little") == ELF_MACHINES[row.architecture]
     with pytest.raises(TargetError, match=f"{row.name} cannot run here: needs {row.architecture}"):
         qmm.load(path)
     # In one file with this machine's own, the other is found.

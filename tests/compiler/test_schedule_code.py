@@ -16,6 +16,7 @@ def found():
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_code_of_one_version_is_the_same(found, kind):
     known = json.loads(schedule_code.PATH.read_text())[kind]
+    assert known.keys() == found[kind].keys(), "python tests/schedule_code.py notes new rows"
     changed = sorted(
         name for name in {*known, *found[kind]} if known.get(name) != found[kind].get(name)
     )

@@ -16,7 +16,8 @@ import pytest
 import quantmm as qmm
 from quantmm.compiler import linker
 from quantmm.errors import KernelFileError, TargetError, ToolError
-from quantmm.runtime import kernel_file, library
+from quantmm.runtime import code as kernel_code
+from quantmm.runtime import kernel_file
 from quantmm.targets import machine
 
 SPEC = qmm.MatmulSpec(n=33, k=70, bias=True)
@@ -147,7 +148,7 @@ def test_for_another_machine(saved, tmp_path, monkeypatch):
     def never(_):
         raise AssertionError("code for another machine was loaded")
 
-    monkeypatch.setattr(library, "load_library", never)
+    monkeypatch.setattr(kernel_code, "load_library", never)
 
     def future(header):
         header["features"].append("avx2048")
@@ -203,7 +204,7 @@ def test_an_interrupted_write_leaves_nothing(saved, tmp_path, monkeypatch):
 def test_a_library_that_cannot_be_loaded_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KernelFileError, match=r"see TMPDIR: .*Failed to load dynamic shared"):
-        library.load_library(b"no library")
+        kernel_code.load_library(b"no library")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,7 +64,7 @@ print(json.dumps(grown({WORK[what]}, 300)))
 
 def test_kernels_of_one_content_share_a_library(kernel_file):
     code = """
-from quantmm.runtime import library as files
+from quantmm.runtime import code as files
 kernels = [kernel, qmm.load(sys.argv[1]), pickle.loads(pickle.dumps(kernel))]
 count = len(files._libraries)
 same = len({id(each.code) for each in kernels})

@@ -9,9 +9,12 @@ import quantmm as qmm
 from quantmm import targets
 from quantmm.compiler.cpu import choose_variants
 from quantmm.errors import TargetError, UnsupportedError
+from quantmm.formats.integers import INTEGERS, Integers
+from quantmm.formats.spec import CHOICES
 from quantmm.schedules.cpu import strategies
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.program import WINOGRAD
+from quantmm.schedules.cuda import plan as gpu_plan
 from quantmm.targets.target import GEMV_ROWS
 
 SPEC = qmm.MatmulSpec(n=16, k=64, m=2, out="int32")
@@ -79,6 +82,18 @@ def test_a_weight_beyond_int32_offsets():
         UnsupportedError, match="elements with its padding; expected at most 2147483648"
     ):
         qmm.compile(qmm.MatmulSpec(n=1 << 17, k=1 << 15))
+
+
+def test_a_format_that_no_instruction_multiplies_is_refused(monkeypatch):
+    monkeypatch.setitem(INTEGERS, "int2", Integers("int2", 2, -2, 1))
+    monkeypatch.setitem(CHOICES, "weight", (*CHOICES["weight"], "int2"))
+    spec = qmm.MatmulSpec(n=64, k=64, weight="int2")
+    for row in targets.TARGETS:
+        with pytest.raises(UnsupportedError, match="has no instruction for int2 weights"):
+            plan_for(spec, row)
+    for gpu in targets.CUDA_TARGETS:
+        with pytest.raises(UnsupportedError, match="no products for int2 weights of 2 bits"):
+            gpu_plan.plan_for(spec, gpu)
 
 
 def test_rows_that_share_the_names_of_instructions_compile_in_one_process():
