@@ -7,14 +7,15 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from .columns import CSV, OURS_PAGE, PEER_PAGE, Beside, cells, page_header, page_line
 from .contenders import OURS
-from .row import Measured, Ratio, Row, geometric_mean
+from .row import Compared, Measured, Row, geometric_mean
 
-HEADER = """\
-| M x N x K | threads | floor ms | quantmm ms | least ms | share | best peer ms | ratio |
-|---|---|---|---|---|---|---|---|"""
+AnyRow = TypeVar("AnyRow", bound=Compared)
+
+HEADER = page_header(*OURS_PAGE, *PEER_PAGE)
 
 
 def markdown(row: Row) -> str:
@@ -22,41 +23,12 @@ def markdown(row: Row) -> str:
 
     A ratio with a ~ is within what the rounds differ.
     """
-    ours = row.ours
-    cells = [
-        row.job.title,
-        str(row.job.threads),
-        milliseconds(row.floor),
-        milliseconds(ours.median) if ours else "",
-        milliseconds(ours.least) if ours else "",
-        f"{row.share:.0%}" if row.share else "",
+    table = [
+        cells(OURS_PAGE, Beside(row, OURS.name)) + cells(PEER_PAGE, Beside(row, row.best_peer))
     ]
-    empty = [""] * len(cells)
-    table = [cells + beside(row, row.best_peer)]
-    table += [empty + beside(row, name) for name in row.baselines]
-    return "\n".join("| " + " | ".join(each) + " |" for each in table)
-
-
-def beside(row: Row, name: str | None) -> list[str]:
-    """A contender's time and its ratio to quantmm's."""
-    if name is None:
-        return ["", ""]
-    return [f"{name} {milliseconds(row.times[name].median)}", ratio_text(row, name)]
-
-
-def milliseconds(seconds: float) -> str:
-    """With the four places of docs/performance.md."""
-    return f"{seconds * 1e3:.4f}"
-
-
-def ratio_text(row: Row, name: str | None) -> str:
-    """A contender's ratio to quantmm's time, or nothing."""
-    return shown(row.ratio(name))
-
-
-def shown(ratio: Ratio | None) -> str:
-    """A ratio, with a ~ where it is within the spread."""
-    return "" if ratio is None else f"{'' if ratio.certain else '~'}{ratio.value:.2f}"
+    empty = [""] * len(OURS_PAGE)
+    table += [empty + cells(PEER_PAGE, Beside(row, name)) for name in row.baselines]
+    return "\n".join(map(page_line, table))
 
 
 def absences(rows: Sequence[Measured]) -> list[str]:
@@ -119,9 +91,9 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     return found
 
 
-def parts(rows: Sequence[Row]) -> dict[tuple[str, str, int], list[Row]]:
+def parts(rows: Sequence[AnyRow]) -> dict[tuple[str, str, int], list[AnyRow]]:
     """Rows by format, target and number of threads."""
-    found: dict[tuple[str, str, int], list[Row]] = {}
+    found: dict[tuple[str, str, int], list[AnyRow]] = {}
     for row in rows:
         found.setdefault((row.format, row.target, row.job.threads), []).append(row)
     return found
@@ -132,38 +104,13 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def to_json(rows: Sequence[Row], environment: dict[str, Any]) -> str:
-    """Everything that was measured."""
-    return json.dumps(
-        {"environment": environment, "rows": [row.to_dict() for row in rows]}, indent=1
-    )
-
-
-#: Columns of the CSV; times in seconds.
-COLUMNS = (
-    "format",
-    "target",
-    "layer",
-    "m",
-    "n",
-    "k",
-    "weights",
-    "threads",
-    "floor",
-    "share",
-    "contender",
-    "kind",
-    "median",
-    "least",
-    "quartile_1",
-    "quartile_3",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "absent",
-    "busy_cores",
-    "stolen_cores",
-)
+def to_json(
+    rows: Sequence[Measured], environment: dict[str, Any], **others: Sequence[Measured]
+) -> str:
+    """Everything that was measured: rows, and those of other kinds by their name."""
+    kinds = {"rows": rows, **others}
+    content = {name: [row.to_dict() for row in found] for name, found in kinds.items()}
+    return json.dumps({"environment": environment, **content}, indent=1)
 
 
 def to_csv(rows: Sequence[Row], environment: dict[str, Any]) -> str:
@@ -171,46 +118,11 @@ def to_csv(rows: Sequence[Row], environment: dict[str, Any]) -> str:
     file = io.StringIO()
     for name, value in flat(environment):
         file.write(f"# {name}: {value}\n")
-    writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV)
     for row in rows:
-        job = row.job
-        shape: dict[str, Any] = {
-            "format": row.format,
-            "target": row.target,
-            "layer": job.layer,
-            "m": job.m,
-            "n": job.n,
-            "k": job.k,
-            "weights": "cold" if job.cold else "hot",
-            "threads": job.threads,
-            "floor": row.floor,
-            "busy_cores": round(row.busy_cores, 3),
-            "stolen_cores": round(row.stolen_cores, 3),
-        }
-        for name, time in row.times.items():
-            ratio = None if name == OURS.name else row.ratio(name)
-            compared = (
-                {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-                if ratio
-                else {}
-            )
-            low, high = time.quartiles
-            share = row.floor / time.median
-            measured = {"share": share, "median": time.median, "least": time.least}
-            quartiles = {"quartile_1": low, "quartile_3": high}
-            who = {"contender": name, "kind": kind(row, name)}
-            writer.writerow(shape | who | measured | quartiles | compared)
-        for name, reason in row.absent.items():
-            writer.writerow(shape | {"contender": name, "kind": "absent", "absent": reason})
+        writer.writerows(cells(CSV, Beside(row, name)) for name in (*row.times, *row.absent))
     return file.getvalue()
-
-
-def kind(row: Row, name: str) -> str:
-    """What a contender is to quantmm."""
-    if name == OURS.name:
-        return "quantmm"
-    return "baseline" if name in row.baselines else "peer"
 
 
 def flat(environment: dict[str, Any]) -> list[tuple[str, Any]]:

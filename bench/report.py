@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ToolError
+from .columns import REPORT, Beside, cells
 from .contenders import OURS
-from .export import absences, counted, flat, kind, milliseconds, parts, ratio_text, summaries
+from .export import absences, counted, flat, parts, summaries
 from .row import Measured, Row
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -64,6 +65,7 @@ def to_html(rows: Sequence[Row], environment: dict[str, Any]) -> str:
         warnings=warnings(rows),
         rooflines=rooflines,
         speed_ups=speed_ups,
+        columns=REPORT,
         lines=[line for row in rows for line in lines(row)],
         absences=absences(rows),
         facts=flat(environment),
@@ -84,38 +86,10 @@ def warnings(rows: Sequence[Measured]) -> list[str]:
 
 def lines(row: Row) -> Iterator[dict[str, Any]]:
     """Lines of the table: quantmm, its peers from the fastest on, what is no peer."""
-    job = row.job
-    first = {
-        "shape": job.title,
-        "layer": job.layer,
-        "format": row.format,
-        "threads": job.threads,
-        "floor": milliseconds(row.floor),
-    }
-    names = [OURS.name] if row.ours else []
-    for i, name in enumerate([*names, *row.peers, *row.baselines]):
-        time, ratio = row.times[name], row.ratio(name)
-        low, high = time.quartiles
-        mine = name == OURS.name
+    for i, name in enumerate(row.names):
+        entry = Beside(row, name)
         yield {
-            **(first if i == 0 else dict.fromkeys(first, "")),
-            "contender": name,
-            "kind": kind(row, name),
-            "median": milliseconds(time.median),
-            "quartiles": f"{milliseconds(low)} to {milliseconds(high)}",
-            "least": milliseconds(time.least),
-            "share": f"{row.floor / time.median:.0%}",
-            "ratio": "" if mine else ratio_text(row, name),
-            "range": f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio and not mine else "",
-            "slower": bool(ratio and ratio.slower),
-            "remarks": remarks(row, name),
+            "cells": zip(REPORT.values(), cells(REPORT, entry, first=i == 0), strict=True),
+            "kind": entry.kind,
+            "slower": bool(entry.ratio and entry.ratio.slower),
         }
-
-
-def remarks(row: Row, name: str) -> str:
-    """What there is to say of a contender, and of quantmm in words whether it is slower."""
-    words = [row.about.get(name, "")]
-    best = row.ratio(row.best_peer)
-    if name == OURS.name and best and best.slower:
-        words.append(f"slower than {row.best_peer}")
-    return ", ".join(filter(None, words))

@@ -70,9 +70,66 @@ class Measured(Protocol):
     def stolen_cores(self) -> float:
         """And other virtual machines."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: what was measured, and beside it what follows."""
+
+
+class Compared:
+    """What follows for a job from the times of those who took part in it."""
+
+    job: Job
+    target: str
+    baselines: tuple[str, ...]
+
+    @property
+    def compared(self) -> Mapping[str, Time]:
+        """The times by which they are compared."""
+        raise NotImplementedError
+
+    @property
+    def format(self) -> str:
+        """The format's name, or what is not as usual in it."""
+        return name_of(self.job.spec)
+
+    @property
+    def title(self) -> str:
+        """The shape."""
+        return self.job.title
+
+    @property
+    def ours(self) -> Time | None:
+        """The times of quantmm; None where it took no part."""
+        return self.compared.get(OURS.name)
+
+    @property
+    def peers(self) -> list[str]:
+        """Who competes, the fastest first."""
+        names = [name for name in self.compared if name not in (OURS.name, *self.baselines)]
+        return sorted(names, key=lambda name: self.compared[name].median)
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest peer."""
+        return next(iter(self.peers), None)
+
+    @property
+    def names(self) -> list[str]:
+        """Everyone who took part, in the order of tables."""
+        return [*([OURS.name] if self.ours else []), *self.peers, *self.baselines]
+
+    def ratio(self, name: str | None) -> Ratio | None:
+        """A contender's time over quantmm's; None where one of them took no part."""
+        if name is None or not self.ours or name not in self.compared:
+            return None
+        return Ratio.of(self.compared[name], self.ours)
+
+    def ratios(self) -> dict[str, Ratio | None]:
+        """Those of all others who took part."""
+        return {name: self.ratio(name) for name in self.compared if name != OURS.name}
+
 
 @dataclass(frozen=True)
-class Row:
+class Row(Compared):
     """One shape of one format. Times in seconds for one product.
 
     Attributes
@@ -97,14 +154,9 @@ class Row:
     stolen_cores: float
 
     @property
-    def format(self) -> str:
-        """The format's name, or what is not as usual in it."""
-        return name_of(self.job.spec)
-
-    @property
-    def title(self) -> str:
-        """The shape."""
-        return self.job.title
+    def compared(self) -> Mapping[str, Time]:
+        """All times."""
+        return self.times
 
     @property
     def weight_bytes(self) -> int:
@@ -123,35 +175,12 @@ class Row:
         return self.limits.floor(job.m, job.n, job.k, self.weight_bytes, job.cold)
 
     @property
-    def ours(self) -> Time | None:
-        """The times of quantmm; None where it took no part."""
-        return self.times.get(OURS.name)
-
-    @property
     def share(self) -> float | None:
         """The share of the limit that quantmm reached: floor / median."""
         return self.floor / self.ours.median if self.ours else None
 
-    @property
-    def peers(self) -> list[str]:
-        """Who competes, the fastest first."""
-        names = [name for name in self.times if name not in (OURS.name, *self.baselines)]
-        return sorted(names, key=lambda name: self.times[name].median)
-
-    @property
-    def best_peer(self) -> str | None:
-        """The fastest peer."""
-        return next(iter(self.peers), None)
-
-    def ratio(self, name: str | None) -> Ratio | None:
-        """A contender's time over quantmm's; None where one of them took no part."""
-        if name is None or not self.ours or name not in self.times:
-            return None
-        return Ratio.of(self.times[name], self.ours)
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: what was measured, and beside it what follows."""
-        ratios = {name: self.ratio(name) for name in self.times if name != OURS.name}
         return {
             "format": self.format,
             "spec": {"n": self.job.n, "k": self.job.k, **changed(self.job.spec)},
@@ -159,7 +188,7 @@ class Row:
             "share": self.share,
             "best_peer": self.best_peer,
             "medians": {name: each.median for name, each in self.times.items()},
-            "ratios": {name: dataclasses.asdict(each) for name, each in ratios.items() if each},
+            "ratios": as_json(self.ratios()),
             "measured": dataclasses.asdict(self),
         }
 
@@ -175,6 +204,11 @@ class Row:
             "baselines": tuple(measured["baselines"]),
         }
         return cls(**{**measured, **made})
+
+
+def as_json(ratios: Mapping[str, Ratio | None]) -> dict[str, Any]:
+    """The ratios that are there, as JSON types."""
+    return {name: dataclasses.asdict(ratio) for name, ratio in ratios.items() if ratio}
 
 
 def geometric_mean(ratios: Iterable[Ratio | None]) -> float | None:

@@ -7,10 +7,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Rounds in which every contender is timed once, and the least time that one turn lasts.
 ROUNDS = 9
 TURN_SECONDS = 0.02
+
+
+class Quartiles(NamedTuple):
+    """Half of the rounds lie between them."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,12 @@ class Time:
         return min(self.samples)
 
     @property
-    def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile: half of the rounds lie between them."""
+    def quartiles(self) -> Quartiles:
+        """The first and the third quartile."""
         if len(self.samples) == 1:
-            return self.samples * 2
+            return Quartiles(*self.samples * 2)
         low, _, high = statistics.quantiles(self.samples, method="inclusive")
-        return low, high
+        return Quartiles(low, high)
 
 
 def median_range(values: Sequence[float], confidence: float = 0.9) -> tuple[float, float]:

@@ -15,8 +15,9 @@ from rich.table import Table
 from .. import targets
 from ..bench import check as page
 from ..bench import export, report
+from ..bench.columns import OURS_TABLE, PEER_TABLE, RATIO, Beside, cells
 from ..bench.compare import ROUNDS
-from ..bench.contenders import GROUPS, Job, check_words
+from ..bench.contenders import GROUPS, OURS, Job, check_words
 from ..bench.inside.hosts import HOSTS
 from ..bench.machine import Machine
 from ..bench.models import MODELS, Layer
@@ -29,7 +30,7 @@ from ..runtime.threads import default_threads
 from .inside import InsideRun, check_inside_page, measure_inside
 from .options import Names, Whole, format_options, make_spec, rpc_options, target_option
 from .reports import STDOUT, check_files, require_ours, watched, write_report
-from .tables import show
+from .tables import lined, show
 
 SPEC_OPTIONS = {each.name for each in dataclasses.fields(MatmulSpec)} - {"n", "k", "m"}
 #: What --check decides itself.
@@ -317,35 +318,12 @@ def check_page(run: Run, threads: Sequence[int]) -> None:
 def results_table(rows: Sequence[Row]) -> Table:
     """A line for each shape and format, with columns for what there is."""
     baselines = list(dict.fromkeys(name for row in rows for name in row.baselines))
-    competed = any(row.best_peer for row in rows)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("M x N x K", no_wrap=True)
-    table.add_column("format")
-    columns = ["threads", "floor ms", "median ms", "quartiles", "GOPS", "GB/s", "limit"]
-    for name in [*columns, *(["best peer", "ms", "ratio"] if competed else []), *baselines]:
-        table.add_column(name, justify="right")
+    peer = PEER_TABLE if any(row.best_peer for row in rows) else {}
+    table = lined({**OURS_TABLE, **peer}, *baselines)
     for row in rows:
-        cells = [row.job.title, row.format, str(row.job.threads), export.milliseconds(row.floor)]
-        cells += ours_cells(row)
-        if competed:
-            best = row.best_peer
-            time = export.milliseconds(row.times[best].median) if best else ""
-            cells += [best or "", time, export.ratio_text(row, best)]
-        cells += [export.ratio_text(row, name) for name in baselines]
-        table.add_row(*cells)
+        table.add_row(
+            *cells(OURS_TABLE, Beside(row, OURS.name)),
+            *cells(peer, Beside(row, row.best_peer)),
+            *(RATIO.cell(Beside(row, name)) for name in baselines),
+        )
     return table
-
-
-def ours_cells(row: Row) -> list[str]:
-    """The median of quantmm, the quartiles around it, its speed and share of the limit."""
-    if row.ours is None:
-        return [""] * 5
-    median = row.ours.median
-    low, high = ((each / median - 1) * 100 for each in row.ours.quartiles)
-    return [
-        export.milliseconds(median),
-        f"{low:+.0f} {high:+.0f} %",
-        f"{row.operations / median / 1e9:.0f}",
-        f"{row.weight_bytes / median / 1e9:.1f}",
-        f"{row.share:.0%}",
-    ]

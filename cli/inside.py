@@ -9,8 +9,10 @@ from typing import Any
 import click
 from rich.table import Table
 
+from ..bench.columns import cells
 from ..bench.contenders import Job
 from ..bench.environment import describe
+from ..bench.export import to_json
 from ..bench.inside import encoders, export, page
 from ..bench.inside.compare import compare
 from ..bench.inside.encoder import OUR_VARIANTS
@@ -18,7 +20,7 @@ from ..bench.inside.encoders import EncoderRow
 from ..bench.inside.hosts import find_host, require
 from ..bench.inside.row import InsideRow
 from .reports import STDOUT, check_files, require_ours, watched, write_report
-from .tables import show
+from .tables import lined, show
 
 
 @dataclass
@@ -63,7 +65,7 @@ class InsideRun:
     def finish(self) -> None:
         """Write what there is."""
         if self.json_file and (self.rows or self.encoders):
-            text = export.to_json(self.rows, self.encoders, self.environment)
+            text = to_json(self.rows, self.environment, encoders=self.encoders)
             write_report(self.json_file, text)
 
     def require_ours(self) -> None:
@@ -111,16 +113,8 @@ def check_inside_page(run: InsideRun, threads: list[int]) -> None:
 
 def inside_table(rows: Sequence[InsideRow]) -> Table:
     """A line for every contender of every shape and format."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("M x N x K", no_wrap=True)
-    table.add_column("format")
-    table.add_column("threads", justify="right")
-    table.add_column("contender")
-    for name in (*export.COLUMNS, "ratio"):
-        table.add_column(name, justify="right")
+    table = lined(export.TABLE)
     for row in rows:
-        first = [row.title, row.format, str(row.job.threads)]
-        for name in row.names:
-            table.add_row(*first, *export.beside(row, name))
-            first = [""] * len(first)
+        for i, name in enumerate(row.names):
+            table.add_row(*cells(export.TABLE, export.Inside(row, name), first=i == 0))
     return table

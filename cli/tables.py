@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
+
+from ..bench.columns import Column
+
+
+def lined(columns: Mapping[str, Column], *numbers: str) -> Table:
+    """A table without lines yet, with columns of these headings and then `numbers`."""
+    table = Table(box=None, pad_edge=False)
+    for i, (name, column) in enumerate(columns.items()):
+        table.add_column(name, justify="left" if column.words else "right", no_wrap=i == 0)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
 def show(table: Table) -> None:

@@ -15,7 +15,7 @@ from ...runtime.threads import pool_name
 from ..compare import ROUNDS, load_by_others
 from ..contenders import Contender, Job, reason
 from ..contenders.job import TOLERANCE
-from ..row import Ratio
+from ..row import Ratio, as_json
 from ..timing import Time
 from .clock import median_call
 from .company import Company, Facts, measured
@@ -71,11 +71,10 @@ class EncoderRow:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: what was measured, and beside it what follows."""
-        ratios = {name: self.ratio(name) for name in OUR_VARIANTS}
         return {
             "best_torch": self.best_torch,
             "medians": {name: time.median for name, time in self.times.items()},
-            "ratios": {name: dataclasses.asdict(each) for name, each in ratios.items() if each},
+            "ratios": as_json({name: self.ratio(name) for name in OUR_VARIANTS}),
             "measured": dataclasses.asdict(self),
         }
 

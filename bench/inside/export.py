@@ -1,60 +1,78 @@
-"""Rows that were measured inside a host, as Markdown, JSON and words."""
+"""Rows that were measured inside a host, as Markdown and in words."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from ..columns import (
+    CONTENDER,
+    FORMAT,
+    MEDIAN,
+    RATIO,
+    SHAPE,
+    THREADS,
+    Column,
+    Entry,
+    cells,
+    milliseconds,
+    page_header,
+    page_line,
+    shown,
+)
 from ..contenders import OURS
-from ..export import absences, counted, milliseconds, shown
+from ..export import absences, counted, parts
 from ..report import warnings
-from ..row import Measured, geometric_mean
+from ..row import Measured, Ratio, geometric_mean
+from ..timing import Time
 from .encoder import OUR_VARIANTS, VARIANTS
 from .encoders import EncoderRow
 from .row import InsideRow
 
-#: What the columns of a contender hold, and what follows from them.
-COLUMNS = ("alone ms", "inside ms", "inside / alone")
-HEADER = f"""\
-| M x N x K | threads | quantmm {" | ".join(COLUMNS)} | best peer | {" | ".join(COLUMNS)} | ratio |
-|{"---|" * (4 + 2 * len(COLUMNS))}"""
-ENCODER_COLUMNS = (
+
+@dataclass(frozen=True)
+class Inside(Entry):
+    """A contender in a row that was measured inside a host."""
+
+    row: InsideRow
+
+    @property
+    def alone(self) -> Time | None:
+        """Its times alone."""
+        return self.row.alone.get(self.name or "")
+
+    @property
+    def slowdown(self) -> Ratio | None:
+        """What company costs it."""
+        return self.row.slowdown(self.name) if self.name and self.time else None
+
+
+#: The tables, by the headings of their columns: of the row, of each contender, of a peer.
+SHAPE_TABLE = {"M x N x K": SHAPE, "format": FORMAT, "threads": THREADS}
+SHAPE_PAGE = {"M x N x K": SHAPE, "threads": THREADS}
+TIMES = {
+    "alone ms": Column("alone.median", milliseconds),
+    "inside ms": MEDIAN,
+    "inside / alone": Column("slowdown", shown),
+}
+PEER_PAGE = {"best peer": CONTENDER, **TIMES, "ratio": RATIO}
+TABLE = {**SHAPE_TABLE, "contender": CONTENDER, **TIMES, "ratio": RATIO}
+
+_, *ALSO = TIMES
+HEADER = page_header(*SHAPE_PAGE, "quantmm alone ms", *ALSO, *PEER_PAGE)
+ENCODER_HEADER = page_header(
     *("batch x tokens", "threads"),
     *(f"{name} ms" for name in VARIANTS),
     *(f"{name} ratio" for name in OUR_VARIANTS),
 )
-ENCODER_HEADER = f"""\
-| {" | ".join(ENCODER_COLUMNS)} |
-|{"---|" * len(ENCODER_COLUMNS)}"""
-
-
-def line(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def markdown(row: InsideRow) -> str:
     """Lines of docs/performance.md: quantmm beside its best peer, then what is no peer."""
-    ours = times(row, OURS.name) if row.ours else [""] * len(COLUMNS)
-    first = [row.title, str(row.job.threads), *ours]
-    lines = [first + beside(row, row.best_peer)]
-    lines += [[""] * len(first) + beside(row, name) for name in row.baselines]
-    return "\n".join(map(line, lines))
-
-
-def times(row: InsideRow, name: str) -> list[str]:
-    """The cells of `COLUMNS`."""
-    medians = [milliseconds(each[name].median) for each in (row.alone, row.inside)]
-    return [*medians, shown(row.slowdown(name))]
-
-
-def beside(row: InsideRow, name: str | None) -> list[str]:
-    """A contender, its times, and the ratio to quantmm's; nothing where there is none."""
-    if name is None:
-        return [""] * (2 + len(COLUMNS))
-    ratio = "" if name == OURS.name else shown(row.ratio(name))
-    return [name, *times(row, name), ratio]
+    first = {**SHAPE_PAGE, **TIMES}
+    lines = [cells(first, Inside(row, OURS.name)) + cells(PEER_PAGE, Inside(row, row.best_peer))]
+    lines += [[""] * len(first) + cells(PEER_PAGE, Inside(row, name)) for name in row.baselines]
+    return "\n".join(map(page_line, lines))
 
 
 def encoder_markdown(row: EncoderRow) -> str:
@@ -62,8 +80,8 @@ def encoder_markdown(row: EncoderRow) -> str:
     medians = [
         milliseconds(row.times[name].median) if name in row.times else "" for name in VARIANTS
     ]
-    ratios = [shown(row.ratio(name)) for name in OUR_VARIANTS]
-    return line([row.title, str(row.threads), *medians, *ratios])
+    ratios = [shown(ratio) if (ratio := row.ratio(name)) else "" for name in OUR_VARIANTS]
+    return page_line([row.title, str(row.threads), *medians, *ratios])
 
 
 def closing(rows: Sequence[InsideRow]) -> list[str]:
@@ -73,11 +91,7 @@ def closing(rows: Sequence[InsideRow]) -> list[str]:
 
 def summaries(rows: Sequence[InsideRow]) -> list[str]:
     """In words, for every format, target and number of threads, what came of it."""
-    parts: dict[tuple[str, str, int], list[InsideRow]] = {}
-    for row in rows:
-        if row.ours:
-            parts.setdefault((row.format, row.target, row.job.threads), []).append(row)
-    return [summary(key, part) for key, part in parts.items()]
+    return [summary(*each) for each in parts([row for row in rows if row.ours]).items()]
 
 
 def summary(key: tuple[str, str, int], part: Sequence[InsideRow]) -> str:
@@ -107,15 +121,3 @@ def remarks(rows: Sequence[InsideRow | EncoderRow]) -> list[str]:
         *warnings(measured),
         *absences(measured),
     ]
-
-
-def to_json(
-    rows: Sequence[InsideRow], encoders: Sequence[EncoderRow], environment: dict[str, Any]
-) -> str:
-    """Everything that was measured."""
-    content = {
-        "environment": environment,
-        "rows": [row.to_dict() for row in rows],
-        "encoders": [row.to_dict() for row in encoders],
-    }
-    return json.dumps(content, indent=1)

@@ -13,6 +13,7 @@ import pytest
 import quantmm as qmm
 from quantmm.bench import contenders, process
 from quantmm.bench.contenders import CONTENDERS, OURS, Contender, Job
+from quantmm.bench.export import to_json
 from quantmm.bench.inside import calls, clock, company, encoder, encoders, export, hosts, page, row
 from quantmm.bench.inside.compare import compare
 from quantmm.bench.timing import Time
@@ -234,7 +235,7 @@ def test_a_row_says_what_company_costs_and_who_is_best_in_it(made_up):
     assert made_up.ratio("quick").value == pytest.approx(3.0)
     assert made_up.slowdown("slow").value == pytest.approx(9.0)
     assert made_up.slowdown("quantmm").value == 1.0
-    found = json.loads(export.to_json([made_up], [], {"cpu": "a CPU"}))["rows"][0]
+    found = json.loads(to_json([made_up], {"cpu": "a CPU"}, encoders=[]))["rows"][0]
     assert found["ratios"]["quick"]["value"] == pytest.approx(3.0)
     assert found["slowdowns"]["slow"]["value"] == pytest.approx(9.0)
     assert found["measured"]["inside"]["slow"]["samples"] == [*made_up.inside["slow"].samples]
