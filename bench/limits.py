@@ -25,8 +25,8 @@ from ..runtime import memory
 from ..runtime.threads import use as use_threads
 from ..runtime.tvm_runtime import tvm_ffi
 from ..schedules.cpu.program import Tile
+from ..schedules.cpu.registers import budget
 from ..schedules.cpu.steps import write_as_instruction
-from ..schedules.cpu.strategies import budget
 from ..targets import Target, machine
 from ..targets.instructions.amx import with_tiles
 from .roofline import Limits

@@ -18,8 +18,8 @@ import quantmm as qmm
 from quantmm import targets
 from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.cpu import choose_variants, machine_code
-from quantmm.schedules.cpu import strategies
 from quantmm.schedules.cpu.plan import plan_for
+from quantmm.schedules.cpu.variants import Variant
 
 ITERATIONS = 200
 
@@ -84,7 +84,7 @@ def cycles(lines: list[str], architecture: str, cpu: str, command: str) -> float
     return int(total[1]) / ITERATIONS
 
 
-def widest_gemm(row: targets.Target) -> tuple[strategies.Variant, str]:
+def widest_gemm(row: targets.Target) -> tuple[Variant, str]:
     """The variant that large M use, and its assembly."""
     spec = qmm.MatmulSpec(n=4096, k=4096, m=4096)
     plan = plan_for(spec, row)

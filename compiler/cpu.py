@@ -12,10 +12,10 @@ from ..formats.spec import MatmulSpec
 from ..runtime.info import Function, KernelInfo
 from ..runtime.kernel import Kernel
 from ..schedules.arguments import arguments
-from ..schedules.cpu import gemm, gemv, strategies, winograd
-from ..schedules.cpu.plan import CpuPlan, instruction_for, plan_for
+from ..schedules.cpu.plan import CpuPlan, plan_for
 from ..schedules.cpu.program import Program
-from ..schedules.cpu.strategies import Variant
+from ..schedules.cpu.strategies import STRATEGIES, instruction_for
+from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record, Tuned
 from ..targets import Target, WeightLayout, machine
 from ..versions import versions
@@ -30,8 +30,6 @@ from .rewrite.sums_start import can_start_from_x_sum, start_from_x_sum
 
 #: Nanoseconds of an issue slot, in which costs count a step along K: one per cycle at 3.3 GHz.
 SLOT_NS = 0.3
-
-RECIPES = {"gemm": gemm.schedule, "gemv": gemv.schedule, "winograd": winograd.schedule}
 
 
 def build(
@@ -75,9 +73,7 @@ def kernel_of(
 
 def choose(plan: CpuPlan, record: Record | None = None) -> list[tuple[Variant, Function]]:
     """Every variant and what the kernel says of it; for a fixed M the one that M uses."""
-    defaults = [
-        (variant, function_of(variant, plan.layout)) for variant in strategies.variants(plan)
-    ]
+    defaults = [(variant, function_of(variant, plan.layout)) for variant in variants(plan)]
     every = list(defaults)
     if record is not None:
         functions = [function for _, function in defaults]
@@ -93,7 +89,7 @@ def function_of(variant: Variant, layout: WeightLayout) -> Function:
     """What a kernel says of a variant."""
     return Function(
         variant.name,
-        variant.strategy,
+        variant.strategy.name,
         variant.tile.rows,
         variant.instruction.name,
         variant.cost(layout.n_blocks),
@@ -109,12 +105,10 @@ def tuned_choice(
     plan: CpuPlan, record: str, tuned: Tuned, defaults: list[Function]
 ) -> tuple[Variant, Function]:
     """A tuned variant; its cost stands to the default's as their measured times do."""
-    rows = tuned.parameters.rows
-    instruction = instruction_for(plan, tuned.strategy, rows)
+    strategy, rows = STRATEGIES[tuned.strategy], tuned.parameters.rows
+    instruction = instruction_for(plan, strategy, rows)
     assert instruction is not None, "what `records.misfit` refuses"
-    variant = strategies.variant_with(
-        plan, instruction, tuned.strategy, tuned.parameters, f"_m{tuned.m}"
-    )
+    variant = variant_with(plan, instruction, strategy, tuned.parameters, f"_m{tuned.m}")
     default = min(each.cost_of(tuned.m) for each in defaults if each.serves(tuned.m))
     function = dataclasses.replace(
         function_of(variant, plan.layout),
@@ -140,7 +134,7 @@ def program_of(plan: CpuPlan, variant: Variant) -> Program:
 def lower(plan: CpuPlan, variant: Variant) -> tirx.PrimFunc:
     """One variant as a scheduled function over the caller's arrays."""
     program = program_of(plan, variant)
-    func = RECIPES[variant.strategy](program)
+    func = variant.strategy.schedule(program)
     if can_start_from_x_sum(program) and not plan.spec.weight_zero_point:
         func = start_from_x_sum(program, func)
     if plan.layout.groups > 1:

@@ -32,9 +32,9 @@ from ..errors import RecordError
 from ..formats.spec import MatmulSpec
 from ..targets import Instruction, Target, machine
 from ..versions import PACKAGE, installed, tvm_library, versions
-from .cpu import strategies
 from .cpu.plan import CpuPlan, instructions_of, k_block_sizes, plan_for, with_k_block
 from .cpu.program import Parameters
+from .cpu.validation import refusal
 
 HEADER = "header.json"
 WORKLOADS = "database_workload.json"
@@ -336,7 +336,7 @@ def misfit(record: Record, plan: CpuPlan) -> str | None:
             return f"m={each.m} of {each.first_m} to {each.last_m}; expected one of them"
         if not 0 < each.ratio < 1:
             return f"ratio={each.ratio}; expected one between 0 and 1"
-        reason = strategies.why_not(plan, each.strategy, each.parameters)
+        reason = refusal(plan, each.strategy, each.parameters)
         if reason:
             return f"m={each.m}: {reason}"
     return None

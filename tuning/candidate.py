@@ -12,10 +12,11 @@ from typing import Any
 
 from ..formats.spec import MatmulSpec
 from ..runtime.kernel import Kernel
-from ..schedules.cpu import strategies
-from ..schedules.cpu.plan import CpuPlan, instruction_for, plan_for, with_k_block
+from ..schedules.cpu.plan import CpuPlan, plan_for, with_k_block
 from ..schedules.cpu.program import Parameters
-from ..schedules.cpu.strategies import Variant
+from ..schedules.cpu.strategies import STRATEGIES, instruction_for
+from ..schedules.cpu.validation import refusal
+from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record
 from ..targets import Target
 
@@ -57,22 +58,23 @@ class Choice:
 def default_choice(plan: CpuPlan, m: int) -> Choice:
     """What a kernel without a record computes `m` rows with."""
     layout = plan.layout
-    fit = (variant for variant in strategies.variants(plan) if variant.serves(m))
+    fit = (variant for variant in variants(plan) if variant.serves(m))
     best = min(fit, key=lambda v: v.cost_of(m, layout.n_blocks))
-    return Choice(best.strategy, layout.k_block, best.parameters)
+    return Choice(best.strategy.name, layout.k_block, best.parameters)
 
 
 def variant_of(plan: CpuPlan, choice: Choice) -> Variant:
     """The function that a choice stands for, of a plan with its block of K."""
-    instruction = instruction_for(plan, choice.strategy, choice.parameters.rows)
+    strategy = STRATEGIES[choice.strategy]
+    instruction = instruction_for(plan, strategy, choice.parameters.rows)
     assert instruction is not None, "what `why_not` refuses"
-    return strategies.variant_with(plan, instruction, choice.strategy, choice.parameters)
+    return variant_with(plan, instruction, strategy, choice.parameters)
 
 
 def why_not(plan: CpuPlan, choice: Choice) -> str | None:
     """Why a choice has no code; None when it has."""
     with_its_block = with_k_block(plan, choice.k_block)
-    return strategies.why_not(with_its_block, choice.strategy, choice.parameters)
+    return refusal(with_its_block, choice.strategy, choice.parameters)
 
 
 class Builder:

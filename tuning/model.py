@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..schedules.cpu.plan import CpuPlan, with_k_block
-from ..schedules.cpu.strategies import registers
+from ..schedules.cpu.registers import registers, sums_of
+from ..schedules.cpu.strategies import STRATEGIES
 from .candidate import Choice, variant_of
 
 #: Distance in features at which two choices tell half as much of each other, and the share of the
@@ -29,10 +30,9 @@ def features(plan: CpuPlan, m: int, choice: Choice) -> list[float]:
     plan = with_k_block(plan, choice.k_block)
     variant, layout = variant_of(plan, choice), plan.layout
     tiles = -(-m // p.rows)
-    sums = 2 if layout.groups > 1 else 1
     return [
         math.log2(variant.cost_of(m, layout.n_blocks)),
-        2.0 * (choice.strategy == "gemv"),
+        2.0 * STRATEGIES[choice.strategy].streams,
         math.log2(p.rows),
         math.log2(p.blocks),
         math.log2(p.panels),
@@ -43,7 +43,7 @@ def features(plan: CpuPlan, m: int, choice: Choice) -> list[float]:
         math.log2(choice.k_block) / 2,
         math.log2(p.k_passes),
         2.0 * p.rows_inner,
-        registers(plan, variant.instruction, p.tile, sums) / 16,
+        registers(plan, variant.instruction, p.tile, sums_of(layout)) / 16,
         4.0 * (tiles * p.rows / m - 1),
     ]
 

@@ -27,10 +27,9 @@ from tvm.s_tir.schedule import Trace
 
 from ..compiler.llvm import llvm_target
 from ..formats.spec import MatmulSpec, stored_as
-from ..schedules.cpu import gemm, gemv, winograd
-from ..schedules.cpu.plan import CpuPlan, instruction_for, k_block_sizes, plan_for
-from ..schedules.cpu.program import WINOGRAD
-from ..schedules.cpu.space import Scope, of_trace
+from ..schedules.cpu.plan import CpuPlan, k_block_sizes, plan_for
+from ..schedules.cpu.space import Scope, of_trace, sample
+from ..schedules.cpu.strategies import GEMM, STRATEGIES, instruction_for
 from ..targets import Target
 from . import candidate
 from .candidate import Choice
@@ -47,8 +46,6 @@ MOST_ROWS = 16
 MOST_K_BLOCKS = 3
 #: How often the strategy may propose nothing that is new before the space counts as searched.
 PATIENCE = 8
-
-SPACES = {"gemm": gemm.space, "gemv": gemv.space, WINOGRAD: winograd.space}
 
 
 def workload(spec: MatmulSpec, m: int) -> tvm.IRModule:
@@ -82,16 +79,18 @@ def text_of(spec: MatmulSpec) -> str:
 
 def strategies(plan: CpuPlan, m: int) -> tuple[str, ...]:
     """The strategies that may be the best for `m` rows."""
-    few = ("gemv",) if m <= gemv.MOST_ROWS else ()
-    has_winograd = instruction_for(plan, WINOGRAD, m) is not None
-    return "gemm", *few, *((WINOGRAD,) if has_winograd else ())
+    return tuple(
+        name
+        for name, strategy in STRATEGIES.items()
+        if m <= (strategy.tuned_up_to or m) and instruction_for(plan, strategy, m) is not None
+    )
 
 
 def scope_of(plan: CpuPlan, m: int) -> Scope:
     """What the spaces depend on."""
     row, rows = plan.target, []
     for count in sorted({*range(1, MOST_ROWS + 1), *row.tile_rows}):
-        instruction = instruction_for(plan, "gemm", count)
+        instruction = instruction_for(plan, GEMM, count)
         assert instruction is not None
         fragments = -(-count // instruction.rows)
         if count % (fragments if instruction.shapes else instruction.rows) == 0:
@@ -151,7 +150,7 @@ class Search:
     def schedule(self, strategy: str, chosen: Mapping[str, int] | None) -> Schedule:
         """The plain multiplication with a strategy's decisions, sampled or chosen."""
         sch = Schedule(self.module, seed=int(self._random.integers(1, 2**31 - 1)))
-        SPACES[strategy](sch, self.scope, chosen)
+        sample(sch, self.scope, strategy, STRATEGIES[strategy].space(self.scope), chosen)
         return sch
 
     def trace(self, choice: Choice) -> Trace:

@@ -22,8 +22,6 @@ van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
@@ -32,23 +30,18 @@ from tvm.s_tir.schedule import LoopRV
 from ...targets.instructions.amx import with_tiles
 from .prefetch import prefetch_next_panel
 from .program import Program
-from .space import Scope, sample
+from .space import Scope
 from .steps import keep_in_registers, pack, part_of, tile, write_back
 
 #: Rows up to which blocks of M are not worth a trial.
 ONE_BLOCK = 64
 
 
-def space(
-    sch: Schedule,
-    scope: Scope,
-    chosen: Mapping[str, int] | None = None,
-    strategy: str = "gemm",
-) -> None:
-    """Sample a gemm's decisions, for `schedules.Parameters`."""
+def space(scope: Scope) -> dict[str, tuple[int, ...]]:
+    """What tuning may choose for every decision, the usual first."""
     usual_block = max(1, scope.target.cache_bytes // scope.layout.k_padded)
     blocks_of_rows = (256, 128, 64) if scope.m > ONE_BLOCK else ()
-    options = {
+    return {
         "rows": scope.rows,
         "blocks": (3, 2, 1, 4, 5, 6, 8),
         "panels": (1, 2, 3, 4, 6, 8),
@@ -60,7 +53,6 @@ def space(
         "k_passes": (1, 2, 4, 8),
         "rows_inner": (0, 1),
     }
-    sample(sch, scope, strategy, options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:

@@ -12,23 +12,18 @@ parallel over (mo, panel):              each thread streams its own contiguous p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tvm import tirx
 from tvm.s_tir import Schedule
 
 from .prefetch import prefetch_ahead
 from .program import Program
-from .space import Scope, sample
+from .space import Scope
 from .steps import keep_in_registers, pack, part_of, tile, write_back
 
-#: Rows up to which one pass over the weights may do.
-MOST_ROWS = 32
 
-
-def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
-    """Sample a gemv's decisions, for `schedules.Parameters`."""
-    options = {
+def space(scope: Scope) -> dict[str, tuple[int, ...]]:
+    """What tuning may choose for every decision, the usual first."""
+    return {
         "rows": scope.rows,
         "blocks": (1, 2, 4, 3, 6, 8),
         "panels": (1,),
@@ -40,7 +35,6 @@ def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) 
         "k_passes": (1,),
         "rows_inner": (0,),
     }
-    sample(sch, scope, "gemv", options, chosen)
 
 
 def schedule(program: Program) -> tirx.PrimFunc:

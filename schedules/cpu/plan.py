@@ -13,7 +13,6 @@ from ...targets import Instruction, Target, WeightLayout, weight_layout
 from ...targets.layout import k_blocks
 from .. import plan as plans
 from ..plan import Plan, group_size, weight_bits, x_sign
-from .program import WINOGRAD
 
 CpuPlan: TypeAlias = Plan[Target, WeightLayout]
 
@@ -75,16 +74,6 @@ def with_k_block(plan: CpuPlan, k_block: int) -> CpuPlan:
 def k_block_sizes(plan: CpuPlan) -> list[int]:
     """Sizes that a block of K may have, the default first."""
     return k_blocks(plan.spec.k, plan.instruction, plan.layout.group_size, plan.layout.bits)
-
-
-def instruction_for(plan: CpuPlan, strategy: str, rows: int) -> Instruction | None:
-    """The instruction that the target has for a strategy's tile of `rows`, for these operands."""
-    fit = [
-        instruction
-        for instruction in instructions_of(plan)
-        if instruction.from_rows <= rows and (instruction.form == "sums") == (strategy == WINOGRAD)
-    ]
-    return max(fit, key=lambda instruction: instruction.from_rows, default=None)
 
 
 def instructions_of(plan: CpuPlan) -> list[Instruction]:

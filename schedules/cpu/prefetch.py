@@ -6,7 +6,7 @@ and would wait for them. So the tiles of a panel before ask for them: while a ti
 kb, it fetches some lines of that panel's block kb, the first tile the first lines and so on, few
 enough at a time that its own loads do not wait.
 
-In a gemv, a few KB ahead of what is read, where groups are small (`schedules.small_groups`).
+In a gemv, a few KB ahead of what is read, where groups are small (`defaults.small_groups`).
 """
 
 from __future__ import annotations

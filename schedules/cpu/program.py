@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from tvm import tirx
 
 
-#: The strategy of tiles that multiply sums of activations and weights.
-WINOGRAD = "winograd"
-STRATEGIES = ("gemm", "gemv", WINOGRAD)
-
 CACHE_LINE = 64
 #: Accumulators that keep the dot-product units busy: two per cycle, each 4 cycles long.
 CHAINS = 8

@@ -53,7 +53,7 @@ def sample(
     options: Mapping[str, Sequence[int]],
     chosen: Mapping[str, int] | None = None,
 ) -> None:
-    """Sample one of the `options` of every decision, or take what was `chosen`.
+    """Sample one of the `options` of a strategy's decisions, or take what was `chosen`.
 
     What the default has is an option in any case, and the usual one.
     """

@@ -13,17 +13,8 @@ For chips without dot products of bytes, see `targets.instructions.winograd`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from tvm.s_tir import Schedule
-
 from . import gemm
-from .space import Scope
 
 #: Packing, tiles and prefetches are those of a gemm; `Program.widened_before` is the difference.
 schedule = gemm.schedule
-
-
-def space(sch: Schedule, scope: Scope, chosen: Mapping[str, int] | None = None) -> None:
-    """Sample a winograd's decisions, for `schedules.Parameters`."""
-    gemm.space(sch, scope, chosen, "winograd")
+space = gemm.space

@@ -8,10 +8,10 @@ import pytest
 import quantmm as qmm
 from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.cpu import emit_code, machine_code
-from quantmm.schedules.cpu import strategies
-from quantmm.schedules.cpu.plan import instruction_for, plan_for
+from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.program import fitted
-from quantmm.targets.target import GEMV_ROWS
+from quantmm.schedules.cpu.strategies import GEMM, GEMV, WINOGRAD, instruction_for
+from quantmm.schedules.cpu.variants import variant
 
 SPECIAL = [target for target in qmm.targets.TARGETS if target.instruction.mnemonic]
 FORMATS = {
@@ -38,24 +38,22 @@ def cases():
         files.add(registers)
         for name, fields in FORMATS.items():
             low, high = target.tile_rows[0], target.tile_rows[-2:]
-            tiles = [("gemv", rows) for rows in target.tile_rows if rows <= GEMV_ROWS]
-            heights = [rows for rows in target.tile_rows if rows >= strategies.GEMM_TILE_ROWS]
-            tiles += [("gemm", rows) for rows in heights]
+            tiles = [(each, rows) for each in (GEMV, GEMM) for rows in each.heights(target)]
             if name != "w8" or not first:
-                tiles = [each for each in tiles if each == ("gemv", low) or each[1] in high]
+                tiles = [each for each in tiles if each == (GEMV, low) or each[1] in high]
             if name.startswith("w8"):
-                tiles += [(strategies.WINOGRAD, rows) for rows in target.winograd_rows]
-            for tile in tiles:
-                label = "-".join([target.name, name, *map(str, tile)])
-                yield pytest.param(target, fields, *tile, id=label)
+                tiles += [(WINOGRAD, rows) for rows in WINOGRAD.heights(target)]
+            for strategy, rows in tiles:
+                label = f"{target.name}-{name}-{strategy.name}-{rows}"
+                yield pytest.param(target, fields, strategy, rows, id=label)
 
 
 def variant_for(spec, target, strategy, rows):
     """The variant for tiles of `rows` rows, and the instruction in the shape that it uses."""
     plan = plan_for(spec, target)
     instruction = instruction_for(plan, strategy, rows)
-    variant = strategies.variant(plan, strategy, instruction, rows)
-    return variant, fitted(instruction, plan.layout, variant.tile), plan.layout
+    chosen = variant(plan, strategy, instruction, rows)
+    return chosen, fitted(instruction, plan.layout, chosen.tile), plan.layout
 
 
 @pytest.mark.parametrize(("target", "fields", "strategy", "rows"), [*cases()])
@@ -103,7 +101,7 @@ def test_the_checks_see_spills_and_stores():
 def test_ragged_columns_neither_spill_nor_lose_vector_stores(fields):
     target = qmm.targets.find("x86-avx512vnni")
     spec = qmm.MatmulSpec(n=target.instruction.lanes * 3 + 1, k=333, **fields)
-    variant, instruction, _ = variant_for(spec, target, "gemm", 8)
+    variant, instruction, _ = variant_for(spec, target, GEMM, 8)
     assembly = code_for(spec, target, variant)
     loop = inner_loop(assembly, instruction.mnemonic)
     assert [line for line in loop if ON_THE_STACK.search(line)] == []

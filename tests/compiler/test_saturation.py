@@ -10,7 +10,7 @@ import pytest
 import quantmm as qmm
 from quantmm.compiler.cpu import choose, kernel_of
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.schedules.cpu.strategies import WINOGRAD
+from quantmm.schedules.cpu.strategies import GEMM, GEMV, WINOGRAD
 
 ROWS = [row for row in qmm.targets.TARGETS if row.winograd_rows]
 
@@ -21,7 +21,7 @@ def runnable(row):
 
 
 #: A number of rows for each strategy, by which its function is asked for.
-STRATEGIES = {"gemv": 4, "gemm": 20, WINOGRAD: 26}
+STRATEGIES = {GEMV: 4, GEMM: 20, WINOGRAD: 26}
 
 
 def every_strategy(spec, row):
@@ -47,7 +47,7 @@ def test_the_ends_of_every_range(row, signs, k, group_size):
     for (strategy, m), x_end, w_end in itertools.product(
         STRATEGIES.items(), (x_ends.min, x_ends.max, None), (w_ends.min, w_ends.max, None)
     ):
-        assert kernel.plan(m).strategy == strategy
+        assert kernel.plan(m).strategy == strategy.name
         x = ends(x_ends, (m, k), x_end, 1).astype(activation)
         w = ends(w_ends, (48, k), w_end, 2).astype(weight)
         groups = 1 if group_size is None else -(-k // group_size)
@@ -67,5 +67,5 @@ def ends(limits, shape, end, seed):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_few_rows_do_not_pay_for_sums(row):
     kernel = qmm.compile(qmm.MatmulSpec(n=256, k=256), row)
-    assert all(kernel.plan(m).strategy != WINOGRAD for m in range(1, 10))
-    assert kernel.plan(512).strategy == WINOGRAD
+    assert all(kernel.plan(m).strategy != WINOGRAD.name for m in range(1, 10))
+    assert kernel.plan(512).strategy == WINOGRAD.name

@@ -11,9 +11,9 @@ from quantmm.compiler.cpu import choose_variants
 from quantmm.errors import TargetError, UnsupportedError
 from quantmm.formats.integers import INTEGERS, Integers
 from quantmm.formats.spec import CHOICES
-from quantmm.schedules.cpu import strategies
+from quantmm.schedules.cpu import registers
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.schedules.cpu.program import WINOGRAD
+from quantmm.schedules.cpu.strategies import GEMM, GEMV, WINOGRAD
 from quantmm.schedules.cuda import plan as gpu_plan
 from quantmm.targets.target import GEMV_ROWS
 
@@ -119,12 +119,12 @@ def test_tiles_fit_the_register_file(target, bits, group_size):
     assert len(variants) == len(usual) + (len(target.winograd_rows) if bits == 8 else 0)
     for m in (1, 2, 3, 4, 5, 17, 1000):
         serving = {v.strategy for v in usual if v.serves(m)}
-        assert serving == {"gemv" if m <= GEMV_ROWS else "gemm"}
+        assert serving == {GEMV if m <= GEMV_ROWS else GEMM}
     for v in variants:
-        spilled = v.strategy == "gemv" or v.tile.blocks == 2
+        spilled = v.strategy == GEMV or v.tile.blocks == 2
         sums = 2 if plan.layout.groups > 1 and not spilled else 1
-        taken = strategies.registers(plan, v.instruction, v.tile, sums)
-        assert taken <= strategies.budget(target, v.instruction) or v.tile.blocks == 1
+        taken = registers.registers(plan, v.instruction, v.tile, sums)
+        assert taken <= registers.budget(target, v.instruction) or v.tile.blocks == 1
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
