@@ -114,6 +114,7 @@ AMX = dataclasses.replace(
     features=X86_64_V4 | {"avx512_vnni", "amx_tile", "amx_int8"},
     instructions=(*TDP, *VPDPBUSD_ZMM),
     tile_rows=(1, 2, 3, 4, 8, 12, 16, 24, 32),
+    cache_bytes=1 << 20,  # of L2: tiles of sums ask for more than L3 gives (docs/performance.md)
 )
 AVX512 = dataclasses.replace(
     AVX512VNNI,

@@ -156,7 +156,7 @@ def unrolls(layout: WeightLayout, instruction: Instruction, factor: int) -> bool
     Where activations are read in vectors a step is as long as several already.
     """
     halves = layout.steps_per_byte if instruction.depth == layout.depth else 1
-    steps = layout.k_block // instruction.depth // halves
+    steps = layout.k_block // min(instruction.depth, layout.k_block) // halves
     return factor == 1 or (x_steps(layout, instruction) == 1 and steps % factor == 0)
 
 

@@ -108,6 +108,16 @@ def test_ragged_columns_neither_spill_nor_lose_vector_stores(fields):
     assert len(re.findall(r"vmovups\s+%zmm\d+, \S*\(", assembly)) >= 8
 
 
+@pytest.mark.parametrize("name", ["w8", "w4-g128"])
+def test_what_a_tile_is_moved_through_lies_in_whole_cache_lines(name):
+    target = qmm.targets.find("x86-amx")
+    spec = qmm.MatmulSpec(n=64, k=256, **FORMATS[name])
+    code = emit_code(spec, target, 32, "ll")
+    moved = re.findall(r"%(?:sums|wu|tile_config)\d* = alloca .*align (\d+)", code)
+    assert moved
+    assert {*moved} == {"64"}
+
+
 @pytest.mark.parametrize(
     ("form", "text"),
     [("te", "acc"), ("tir", "T.parallel"), ("ll", "define"), ("asm", ".text")],

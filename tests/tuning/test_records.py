@@ -19,6 +19,9 @@ from quantmm.runtime.info import Function
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import instructions_of, plan_for
 from quantmm.schedules.cpu.space import of_trace
+from quantmm.schedules.cpu.strategies import GEMM
+from quantmm.schedules.cpu.validation import refusal
+from quantmm.schedules.cpu.variants import variant
 from quantmm.tuning import keeping
 from quantmm.tuning.candidate import Choice
 from quantmm.tuning.log import Database
@@ -177,6 +180,14 @@ def test_a_record_that_does_not_fit_is_named_and_not_used(copy, change, message)
         assert records.find(SPEC, ROW, 1, copy) is None
     (found,) = keeping.check(copy)
     assert re.search(message, found)
+
+
+def test_a_block_that_is_shorter_than_the_instruction_is_one_step():
+    plan = plan_for(SPEC, qmm.targets.find("x86-amx"), k_block=32)
+    default = variant(plan, GEMM, plan.instruction, 32).parameters
+    assert refusal(plan, GEMM.name, default) is None
+    unrolled = dataclasses.replace(default, unroll=2)
+    assert "unroll=2 does not divide the steps" in refusal(plan, GEMM.name, unrolled)
 
 
 def test_a_damaged_header(copy):
