@@ -24,9 +24,11 @@ from ..compiler.llvm import llvm_target
 from ..runtime import memory
 from ..runtime.threads import use as use_threads
 from ..runtime.tvm_runtime import tvm_ffi
+from ..schedules.cpu.loops import loops_over
 from ..schedules.cpu.program import Tile
 from ..schedules.cpu.registers import budget
 from ..schedules.cpu.steps import write_as_instruction
+from ..schedules.fragments import axes_over, axes_within
 from ..targets import Target, machine
 from ..targets.instructions.amx import with_tiles
 from .roofline import Limits
@@ -134,7 +136,9 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
     w = te.placeholder(w_shape, w_dtype, "w")
     repeat = te.reduce_axis((0, PEAK_REPEATS), "repeat")
     step = te.reduce_axis((0, peak.steps), "step")
-    d = te.reduce_axis((0, ins.products), "d")
+    kk = te.reduce_axis((0, ins.products), "kk")
+    tile_axes = axes_over(ins, ins.lanes)
+    axes = ["task", *tile_axes, *axes_within(ins)]
 
     def dot(_: Expr, a: Expr, b: Expr, *at: Expr) -> Expr:
         *row, lane = at
@@ -152,22 +156,24 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
             index = step, a, *parts, *row, k
             return x[index]
 
-        return te.sum(product(ins, activation, weight, d), axis=[repeat, step, d])
+        return te.sum(product(ins, activation, weight, kk), axis=[repeat, step, kk])
 
-    acc = te.compute(y_shape, dot, "acc")
-    sums = te.compute(y_shape, lambda *at: acc[at], "sums")
+    acc = te.compute(y_shape, lambda *at: dot(*at), "acc", varargs_names=axes)
+    sums = te.compute(y_shape, lambda *at: acc[at], "sums", varargs_names=axes)
     sch = Schedule(te.create_prim_func([x, w, sums]))
-    task = sch.get_loops("sums")[0]
+    (task,) = loops_over(sch, sch.get_sblock("sums"), "task")
     sch.parallel(task)
     sch.compute_at("acc", task, preserve_unit_loops=True)
-    a, b, *fragment, repeat, step, d = sch.get_loops("acc")[2:]
-    sch.reorder(repeat, step, a, b, *fragment, d)
-    sch.unroll(a)
-    sch.unroll(b)
+    _, *around, repeat, step, d = loops_over(
+        sch, sch.get_sblock("acc"), *axes, "repeat", "step", "kk"
+    )
+    sch.reorder(repeat, step, *around, d)
+    for loop in around[: len(tile_axes)]:
+        sch.unroll(loop)
     tile = Tile(peak.rows * ins.rows, peak.blocks)
     if ins.registers is None:
-        sch.vectorize(sch.get_loops("sums")[-1])
-    write_as_instruction(sch, ins, tile, repeat, (a, b), tuple(fragment), d)
+        sch.vectorize(*loops_over(sch, sch.get_sblock("sums"), "lane"))
+    write_as_instruction(sch, ins, tile, repeat, tile_axes)
     func = sch.mod["main"]
     if ins.registers is None:
         return func

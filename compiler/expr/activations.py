@@ -162,8 +162,10 @@ def parted(xq: te.Tensor, instruction: Instruction) -> te.Tensor:
         return xq[index].astype(dtype)
 
     if instruction.form == "signs":
-        return te.compute((*outer, 2, steps * depth), magnitude_or_sign, "xp")
-    return te.compute((*outer, 2, steps * depth // 2), even_or_odd, "xp")
+        shape, piece = (*outer, 2, steps * depth), magnitude_or_sign
+    else:
+        shape, piece = (*outer, 2, steps * depth // 2), even_or_odd
+    return te.compute(shape, piece, "xp", varargs_names=["o", "i", "kb", "r", "component", "kk"])
 
 
 def negatives(
@@ -262,7 +264,7 @@ def group_sums(
     """
     per_group = layout.k_blocks // layout.groups
     lanes = min(SUM_LANES, piece)
-    kb, step = te.reduce_axis((0, per_group), "kb"), te.reduce_axis((0, terms // lanes))
+    kb, step = te.reduce_axis((0, per_group), "kb"), te.reduce_axis((0, terms // lanes), "step")
     across = te.reduce_axis((0, lanes), "l")
 
     def partial(o: Expr, i: Expr, g: Expr, r: Expr, lane: Expr) -> Expr:
@@ -366,7 +368,11 @@ def both_ends(
         lambda a, b: (tirx.max(a[0], b[0]), tirx.min(a[1], b[1])),
         lambda *dtypes: (tirx.min_value("int32"), tirx.max_value("int32")),
     )
-    high, low = te.compute(rows.shape, lambda *at: both((keys(*at), keys(*at)), axis=k), "x_range")
+    high, low = te.compute(
+        rows.shape,
+        lambda o, i, r: both((keys(o, i, r), keys(o, i, r)), axis=k),
+        "x_range",
+    )
     stages["x_range"] = high
     return lambda *at: high[at], lambda *at: low[at]
 

@@ -30,13 +30,13 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from ...formats.spec import stored_as
+from ...schedules import fragments
 from ...schedules.arguments import ARGUMENTS
 from ...schedules.cuda.plan import CudaPlan
 from ...schedules.cuda.program import FRAGMENT_ROWS, CudaProgram, CudaTile
 from ...schedules.plan import x_sign
 from ...targets import Instruction
 from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
-from . import fragments
 from .activations import Packed, PerRow, Rows, given, quantized, scales
 from .epilogue import Epilogue
 from .frontend import placeholders

@@ -24,15 +24,18 @@ from typing import Any
 from tvm import te, tirx
 from tvm.ir import Expr
 
+from ...schedules import fragments
 from ...schedules.arguments import ARGUMENTS, Of, arguments
 from ...schedules.cpu.plan import CpuPlan
 from ...schedules.cpu.program import Parameters, Program, fitted, parts_of, x_steps
 from ...schedules.plan import MAX_ELEMENTS, Plan
 from ...targets import Instruction, WeightLayout
-from . import fragments
 from .activations import Packed, Rows, pack
 from .epilogue import Epilogue
 from .products import product
+
+#: Names of the axes of a tile, by which steps of schedules find their loops; see `fragments` too.
+TILE = ["o", "i", "r", "nb", "lane"]
 
 
 def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> Program:
@@ -72,7 +75,9 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
         return value if layout.groups == 1 else ending.scaled(value, part, at)
 
     if parts > 1:
-        total = te.compute(shape, lambda *at: te.sum(term(*at), axis=part), "total")
+        total = te.compute(
+            shape, lambda *at: te.sum(term(*at), axis=part), "total", varargs_names=TILE
+        )
 
     def value(*at: Expr) -> Expr:
         """Everything of the epilogue that needs no array of the output's shape."""
@@ -86,10 +91,12 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
         # The only block is stored one column at a time. From memory: indexed one by one, the
         # accumulators could not stay in registers.
         stages = ("whole", "y")
-        whole = te.compute(shape, value, "whole")
-        y = te.compute(shape, lambda *at: ending.stored(whole[at], at), "y")
-    else:
-        y = te.compute(shape, lambda *at: ending.stored(value(*at), at), "y")
+        whole = te.compute(shape, value, "whole", varargs_names=TILE)
+
+    def result(*at: Expr) -> Expr:
+        return ending.stored(whole[at] if "whole" in stages else value(*at), at)
+
+    y = te.compute(shape, result, "y", varargs_names=TILE)
     ordered = [inputs[name] for name in names[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
     return Program(func, tuple(packed.stages), stages, parts, parameters, layout, instruction)
@@ -158,11 +165,11 @@ def dot_products(
         each * instruction.products // instruction.depth for each in (depth, layout.k_block)
     )
 
-    def even_or_odd(nb: Expr, at: Expr, part: Expr, column: Expr) -> Expr:
-        return w[block(nb), at, column // step, column % step * 2 + part].astype("int16")
+    def even_or_odd(nb: Expr, at: Expr, component: Expr, column: Expr) -> Expr:
+        return w[block(nb), at, column // step, column % step * 2 + component].astype("int16")
 
-    def nibble(nb: Expr, at: Expr, lane: Expr, d: Expr) -> Expr:
-        both = w[block(nb), at // 2, lane, d] >> (at % 2 * 4).astype("uint8")
+    def nibble(nb: Expr, step: Expr, lane: Expr, d: Expr) -> Expr:
+        both = w[block(nb), step // 2, lane, d] >> (step % 2 * 4).astype("uint8")
         return (both & tirx.const(15, "uint8")).astype(layout.dtype)
 
     steps = layout.k_padded // depth
@@ -181,7 +188,7 @@ def dot_products(
     x = packed.stages["xp"]
     if x_steps(layout, instruction) > 1:
         xp = x
-        x = te.compute(xp.shape, lambda *at: xp[at], "xv")
+        x = te.compute(xp.shape, lambda o, i, kb, r, kk: xp[o, i, kb, r, kk], "xv")
 
     def activation(o: Expr, i: Expr, r: Expr, part: int, at: Expr) -> Expr:
         parts = () if instruction.form == "bytes" else (part,)
@@ -191,18 +198,20 @@ def dot_products(
     per_part = layout.k_blocks * k_block // parts
     kk = te.reduce_axis((0, per_part), "kk")
 
-    def dot(o: Expr, i: Expr, p: Expr, *at: Expr) -> Expr:
+    def dot(o: Expr, i: Expr, part: Expr, *at: Expr) -> Expr:
         r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
         term = product(
             instruction,
             lambda part, k: activation(o, i, r, part, k),
             lambda part, k: weight(nb, lane, part, k),
-            p * per_part + kk,
+            part * per_part + kk,
         )
         return te.sum(term, axis=kk)
 
     shape = mo, mi, parts, *fragments.sums_shape(instruction, rows, n_blocks, lanes)
-    acc = te.compute(shape, dot, "acc")
+    axes = [*fragments.axes_over(instruction, lanes), *fragments.axes_within(instruction)]
+    acc = te.compute(shape, dot, "acc", varargs_names=axes)
     if instruction.registers is None:
         return acc
-    return te.compute(shape, lambda *at: acc[at], "sums")
+    whole = ["o", "i", "part", *axes]
+    return te.compute(shape, lambda *at: acc[at], "sums", varargs_names=whole)

@@ -13,8 +13,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock
 
+from ...schedules import fragments
 from ...schedules.cpu.program import Program
-from ..expr import fragments
 
 
 def can_start_from_x_sum(program: Program) -> bool:

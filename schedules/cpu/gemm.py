@@ -60,16 +60,14 @@ def schedule(program: Program) -> tirx.PrimFunc:
     sch = Schedule(program.func)
     packing = pack(sch, program, parallel=True)
     loops = tile(sch, program)
-    task = sch.fuse(loops.mo, loops.panel)
-    sch.parallel(task)
-    keep_in_registers(sch, program, loops, task)
+    keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = pack_few_alone(sch, packing, program.parameters.few_tiles)
     instruction = program.instruction
     if instruction.registers is not None and instruction.intrinsic is not None:
         func = with_tiles(
             func,
-            sch.get(task),
+            sch.get(loops.task),
             instruction,
             program.tile.rows // instruction.rows,
             program.tile.blocks,
@@ -77,8 +75,8 @@ def schedule(program: Program) -> tirx.PrimFunc:
     if loops.joined or not program.parameters.ahead:
         return func  # joined blocks are too small for prefetches of their own
     part = part_of(sch, program, loops)
-    mi, beside, kb = sch.get(loops.mi), sch.get(loops.beside), sch.get(loops.kb)
-    return prefetch_next_panel(func, program, sch.get(task), mi, beside, kb, part)
+    task, mi, beside, kb = map(sch.get, (loops.task, loops.mi, loops.beside, loops.kb))
+    return prefetch_next_panel(func, program, task, mi, beside, kb, part)
 
 
 def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:

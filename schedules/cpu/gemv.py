@@ -42,12 +42,10 @@ def schedule(program: Program) -> tirx.PrimFunc:
     sch = Schedule(program.func)
     pack(sch, program, parallel=False)
     loops = tile(sch, program)
-    task = sch.fuse(loops.mo, loops.panel)
-    sch.parallel(task)
-    keep_in_registers(sch, program, loops, task)
+    keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = sch.mod["main"]
     if loops.joined or not program.parameters.ahead:
         return func
     part = part_of(sch, program, loops)
-    return prefetch_ahead(func, program, sch.get(task), sch.get(loops.kb), part)
+    return prefetch_ahead(func, program, sch.get(loops.task), sch.get(loops.kb), part)

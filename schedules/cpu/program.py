@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...targets import Instruction, WeightLayout
+from .. import fragments
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -110,14 +111,9 @@ class Program:
         return self.parameters.tile
 
     @property
-    def loops_over_fragments(self) -> int:
-        """Loops over the fragments of a tile: rows, blocks, and fragments within a block."""
-        return 3 if self.layout.lanes > self.instruction.lanes else 2
-
-    @property
-    def loops_in_fragment(self) -> int:
-        """Loops within a fragment without the reduction: rows if it has several, lanes."""
-        return 2 if self.instruction.rows > 1 else 1
+    def axes_over(self) -> list[str]:
+        """The axes of "acc" along which the fragments of a tile lie."""
+        return fragments.axes_over(self.instruction, self.layout.lanes)
 
     @property
     def x_piece(self) -> int:

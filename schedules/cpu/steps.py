@@ -1,4 +1,7 @@
-"""Steps that the recipes share. Each takes a `Schedule` of a `Program` and says what it leaves."""
+"""Steps that the recipes share, on a `Schedule` of a `Program`.
+
+A step finds loops by the names of their axes (`loops_over`) and returns those that others need.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ...targets import Instruction
 from ...targets.instructions import parted, register
+from ..fragments import axes_within
+from .loops import loops_over
 from .program import Program, Tile
 
 #: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
@@ -21,14 +26,12 @@ SHORT = 8
 class TileLoops:
     """The loops around a register tile, outermost first.
 
-    mo, panel, mi, beside choose the tile, part the part of K, of one of the `passes` where there
-    are several; kb, ks walk along K, `step` within ks where that is unrolled; `over` (rows, blocks,
-    fragments in a block) walk over the fragments of the tile; `fragment` (its rows if it has
-    several, its lanes) and d are the instruction.
+    `task` chooses the rows and the panel that a thread computes, mi and beside the tile of these;
+    part the part of K, of one of the `passes` where there are several; kb, ks walk along K, `step`
+    within ks where that is unrolled. The fragments of the tile lie within.
     """
 
-    mo: LoopRV
-    panel: LoopRV
+    task: LoopRV
     mi: LoopRV
     beside: LoopRV
     passes: LoopRV | None
@@ -36,9 +39,6 @@ class TileLoops:
     kb: LoopRV
     ks: LoopRV
     step: LoopRV
-    over: tuple[LoopRV, ...]
-    fragment: tuple[LoopRV, ...]
-    d: LoopRV
 
     @property
     def joined(self) -> bool:
@@ -52,17 +52,17 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     What an instruction reads of several rows lies together: [r / rows][k / depth][rows][depth].
     """
     first, *others = program.packing
-    tile = schedule.get_loops(schedule.get_sblock(first))[1]
+    (tile,) = loops_over(schedule, schedule.get_sblock(first), "i")
     for name in others:
         schedule.reverse_compute_at(schedule.get_sblock(name), tile, preserve_unit_loops=True)
     if parallel:
         schedule.parallel(tile)
     if "xq" in program.packing:
         part(schedule, program)
-        *_, kb, r, step, d = schedule.get_loops(schedule.get_sblock("xq"))
+        kb, r, step, d = loops_over(schedule, schedule.get_sblock("xq"), "kb", "r", "step", "d")
         kk = schedule.fuse(step, d)
     else:
-        *_, kb, r, kk = schedule.get_loops(schedule.get_sblock("xp"))
+        kb, r, kk = loops_over(schedule, schedule.get_sblock("xp"), "kb", "r", "kk")
     schedule.reorder(r, kb)  # row after row, a block of K per copy
     contiguous = program.layout.k_block
     if program.layout.pairs:
@@ -89,32 +89,34 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
 
 def part(schedule: Schedule, program: Program) -> None:
     """Both parts of the activations that the instruction reads, row after row."""
-    *_, kb, r, half, kk = schedule.get_loops(schedule.get_sblock("xp"))
+    xp = schedule.get_sblock("xp")
+    kb, r, component, kk = loops_over(schedule, xp, "kb", "r", "component", "kk")
     schedule.reorder(r, kb)
     if program.instruction.form == "sums":
-        schedule.tensorize(half, parted.register(program.layout.k_block // program.layout.depth))
+        steps = program.layout.k_block // program.layout.depth
+        schedule.tensorize(component, parted.register(steps))
         return
-    schedule.unroll(half)
+    schedule.unroll(component)
     schedule.vectorize(kk)
 
 
 def sum_in_lanes(schedule: Schedule, sums: str) -> None:
     """Each group's sum of activations as one vector, whose lanes are added at its end."""
     lanes = schedule.get_sblock(f"{sums}_lanes")
-    *_, r, _ = schedule.get_loops(schedule.get_sblock(sums))
+    (r,) = loops_over(schedule, schedule.get_sblock(sums), "r")
     schedule.compute_at(lanes, r, preserve_unit_loops=True)
-    lane, kb, step = schedule.get_loops(lanes)[-3:]
+    lane, kb, step = loops_over(schedule, lanes, "lane", "kb", "step")
     schedule.reorder(kb, step, lane)
     schedule.vectorize(lane)
     zero = schedule.decompose_reduction(lanes, kb)
-    schedule.vectorize(schedule.get_loops(zero)[-1])
+    schedule.vectorize(*loops_over(schedule, zero, "lane"))
 
 
 def tile(schedule: Schedule, program: Program) -> TileLoops:
     """Order the loops of the result around a register tile and compute the sums inside them."""
     layout, size = program.layout, program.tile
     *before, y = map(schedule.get_sblock, program.stages)
-    mo, mi, r, nb, lane = schedule.get_loops(y)
+    mo, mi, r, nb, lane = loops_over(schedule, y, "o", "i", "r", "nb", "lane")
     panel, beside, block = schedule.split(nb, [None, size.panels, size.blocks])
     inner = tiles_in_order(schedule, program, panel, mi, beside, r, block, lane)
     for stage in reversed(before):
@@ -125,16 +127,16 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     elif program.summed:
         total = schedule.get_sblock("total")
         schedule.compute_at(total, inner, preserve_unit_loops=True)
-        r, block, lane, inner = schedule.get_loops(total)[-4:]
+        r, block, lane, inner = loops_over(schedule, total, "r", "nb", "lane", "part")
         schedule.reorder(inner, r, block, lane)
         unroll_tile(schedule, r, block, lane)
     if program.instruction.registers is not None:
         schedule.compute_at(schedule.get_sblock("sums"), inner, preserve_unit_loops=True)
     acc = schedule.get_sblock("acc")
     schedule.compute_at(acc, inner, preserve_unit_loops=True)
-    own = program.loops_over_fragments + program.loops_in_fragment
-    part, *loops, k = schedule.get_loops(acc)[-own - 2 :]
-    over, within = loops[: program.loops_over_fragments], loops[program.loops_over_fragments :]
+    part, k = loops_over(schedule, acc, "part", "kk")
+    over = loops_over(schedule, acc, *program.axes_over)
+    within = loops_over(schedule, acc, *axes_within(program.instruction))
     depth = program.instruction.depth
     products = program.instruction.products
     kb, ks, d = schedule.split(k, [None, layout.k_block // depth, products])
@@ -156,9 +158,9 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     if program.x_steps > 1:
         load_activations(schedule, innermost)
     part = inner if program.summed else part
-    return TileLoops(
-        mo, panel, mi, beside, passes, part, kb, ks, innermost, tuple(over), tuple(within), d
-    )
+    task = schedule.fuse(mo, panel)
+    schedule.parallel(task)
+    return TileLoops(task, mi, beside, passes, part, kb, ks, innermost)
 
 
 def tiles_in_order(
@@ -184,7 +186,7 @@ def add_up_in_passes(
     """
     total, size = schedule.get_sblock("total"), program.tile
     schedule.compute_at(total, panel, preserve_unit_loops=True)
-    mi, r, nb, lane, part = schedule.get_loops(total)[-5:]
+    mi, r, nb, lane, part = loops_over(schedule, total, "i", "r", "nb", "lane", "part")
     beside, block = schedule.split(nb, [size.panels, size.blocks])
     passes, part = schedule.split(part, [program.parameters.k_passes, None])
     tiles_in_order(schedule, program, passes, mi, beside, part, r, block, lane)
@@ -205,9 +207,14 @@ def load_activations(schedule: Schedule, step: LoopRV) -> None:
     """A vector of every row's activations, of which each step uses one lane."""
     block = schedule.get_sblock("xv")
     schedule.compute_at(block, step, preserve_unit_loops=True)
-    r, k = schedule.get_loops(block)[-2:]
+    r, k = loops_over(schedule, block, "r", "kk")
     schedule.unroll(r)
     schedule.vectorize(k)
+
+
+def unroll_tile_of(schedule: Schedule, block: SBlockRV) -> None:
+    """As `unroll_tile`, of the loops over a block with the axes of a tile."""
+    unroll_tile(schedule, *loops_over(schedule, block, "r", "nb", "lane"))
 
 
 def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> None:
@@ -217,30 +224,24 @@ def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> N
     schedule.vectorize(lane)
 
 
-def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops, task: LoopRV) -> None:
-    """Zero the accumulators before the reduction and write the dot product as the instruction.
-
-    To be called when the loops are final: afterwards "acc" is no longer a plain reduction. `task`
-    is the loop over panels.
-    """
+def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) -> None:
+    """Zero the accumulators before the reduction and write the dot product as the instruction."""
     if program.widened_before:
-        widen(schedule, program, task)
+        widen(schedule, program, loops.task)
     elif program.layout.unpacked:
         unpack(schedule, loops.step)
-    write_as_instruction(
-        schedule, program.instruction, program.tile, loops.kb, loops.over, loops.fragment, loops.d
-    )
+    write_as_instruction(schedule, program.instruction, program.tile, loops.kb, program.axes_over)
     if program.summed:
         first = loops.passes or loops.part
         zero = schedule.decompose_reduction(schedule.get_sblock("total"), first)
-        unroll_tile(schedule, *schedule.get_loops(zero)[-3:])
+        unroll_tile_of(schedule, zero)
 
 
 def unpack(schedule: Schedule, step: LoopRV) -> None:
     """The weights of a step become what the instruction reads."""
     block = schedule.get_sblock("wu")
     schedule.compute_at(block, step, preserve_unit_loops=True)
-    nb, half, lane, d = schedule.get_loops(block)[-4:]
+    nb, half, lane, d = loops_over(schedule, block, "nb", "step", "lane", "d")
     schedule.unroll(nb)
     schedule.unroll(half)
     schedule.vectorize(schedule.fuse(lane, d))
@@ -250,49 +251,45 @@ def widen(schedule: Schedule, program: Program, task: LoopRV) -> None:
     """A task's weights become even and odd int16 before anything else."""
     block = schedule.get_sblock("wu")
     schedule.compute_at(block, task, preserve_unit_loops=True)
-    half, _ = schedule.get_loops(block)[-2:]
-    schedule.tensorize(half, parted.register(program.layout.lanes))
+    (component,) = loops_over(schedule, block, "component")
+    schedule.tensorize(component, parted.register(program.layout.lanes))
 
 
 def write_as_instruction(
-    schedule: Schedule,
-    instruction: Instruction,
-    tile: Tile,
-    first: LoopRV,
-    over: tuple[LoopRV, ...],
-    fragment: tuple[LoopRV, ...],
-    d: LoopRV,
+    schedule: Schedule, instruction: Instruction, tile: Tile, first: LoopRV, over: list[str]
 ) -> None:
     """Split the zeroing off the reduction "acc" before its loop `first`; tensorize the fragment.
 
-    `over` are the loops over fragments.
+    `over` are the axes along which the fragments of the tile lie.
     """
-    *row, lane = fragment
+    acc, within = schedule.get_sblock("acc"), axes_within(instruction)
+    *fragment, d = loops_over(schedule, acc, *within, "kk")
     if instruction.intrinsic is None:
-        schedule.reorder(d, *row, lane)
+        schedule.reorder(d, *fragment)
         if not instruction.shapes:
             schedule.unroll(d)
-        schedule.vectorize(lane)
-    zero = schedule.decompose_reduction(schedule.get_sblock("acc"), first)
-    zeros = schedule.get_loops(zero)[-len(over) - len(fragment) :]
-    for loop in zeros[: len(over) if instruction.shapes else -1]:
+        schedule.vectorize(fragment[-1])
+    zero = schedule.decompose_reduction(acc, first)
+    fragments, within_zero = (loops_over(schedule, zero, *axes) for axes in (over, within))
+    for loop in fragments if instruction.shapes else [*fragments, *within_zero[:-1]]:
         schedule.unroll(loop)
     if instruction.intrinsic is None:
-        schedule.vectorize(zeros[-1])
+        schedule.vectorize(within_zero[-1])
         return
     intrinsics = register(instruction, tile.rows // instruction.rows, tile.blocks)
     schedule.tensorize(fragment[0], intrinsics.dot)
     if intrinsics.zero is None:
-        schedule.vectorize(zeros[-1])
+        schedule.vectorize(within_zero[-1])
         return
-    schedule.tensorize(zeros[len(over)], intrinsics.zero)
-    *stores, row, _ = schedule.get_loops(schedule.get_sblock("sums"))[-len(zeros) :]
+    schedule.tensorize(within_zero[0], intrinsics.zero)
+    sums = schedule.get_sblock("sums")
+    *stores, stored = loops_over(schedule, sums, *over, within[0])
     for loop in stores:
         schedule.unroll(loop)
-    schedule.tensorize(row, intrinsics.store)
+    schedule.tensorize(stored, intrinsics.store)
 
 
 def write_back(schedule: Schedule, program: Program) -> None:
     """The epilogue, one vector of `lanes` outputs at a time."""
     for stage in program.stages:
-        unroll_tile(schedule, *schedule.get_loops(schedule.get_sblock(stage))[-3:])
+        unroll_tile_of(schedule, schedule.get_sblock(stage))

@@ -6,11 +6,24 @@ Matrix instructions write several rows at once, to [R / rows][block][columns / l
 
 from __future__ import annotations
 
-from tvm.ir import Expr
+from typing import TYPE_CHECKING
 
-from ...targets import Instruction
+from ..targets import Instruction
 
-Index = tuple[Expr | int, ...]
+if TYPE_CHECKING:
+    from tvm.ir import Expr
+
+    Index = tuple[Expr | int, ...]
+
+
+def axes_over(instruction: Instruction, columns: int) -> list[str]:
+    """Names of the axes along which the fragments of a tile lie."""
+    return ["r", "nb", "fragment"] if columns > instruction.lanes else ["r", "nb"]
+
+
+def axes_within(instruction: Instruction) -> list[str]:
+    """Names of the axes of a fragment."""
+    return ["row", "lane"] if instruction.rows > 1 else ["lane"]
 
 
 def sums_shape(instruction: Instruction, rows: int, blocks: Expr | int, columns: int) -> Index:
