@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 
 from ..errors import BenchError
+from ..processes import Worker, WorkerError
 from ..targets import machine
+from . import process
 from .contenders import LIMITS, OURS, Contender, Job, chosen
-from .process import Failed, Process, processes
 from .roofline import Limits
 from .row import Row
 from .timing import Time
@@ -51,12 +52,12 @@ def compare(job: Job, against: Collection[str], rounds: int = ROUNDS) -> Row:
     machine.require(row.name, row.architecture, row.features)
     taken, absent = chosen(job, against)
     load: dict[str, float] = {}
-    with load_by_others(load), processes() as running:
+    with load_by_others(load), process.processes() as running:
         about = {}
         for contender in [LIMITS, OURS, *taken]:
             try:
                 about[contender.name] = started(contender, job, running)
-            except Failed as failure:
+            except WorkerError as failure:
                 absent[contender.name] = str(failure)
         samples = take_turns(running, absent, rounds)
     if LIMITS.name in absent:
@@ -76,23 +77,23 @@ def compare(job: Job, against: Collection[str], rounds: int = ROUNDS) -> Row:
     )
 
 
-def started(contender: Contender, job: Job, running: dict[str, Process]) -> str:
+def started(contender: Contender, job: Job, running: dict[str, Worker]) -> str:
     """Start a contender's process among those that are `running`; what there is to say of it.
 
     Raises
     ------
-    Failed
+    WorkerError
         It takes no part, and nothing of it is left.
     """
     if module := first_missing(contender.needs):
-        raise Failed(f"not installed (no module {module!r})")
-    process = running[contender.name] = Process(contender, job)
+        raise WorkerError(f"not installed (no module {module!r})")
+    worker = running[contender.name] = process.started(contender, job)
     try:
-        about = process.ready()
-        occupied = sum(each.memory() for each in running.values())
+        about = process.ready(worker, contender, job)
+        occupied = sum(map(process.memory, running.values()))
         if occupied > MEMORY_SHARE * psutil.virtual_memory().total:
-            raise Failed("not enough memory for this shape")
-    except Failed:
+            raise WorkerError("not enough memory for this shape")
+    except WorkerError:
         running.pop(contender.name).close()
         raise
     return about
@@ -106,7 +107,7 @@ def first_missing(modules: Collection[str]) -> str | None:
 
 
 def take_turns(
-    running: dict[str, Process], absent: dict[str, str], rounds: int
+    running: dict[str, Worker], absent: dict[str, str], rounds: int
 ) -> dict[str, list[Any]]:
     """The samples of all who are `running`, one a round; who fails becomes `absent`.
 
@@ -117,8 +118,8 @@ def take_turns(
     for _ in range(rounds):
         for name in order.sample([*samples], len(samples)):
             try:
-                samples[name].append(running[name].turn())
-            except Failed as failure:
+                samples[name].append(process.turn(running[name]))
+            except WorkerError as failure:
                 absent[name] = str(failure)
                 del samples[name]
                 running.pop(name).close()

@@ -23,9 +23,9 @@ import argparse
 import functools
 import json
 import math
+import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -40,6 +40,7 @@ import quantmm as qmm
 from quantmm.files import write_whole
 from quantmm.formats.problem import Problem, difference, random_spec
 from quantmm.formats.quantize import scale_shape
+from quantmm.processes import Worker, WorkerError
 from quantmm.runtime import driver
 from quantmm.runtime.cuda_info import CudaFunction
 from quantmm.schedules import cuda_records
@@ -73,8 +74,6 @@ COPY_BYTES = 1 << 30
 WORTH_TIMING = 4.0
 #: Seconds for everything, for the problems among them, and without a word from a child.
 ALL_SECONDS, PROBLEM_SECONDS, SILENT_SECONDS = 430.0, 180.0, 120.0
-#: A child's exit status when the GPU can no longer be used in its process.
-UNUSABLE = 3
 
 Calls = list[Callable[[], Any]]
 
@@ -428,31 +427,27 @@ TASKS = {
 # One process does tasks, another one looks after it.
 
 
-def work(folder: Path, deadline: float) -> int:
-    """Do the tasks that nobody has begun, until the deadline (of `time.time`)."""
-    progress = read_progress(folder)
-    begun = {line["task"] for line in progress}
-    first = progress[0]["at"] if progress else time.time()
-    tasks = json.loads((folder / INDEX).read_text())["tasks"]
-    for task in tasks:
-        late = task["kind"] == "problem" and time.time() > first + PROBLEM_SECONDS
-        if task["name"] in begun or late or time.time() > deadline:
-            continue
-        say(folder, task["name"], "begun", True)
+class Tasks:
+    """What does tasks, in a process of its own."""
+
+    def do(self, folder: str, task: dict[str, Any]) -> dict[str, Any]:
+        """The result of a task.
+
+        Raises
+        ------
+        WorkerError
+            It failed; the message says where.
+        """
         start = time.time()
         try:
-            result = TASKS[task["kind"]](folder, task)
+            result: dict[str, Any] = TASKS[task["kind"]](Path(folder), task)
         except Exception:
-            say(folder, task["name"], "failed", traceback.format_exc(limit=-4))
-            if not usable():
-                return UNUSABLE
-        else:
-            result["seconds"] = time.time() - start
-            say(folder, task["name"], "result", result)
-            print(
-                f"{task['name']}: {result['seconds']:.1f} s", *result.get("wrong", ()), flush=True
-            )
-    return 0
+            raise WorkerError(traceback.format_exc(limit=-4)) from None
+        return {**result, "seconds": time.time() - start}
+
+    def usable(self) -> bool:
+        """Whether there is use in further tasks here."""
+        return usable()
 
 
 def usable() -> bool:
@@ -466,6 +461,31 @@ def usable() -> bool:
     return True
 
 
+def work(folder: Path, worker: Worker) -> None:
+    """Have all tasks done, as long as there is time."""
+    (folder / PROGRESS).unlink(missing_ok=True)
+    first = time.time()
+    deadline = first + ALL_SECONDS
+    for task in json.loads((folder / INDEX).read_text())["tasks"]:
+        late = task["kind"] == "problem" and time.time() > first + PROBLEM_SECONDS
+        if late or time.time() > deadline:
+            continue
+        say(folder, task["name"], "begun", True)
+        seconds = min(SILENT_SECONDS, deadline + SILENT_SECONDS / 4 - time.time())
+        try:
+            result = worker.call("do", str(folder), task, seconds=seconds)
+        except WorkerError as error:
+            say(folder, task["name"], "failed", str(error))
+            if worker.alive and not worker.call("usable", seconds=SILENT_SECONDS):
+                worker.close()  # the next task gets another one
+        else:
+            say(folder, task["name"], "result", result)
+            print(
+                f"{task['name']}: {result['seconds']:.1f} s", *result.get("wrong", ()), flush=True
+            )
+        assemble(folder)
+
+
 def say(folder: Path, task: str, what: str, content: Any) -> None:
     """A line of progress."""
     line = json.dumps({"task": task, "at": time.time(), what: content}) + "\n"
@@ -473,29 +493,17 @@ def say(folder: Path, task: str, what: str, content: Any) -> None:
         file.write(line)
 
 
-def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """The lines of progress; one that is being written is not there yet."""
-    path = folder / PROGRESS
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def run(folder: Path, command: Sequence[str] = ()) -> int:
+def run(folder: Path, place: str = "gpu_check:Tasks") -> int:
     """Have children do all tasks; the exit status says whether everything was done and right."""
     if not (folder / INDEX).exists():
         print(f"no kernels in {folder}: run `gpu_check.py prepare` first", file=sys.stderr)
         return 2
-    (folder / PROGRESS).unlink(missing_ok=True)
-    deadline = time.time() + ALL_SECONDS
-    command = [*(command or (sys.executable, __file__)), "work", str(folder)]
-    while time.time() < deadline:
-        child = subprocess.Popen([*command, "--deadline", str(deadline)])
-        status = watch(folder, child, deadline)
-        unfinished = [name for name, state in states(folder).items() if "begun" in state]
-        for name in unfinished:
-            say(folder, name, "failed", f"the process ended with status {status}")
-        if not unfinished and status != UNUSABLE:
-            break
+    places = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    worker = Worker(place, {"PYTHONPATH": places})
+    try:
+        work(folder, worker)
+    finally:
+        worker.close()
     results = assemble(folder)
     for line in results["verdicts"]:
         should = "at least {least}" if line["most"] is None else "at most {most}"
@@ -509,23 +517,11 @@ def run(folder: Path, command: Sequence[str] = ()) -> int:
     return 1 if results["wrong"] or results["failed"] or results["skipped"] else 0
 
 
-def watch(folder: Path, child: subprocess.Popen[bytes], deadline: float) -> int:
-    """Wait for a child, and end one that says nothing for long; keep the files up to date."""
-    seen, heard = -1, time.time()
-    while child.poll() is None:
-        time.sleep(0.2)
-        lines = len(read_progress(folder))
-        if lines != seen:
-            seen, heard = lines, time.time()
-            assemble(folder)
-        if time.time() > min(heard + SILENT_SECONDS, deadline + SILENT_SECONDS / 4):
-            child.kill()
-    return int(child.wait())
-
-
 def states(folder: Path) -> dict[str, dict[str, Any]]:
     """The last line of every task that was begun."""
-    return {line["task"]: line for line in read_progress(folder)}
+    path = folder / PROGRESS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line["task"]: line for line in map(json.loads, lines)}
 
 
 # What comes out.
@@ -627,17 +623,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=["prepare", "run", "work"])
+    parser.add_argument("step", choices=["prepare", "run"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default="cuda-sm90")
-    parser.add_argument("--deadline", type=float, default=math.inf, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step == "prepare":
         prepare(arguments.folder, arguments.target)
-    elif arguments.step == "run":
-        sys.exit(run(arguments.folder))
     else:
-        sys.exit(work(arguments.folder, arguments.deadline))
+        sys.exit(run(arguments.folder))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..formats.spec import MatmulSpec
 from ..runtime.kernel import Kernel
+from ..runtime.tvm_runtime import without_torch
 from ..schedules.cpu.plan import CpuPlan, plan_for, with_k_block
 from ..schedules.cpu.program import Parameters
 from ..schedules.cpu.strategies import STRATEGIES, instruction_for
@@ -78,10 +79,11 @@ def why_not(plan: CpuPlan, choice: Choice) -> str | None:
 
 
 class Builder:
-    """Builds in the process that it lives in; see `worker`."""
+    """Builds in the process that it lives in; see `processes`."""
 
     def __init__(self) -> None:
-        from ..compiler import cpu
+        with without_torch():
+            from ..compiler import cpu
 
         self._cpu = cpu
 

@@ -1,6 +1,6 @@
 """Kernel files checked and timed on this machine, one problem at a time. Imports no `tvm`.
 
-A `Bench` lives in a child process (see `worker`), because a kernel may crash or hang; one on
+A `Bench` lives in a child process (see `processes`), because a kernel may crash or hang; one on
 another machine has the same methods. Who takes turns with whom is decided by its caller, see
 `stage.Stage`.
 """

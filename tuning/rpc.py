@@ -25,11 +25,11 @@ from ..bench.roofline import Limits
 from ..bench.row import Row
 from ..errors import RpcError
 from ..formats.spec import MatmulSpec
+from ..processes import Worker, WorkerError
 from ..runtime.tvm_runtime import without_torch
 from ..targets import Target
 from ..versions import VERSION, versions
 from .stage import BENCH, Board, Session
-from .worker import Worker, WorkerError
 
 #: Functions that a server has registered.
 HELLO, ASK = "quantmm.hello", "quantmm.ask"

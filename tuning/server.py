@@ -1,7 +1,7 @@
 """A server of TVM's RPC that measures for others, and the tracker that knows servers.
 
-TVM's server forks a process for every session. That one has children (`worker`) and calls methods
-of theirs: a kernel that crashes or hangs costs a child, not the session or the server.
+TVM's server forks a process for every session. That one has children (see `processes`) and calls
+methods of theirs: a kernel that crashes or hangs costs a child, not the session or the server.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..errors import RpcError, ToolError
-from ..processes import end_with_parent
+from ..processes import Worker, WorkerError, end_with_parent
 from ..runtime.tvm_runtime import tvm_ffi, without_torch
 from .rpc import ASK, HELLO, Address, check_key, connected, identity, packed, unpacked
-from .worker import Worker, WorkerError
 
 #: A session says after this many seconds that it is still at work.
 POLL_SECONDS = 1.0

@@ -19,8 +19,8 @@ from ..bench.machine import Machine
 from ..bench.roofline import Limits
 from ..errors import RpcError, TuningError
 from ..formats.spec import MatmulSpec
+from ..processes import Worker, WorkerError
 from ..targets import Target
-from .worker import Worker, WorkerError
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ PREPARE_SECONDS = 300.0
 #: Children that build at once.
 BUILDERS = min(4, os.cpu_count() or 1)
 
-#: The class that checks and times kernels, see `worker`.
+#: The class that checks and times kernels, see `processes`.
 BENCH = "quantmm.tuning.measure:Bench"
 
 #: The contender that all others are compared with.

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import BenchError
+from ...processes import WorkerError
 from ..compare import PAUSE_SECONDS
 from ..contenders import Contender, Job
-from ..process import Failed, Process, processes
+from ..process import processes, ready, started, turn
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,15 @@ def measured(contender: Contender, job: Job, rounds: int) -> tuple[Facts, dict[s
         Its process ended, or gave no answer.
     """
     with processes() as running:
-        process = running[contender.name] = Process(contender, job)
+        worker = running[contender.name] = started(contender, job)
         try:
-            facts = Facts(**json.loads(process.ready()))
+            facts = Facts(**json.loads(ready(worker, contender, job)))
             samples: dict[str, list[Any]] = {name: [] for name in facts.about}
             for _ in range(rounds * len(samples)):
-                turn = process.turn()
-                samples[turn["contender"]].append(turn["sample"])
+                taken = turn(worker)
+                samples[taken["contender"]].append(taken["sample"])
                 time.sleep(PAUSE_SECONDS)
-        except Failed as failure:
+        except WorkerError as failure:
             raise BenchError(
                 f"{contender.name}, {job.title}, could not be measured: {failure}"
             ) from None

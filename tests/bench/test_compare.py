@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import quantmm as qmm
+from quantmm import processes
 from quantmm.bench import check, compare, contenders, export, machine, process, report, row
 from quantmm.bench.contenders import Contender, Job
 from quantmm.bench.models import MODELS
@@ -28,7 +29,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(contenders, "CONTENDERS", tuple(table))
     monkeypatch.setattr(contenders, "GROUPS", ("fakes", "gone", "past"))
     monkeypatch.setattr(process, "READY_SECONDS", 15.0)
-    monkeypatch.setattr(process, "EXIT_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "EXIT_SECONDS", 1.0)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
 
 
@@ -67,7 +68,7 @@ def test_who_fails_costs_only_itself(fakes):
     assert result.absent["dies"] == "exit code 9: no more memory"
     assert result.absent["dies_later"].startswith("exit code 7")
     assert result.absent["lingers"] == "closed its side and did not end in 1 s: cleaning up"
-    assert result.absent["hangs"] == "no answer in 15 s"
+    assert result.absent["hangs"] == "not done after 15 s"
     assert "wrong" in result.absent
     assert row.Row.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quantmm as qmm
-from quantmm.bench import contenders, process
+from quantmm import processes
+from quantmm.bench import contenders
 from quantmm.bench.contenders import CONTENDERS, OURS, Contender, Job
 from quantmm.bench.export import to_json
 from quantmm.bench.inside import calls, clock, company, encoder, encoders, export, hosts, page, row
@@ -132,7 +133,7 @@ def test_operations_of_torch_have_the_threads_they_are_told():
 def fakes(monkeypatch):
     """Made-up contenders on NumPy's threads, which child processes can import too."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
-    monkeypatch.setattr(process, "EXIT_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "EXIT_SECONDS", 1.0)
 
     def give(*names):
         table = [Contender(name, f"fake_contenders:{name}", ("numpy",)) for name in names]

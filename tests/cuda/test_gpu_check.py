@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
+import os
 import sys
-import textwrap
 from pathlib import Path
 
 import emulated_torch
@@ -58,9 +57,22 @@ def gpu(monkeypatch):
     return gpu
 
 
+class Here:
+    """A worker in this process."""
+
+    def __init__(self, gpu_check):
+        self._tasks, self.alive, self.closed = gpu_check.Tasks(), True, False
+
+    def call(self, method, *arguments, seconds):
+        return getattr(self._tasks, method)(*arguments)
+
+    def close(self):
+        self.closed = True
+
+
 def test_every_task_is_done_and_its_log_is_used(gpu_check, gpu, tmp_path):
     gpu_check.prepare(tmp_path, "cuda-sm90")
-    assert gpu_check.work(tmp_path, math.inf) == 0
+    gpu_check.work(tmp_path, Here(gpu_check))
     results = gpu_check.assemble(tmp_path)
     assert (results["wrong"], results["failed"], results["skipped"]) == ([], {}, [])
     assert results["compared"] > 20
@@ -97,17 +109,18 @@ def test_what_fails_takes_nothing_with_it(gpu_check, gpu, tmp_path, monkeypatch)
         raise RuntimeError("an illegal memory access")
 
     monkeypatch.setattr(gpu_check, "milliseconds", broken)
-    assert gpu_check.work(tmp_path, math.inf) == 0
+    worker = Here(gpu_check)
+    gpu_check.work(tmp_path, worker)
     results = gpu_check.assemble(tmp_path)
     assert "is not a quantmm kernel file" in results["failed"]["problem 0"]
     assert "an illegal memory access" in results["failed"]["copy"]
     assert results["times"][0]["kernels"]["gemv_1x8"] == {"failed": "an illegal memory access"}
     assert results["times"][0]["best"] is None
     assert results["skipped"] == []
+    assert not worker.closed
     monkeypatch.setattr(sys.modules["torch"].cuda, "synchronize", broken_gpu)
-    (tmp_path / "progress.jsonl").unlink()
-    assert gpu_check.work(tmp_path, math.inf) == gpu_check.UNUSABLE
-    assert [*gpu_check.states(tmp_path)] == ["problem 0"]
+    gpu_check.work(tmp_path, worker)
+    assert worker.closed
 
 
 def broken_gpu():
@@ -115,44 +128,52 @@ def broken_gpu():
 
 
 CHILD = """
-import json, os, sys
-from pathlib import Path
-folder = Path(sys.argv[2])
-progress = folder / "progress.jsonl"
-calls = folder / "calls"
-calls.write_text(calls.read_text() + "." if calls.exists() else ".")
-def say(task, what, content):
-    with open(progress, "a") as file:
-        file.write(json.dumps({"task": task, "at": 0, what: content}) + "\\n")
-if calls.read_text() == ".":
-    say("copy", "begun", True)
-    os.abort()
-say("problem 0", "begun", True)
-say("problem 0", "result", {"compared": 2, "wrong": ["gemv_1x8 m=1 host: 1 of 8 differ"]})
+import os, time
+class Tasks:
+    def do(self, folder, task):
+        if task["name"] == "copy":
+            print("no such device", flush=True)
+            os.abort()
+        if task["name"] == "torch":
+            time.sleep(60)
+        if task["name"] == "problem 0":
+            time.sleep(0.6)
+        return {"compared": 2, "wrong": ["gemv_1x8 m=1 host: 1 of 8 differ"], "seconds": 0.0}
 """
 
 
-def test_a_child_that_dies_is_followed_by_another(gpu_check, tmp_path, capsys):
-    names = ("copy", "problem 0", "problem 1")
-    tasks = [{"name": name, "kind": name.split()[0]} for name in names]
-    (tmp_path / "index.json").write_text(json.dumps({"target": "cuda-sm90", "tasks": tasks}))
-    script = tmp_path / "child.py"
-    script.write_text(textwrap.dedent(CHILD))
-    assert gpu_check.run(tmp_path, [sys.executable, str(script)]) == 1
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """The class by which a child does these tasks."""
+    (tmp_path / "gpu_check_child.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def write(*names):
+        tasks = [{"name": name, "kind": name.split()[0]} for name in names]
+        index = {"target": "cuda-sm90", "tasks": tasks}
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        return "gpu_check_child:Tasks"
+
+    return write
+
+
+def test_a_child_that_dies_is_followed_by_another(gpu_check, child, tmp_path, capsys, monkeypatch):
+    place = child("problem 0", "copy", "problem 1", "graph of it")
+    monkeypatch.setattr(gpu_check, "PROBLEM_SECONDS", 0.5)  # less than problem 0 takes
+    assert gpu_check.run(tmp_path, place) == 1
     said = capsys.readouterr().out
-    assert "FAILED copy: the process ended with status -6" in said
-    assert "WRONG  problem 0: gemv_1x8 m=1 host: 1 of 8 differ" in said
+    assert "FAILED copy: SIGABRT: no such device" in said
+    for name in ("problem 0", "graph of it"):
+        assert f"WRONG  {name}: gemv_1x8 m=1 host: 1 of 8 differ" in said
     assert "1 tasks skipped" in said
     results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["compared"], results["skipped"]) == (2, ["problem 1"])
+    assert (results["compared"], results["skipped"]) == (4, ["problem 1"])
 
 
-def test_a_child_that_says_nothing_is_ended(gpu_check, tmp_path, monkeypatch):
-    tasks = [{"name": "copy", "kind": "copy"}]
-    (tmp_path / "index.json").write_text(json.dumps({"target": "cuda-sm90", "tasks": tasks}))
+def test_a_child_that_says_nothing_is_ended(gpu_check, child, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu_check, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(gpu_check, "ALL_SECONDS", 1.0)
-    assert gpu_check.run(tmp_path, [sys.executable, "-c", "import time; time.sleep(60)"]) == 1
+    assert gpu_check.run(tmp_path, child("torch")) == 1
+    assert "FAILED torch: not done after 0.5 s" in capsys.readouterr().out
 
 
 def test_without_kernels(gpu_check, tmp_path, capsys):
@@ -160,7 +181,7 @@ def test_without_kernels(gpu_check, tmp_path, capsys):
     assert "run `gpu_check.py prepare` first" in capsys.readouterr().err
 
 
-def test_records_that_cannot_be_used(tmp_path):
+def test_records_that_cannot_be_used(gpu, tmp_path):
     spec = qmm.MatmulSpec(n=16, k=256)
     kernel = qmm.compile(spec, "cuda-sm90", cache=False)
     folder = tmp_path / "cuda-sm90-1"

@@ -8,10 +8,10 @@ import pytest
 from quantmm.bench import limits
 from quantmm.bench.machine import Machine
 from quantmm.errors import RpcError, TuningError
+from quantmm.processes import Worker
 from quantmm.schedules import records
 from quantmm.tuning import keeping, run
 from quantmm.tuning.stage import Board
-from quantmm.tuning.worker import Worker
 from tuning_runs import CHILDREN, ROW, SPEC, M, lines, tune_on
 
 

@@ -10,13 +10,13 @@ import signal
 import pytest
 import tuning_faults
 from quantmm.errors import TuningError
+from quantmm.processes import Worker, WorkerError
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.tuning import candidate, measure, run, stage
 from quantmm.tuning.candidate import Choice, default_choice
 from quantmm.tuning.search import Search
 from quantmm.tuning.stage import DEFAULT, Stage
-from quantmm.tuning.worker import Worker, WorkerError
 from tuning_runs import ROW, SPEC, M, choice, lines, tune
 
 

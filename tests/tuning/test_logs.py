@@ -11,6 +11,7 @@ import pytest
 import quantmm as qmm
 from quantmm.cli import logs as cli_logs
 from quantmm.errors import RecordError
+from quantmm.processes import Worker
 from quantmm.schedules import cuda_records, records
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.tuning import joining, keeping, search, verdict
@@ -18,7 +19,6 @@ from quantmm.tuning import log as logs
 from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database, database_for
 from quantmm.tuning.state import Problem
-from quantmm.tuning.worker import Worker
 from tuning_runs import ROW, SPEC, M, lines
 
 
