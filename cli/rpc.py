@@ -54,7 +54,7 @@ def serve_command(tracker: str, key: str, host: str | None, port: int) -> None:
     It ends with Ctrl-C. A server executes what it is sent, and does not ask who sends it: run it
     where only those can reach it who may do anything with this account.
     """
-    from ..tuning.rpc import Address
     from ..tuning.server import serve
+    from ..tuning.tracker import Address
 
     serve(Address.of(tracker), key, host, port, click.echo)

@@ -1,197 +1,40 @@
 """Machines elsewhere, through TVM's RPC: a tracker knows servers by a key, this process holds some.
 
 A connection lives in a child process, because a call of TVM's RPC waits for its answer however long
-that takes, and what is at the other end may be gone. Over it goes text, JSON with a few types more
-(`packed`); nothing that is received is executed. What the other side does is in `server`.
+that takes, and what is at the other end may be gone. Over it go `messages`; what the other side
+does is in `server`.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import dataclasses
-import json
-import socket
-import struct
-import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from .. import targets
 from ..bench.contenders import CONTENDERS, Job
 from ..bench.machine import Machine
 from ..bench.process import READY_SECONDS, TURN_SECONDS
 from ..bench.roofline import Limits
 from ..bench.row import Row
 from ..errors import RpcError
-from ..formats.spec import MatmulSpec
 from ..processes import Worker, WorkerError
 from ..runtime.tvm_runtime import without_torch
 from ..targets import Target
-from ..versions import VERSION, versions
+from .messages import identity, packed, unpacked
 from .stage import BENCH, Board, Session
+from .tracker import Address, ask_tracker, check_key, free_servers
 
 #: Functions that a server has registered.
 HELLO, ASK = "quantmm.hello", "quantmm.ask"
 MACHINE = "quantmm.bench.machine:Machine"
 
-#: Seconds for a tracker to answer, for it to have a free server, and for that to accept.
-TRACKER_SECONDS, FREE_SECONDS, ACCEPT_SECONDS = 5.0, 5.0, 20.0
+#: Seconds for a server to accept.
+ACCEPT_SECONDS = 20.0
 #: A server that works says so every now and then, see `server.POLL_SECONDS`; one that does not for
 #: this long is lost.
 SILENCE_SECONDS = 30.0
 #: Seconds for what a machine is asked, and to measure its limits, at most.
 QUESTION_SECONDS, LIMITS_SECONDS = 60.0, 300.0
-
-#: Types that JSON has not: their names, and how they are written and read.
-SENT: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "bytes": (bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
-    "spec": (MatmulSpec, MatmulSpec.to_json, MatmulSpec.from_json),
-    "target": (Target, lambda row: row.name, targets.find_cpu),
-    "job": (Job, Job.to_dict, Job.from_dict),
-    "row": (Row, Row.to_dict, Row.from_dict),
-    "limits": (Limits, dataclasses.asdict, lambda fields: Limits(**fields)),
-}
-PREFIX = "quantmm."
-
-
-def packed(value: Any) -> str:
-    """A value as text."""
-
-    def written(each: Any) -> dict[str, Any]:
-        for name, (kind, write, _) in SENT.items():
-            if isinstance(each, kind):
-                return {PREFIX + name: write(each)}
-        raise TypeError(f"a {type(each).__name__} cannot be sent")
-
-    return json.dumps(value, default=written)
-
-
-def unpacked(text: str) -> Any:
-    """The inverse of `packed`."""
-
-    def read(fields: dict[str, Any]) -> Any:
-        name = next(iter(fields), "").removeprefix(PREFIX)
-        if len(fields) == 1 and PREFIX + name in fields and name in SENT:
-            return SENT[name][2](fields[PREFIX + name])
-        return fields
-
-    return json.loads(text, object_hook=read)
-
-
-def identity() -> dict[str, str]:
-    """What must be the same at both ends."""
-    return {"quantmm": VERSION, **versions()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """Where a tracker or a server is."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    @classmethod
-    def of(cls, text: str) -> Address:
-        """The address in a text.
-
-        Raises
-        ------
-        RpcError
-            There is none.
-        """
-        host, _, port = text.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise RpcError(f"{text!r} is no address; expected HOST:PORT such as board.local:9190")
-        return cls(host.strip("[]"), int(port))
-
-
-def check_key(key: str) -> None:
-    """Refuse a key that TVM's RPC would not find again.
-
-    Raises
-    ------
-    RpcError
-        It is empty, or has spaces, at which TVM cuts it.
-    """
-    if key.split() != [key]:
-        raise RpcError(f"key {key!r} cannot be; expected a word such as pi5")
-
-
-@contextlib.contextmanager
-def connected(tracker: Address) -> Iterator[socket.socket]:
-    """A connection with a tracker.
-
-    Raises
-    ------
-    RpcError
-        There is no tracker, or it does not answer in time.
-    """
-    with without_torch():
-        from tvm.rpc import base
-    magic = struct.pack("<i", base.RPC_TRACKER_MAGIC)
-    try:
-        with socket.create_connection((tracker.host, tracker.port), TRACKER_SECONDS) as connection:
-            connection.sendall(magic)
-            if base.recvall(connection, len(magic)) != magic:
-                raise RpcError(f"what answers at {tracker} is no tracker of TVM's RPC")
-            yield connection
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RpcError(
-            f"no tracker answers at {tracker}: {reason}; `quantmm tracker` starts one"
-        ) from None
-
-
-def ask_tracker(tracker: Address, *message: Any) -> Any:
-    """What a tracker answers.
-
-    Raises
-    ------
-    RpcError
-        See `connected`; or it refuses.
-    """
-    with without_torch():
-        from tvm.rpc import base
-    with connected(tracker) as connection:
-        base.sendjson(connection, message)
-        code, answer = base.recvjson(connection)
-    if code != base.TrackerCode.SUCCESS:
-        raise RpcError(f"the tracker at {tracker} refuses: {answer}")
-    return answer
-
-
-def free_servers(tracker: Address, key: str) -> int:
-    """How many servers are free under a key, at least one.
-
-    A server that was just started, or just released, takes a moment to say so.
-
-    Raises
-    ------
-    RpcError
-        There is none.
-    """
-    with without_torch():
-        from tvm.rpc.base import TrackerCode
-    deadline = time.monotonic() + FREE_SECONDS
-    while True:
-        summary = ask_tracker(tracker, TrackerCode.SUMMARY)
-        if free := summary["queue_info"].get(key, {}).get("free", 0):
-            return int(free)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    keys = [server["key"].removeprefix("server:") for server in summary["server_info"]]
-    if key in keys:
-        raise RpcError(f"all {keys.count(key)} servers with key {key!r} at {tracker} are busy")
-    there = ", ".join(sorted(set(keys))) or "none"
-    raise RpcError(
-        f"the tracker at {tracker} has no server with key {key!r}, its keys: {there}; "
-        f"`quantmm serve --tracker {tracker} --key {key}` starts one"
-    )
 
 
 class Link:

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from ..errors import RpcError, ToolError
 from ..processes import Worker, WorkerError, end_with_parent
 from ..runtime.tvm_runtime import tvm_ffi, without_torch
-from .rpc import ASK, HELLO, Address, check_key, connected, identity, packed, unpacked
+from .messages import identity, packed, unpacked
+from .rpc import ASK, HELLO
+from .tracker import Address, check_key, connected
 
 #: A session says after this many seconds that it is still at work.
 POLL_SECONDS = 1.0

@@ -27,8 +27,9 @@ from quantmm.errors import QuantmmError, RpcError
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import machine
-from quantmm.tuning import candidate, keeping, rpc, stage
+from quantmm.tuning import candidate, keeping, messages, rpc, stage
 from quantmm.tuning import server as rpc_server
+from quantmm.tuning import tracker as trackers
 from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database
 from quantmm.tuning.stage import DEFAULT, Stage
@@ -152,7 +153,7 @@ def test_a_kernel_that_crashes_or_hangs_costs_only_itself(tracker, server, monke
         assert len(times[DEFAULT]) == 2
         assert "wrong" not in str(on.load("other", content[:-5]))
         # Who comes meanwhile hears that nobody is free.
-        monkeypatch.setattr(rpc, "FREE_SECONDS", 0.0)
+        monkeypatch.setattr(trackers, "FREE_SECONDS", 0.0)
         with pytest.raises(RpcError, match=f"all 1 servers with key '{KEY}' at {tracker} are busy"):
             rpc.connect(tracker, KEY)
     finally:
@@ -180,19 +181,19 @@ def test_a_server_that_says_nothing_is_lost(tracker, start, monkeypatch):
 def test_what_is_sent_arrives():
     job = Job(SPEC, M, 1, False)
     values = [SPEC, job, targets.host(), Limits(1, 2.0, 3.0, 4.0), b"\0\xff", None, 0.1, "text"]
-    assert rpc.unpacked(rpc.packed(values)) == values
-    assert rpc.unpacked(rpc.packed({"cpu": "a", "quantmm.unknown": 1}))["cpu"] == "a"
+    assert messages.unpacked(messages.packed(values)) == values
+    assert messages.unpacked(messages.packed({"cpu": "a", "quantmm.unknown": 1}))["cpu"] == "a"
     with pytest.raises(TypeError, match="a complex cannot be sent"):
-        rpc.packed(1j)
+        messages.packed(1j)
 
 
 def test_what_a_server_does_not_know_is_an_answer():
     row = dataclasses.replace(targets.host(), name="mine")
     asked = {"place": "tuning_faults:Bench", "call": ["header", [row, 1]], "seconds": 1.0}
-    children, text = rpc_server.Children(), rpc.packed(asked)
+    children, text = rpc_server.Children(), messages.packed(asked)
     while not (answer := children.ask(text)):
         text = ""
-    answered = rpc.unpacked(answer)
+    answered = messages.unpacked(answer)
     assert not answered["fine"]
     assert answered["answer"].startswith("TargetError: no target 'mine'")
 
@@ -249,7 +250,7 @@ def test_no_tracker(quantmm, command):
     [(b"HTTP/1.1 400", "is no tracker of TVM's RPC"), (None, "no tracker answers at .*timed out")],
 )
 def test_something_else_than_a_tracker(answer, message, monkeypatch):
-    monkeypatch.setattr(rpc, "TRACKER_SECONDS", 0.5)
+    monkeypatch.setattr(trackers, "TRACKER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as sock:
 
         def reply():
@@ -268,13 +269,13 @@ def test_something_else_than_a_tracker(answer, message, monkeypatch):
 
 
 def test_no_server_with_the_key(tracker, server, quantmm, monkeypatch):
-    monkeypatch.setattr(rpc, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(trackers, "FREE_SECONDS", 0.0)
     err = failing(quantmm, *TUNE, "--rpc", tracker, "--key", "oven")
     assert f"the tracker at {tracker} has no server with key 'oven', its keys: {KEY}; " in err
 
 
 def test_a_server_of_another_version(tracker, server, monkeypatch):
-    here = rpc.identity()
+    here = messages.identity()
     monkeypatch.setattr(rpc, "identity", lambda: {**here, "schedule": "0"})
     message = f"server {server.address} has schedule {here['schedule']}, here 0; install the same"
     with pytest.raises(RpcError, match=message):
