@@ -12,6 +12,7 @@ from torch import Tensor, library
 from ..formats import quantize
 from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
+from .formats import from_text
 from .namespace import LIBRARY
 
 
@@ -30,13 +31,13 @@ def as_qtensor(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: Mat
 def compute(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
     """float32 (n, k), see `quantmm.dequantize`."""
     there = None if zero_point is None else zero_point.cpu()
-    w = as_qtensor(data.cpu(), scale.cpu(), there, MatmulSpec.from_json(spec))
+    w = as_qtensor(data.cpu(), scale.cpu(), there, from_text(spec))
     return torch.from_numpy(quantize.dequantize(w)).to(data.device)
 
 
 def describe(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
     """The same without numbers."""
-    fields = MatmulSpec.from_json(spec)
+    fields = from_text(spec)
     return scale.new_empty((fields.n, fields.k))
 
 

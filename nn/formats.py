@@ -63,8 +63,24 @@ def module_spec(spec: MatmulSpec) -> MatmulSpec:
     return dataclasses.replace(spec, input="float32", out="float32")
 
 
+def to_text(spec: MatmulSpec) -> str:
+    """A spec as operators take it: JSON with single quotes, since torch writes it into C++."""
+    return spec.to_json().replace('"', "'")
+
+
+def from_text(text: str) -> MatmulSpec:
+    """The spec that `to_text` or `MatmulSpec.to_json` wrote.
+
+    Raises
+    ------
+    SpecError
+        It is none.
+    """
+    return MatmulSpec.from_json(text.replace("'", '"'))
+
+
 def kernel_spec(text: str, dtype: torch.dtype) -> MatmulSpec:
-    """The spec in the JSON `text`, for an x of `dtype`.
+    """The spec in `text`, for an x of `dtype`.
 
     Raises
     ------
@@ -78,7 +94,7 @@ def kernel_spec(text: str, dtype: torch.dtype) -> MatmulSpec:
             f"x is {str(dtype).removeprefix('torch.')}; expected one of {', '.join(FLOAT_TYPES)}"
         )
     name = DTYPES[dtype]
-    return dataclasses.replace(module_spec(MatmulSpec.from_json(text)), input=name, out=name)
+    return dataclasses.replace(module_spec(from_text(text)), input=name, out=name)
 
 
 def format_name(spec: MatmulSpec) -> str:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..errors import UnsupportedError
 from ..formats.spec import MatmulSpec
 from .dequantize import dequantize
+from .formats import from_text
 
 aten = torch.ops.aten
 
@@ -52,7 +53,7 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the weight, and x where the slope depends on it."""
         _, x, data, scale, zero_point, bias, spec = inputs
-        ctx.spec, ctx.text = MatmulSpec.from_json(spec), spec
+        ctx.spec, ctx.text = from_text(spec), spec
         # None says that a tensor has no tangent; zeros would not.
         ctx.set_materialize_grads(False)
         kept = (None if ctx.spec.activation_fn is None else x, data, scale, zero_point, bias)

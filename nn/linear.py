@@ -18,7 +18,7 @@ from ..formats.quantize import QTensor, check_qtensor, quantize, scale_shape
 from ..formats.spec import MatmulSpec
 from . import packed
 from .dequantize import as_qtensor, dequantize
-from .formats import format_name, module_spec, spec_for
+from .formats import format_name, module_spec, spec_for, to_text
 from .op import is_plain, linear
 from .product import product
 
@@ -73,7 +73,7 @@ class Linear(nn.Module):
         spec = spec_for(format, out_features, in_features, bias)
         self.spec = spec
         self.in_features, self.out_features = spec.k, spec.n
-        self._text = spec.to_json()
+        self._text = to_text(spec)
         if spec.four_bit_weight:
             columns, dtype = -(-spec.k // 2), torch.uint8
         else:
@@ -209,7 +209,7 @@ class Linear(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The spec as the bytes of its JSON: a tensor, since safetensors stores nothing else."""
-        return owned(np.frombuffer(self._text.encode(), np.uint8))
+        return owned(np.frombuffer(self.spec.to_json().encode(), np.uint8))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing: `_load_from_state_dict` has compared the specs before it loads."""
@@ -249,9 +249,8 @@ def check_state(module: Linear, state: Mapping[str, Any], prefix: str) -> None:
     if extra is not None and not (isinstance(extra, Tensor) and extra.is_meta):
         given = spec_of(extra, prefix + EXTRA_STATE)
         if given != module.spec:
-            raise StateError(
-                f"{prefix}{EXTRA_STATE} has {given.to_json()}; the module has {module._text}"
-            )
+            text, expected = given.to_json(), module.spec.to_json()
+            raise StateError(f"{prefix}{EXTRA_STATE} has {text}; the module has {expected}")
     for name, own in module._buffers.items():
         tensor = state.get(prefix + name)
         if own is None or not isinstance(tensor, Tensor):

@@ -25,7 +25,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from ..errors import ArrayError, UnsupportedError
-from . import packed
+from . import inductor, packed
 from .formats import DTYPES, kernel_spec
 from .gradient import Differentiable
 from .namespace import LIBRARY
@@ -85,6 +85,7 @@ def describe(
     spec: str,
 ) -> Tensor:
     """A result without numbers, for tensors without numbers."""
+    inductor.offer(linear)  # before it compiles a graph, it asks for the shapes in it
     if x.device != data.device:
         raise ArrayError(f"x is on {x.device}, the weight on {data.device}; expected one device")
     if x.device.type not in ("cpu", "meta"):

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import torch_modules as tm
 from quantmm.nn import op
 from torch._inductor import config
+from torch._inductor.utils import run_and_get_code
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler"
@@ -46,6 +47,66 @@ def test_the_gradient_is_compiled_too(backend):
     (found,) = torch.autograd.grad(compiled(x).sum(), x)
     (expected,) = torch.autograd.grad(model(x).sum(), x)
     torch.testing.assert_close(found, expected)
+
+
+def code_of(module, x):
+    """What a compiled call gives, and the code that inductor made for it."""
+    with torch.inference_mode():
+        y, (code,) = run_and_get_code(torch.compile(module, fullgraph=True), x)
+    return y, code
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("zero_point", "bias", "dtype", "lead"),
+    [
+        (False, False, torch.float32, (3,)),
+        (False, True, torch.float16, (2, 1, 3)),
+        (True, False, torch.bfloat16, ()),
+        (True, True, torch.float32, (2, 2)),
+        (False, True, torch.float32, (0,)),
+        (True, True, torch.float16, (2, 0)),
+    ],
+)
+def test_inductor_calls_the_kernel_without_the_dispatcher(zero_point, bias, dtype, lead):
+    weight = {"weight": "uint8", "weight_zero_point": True} if zero_point else {}
+    spec = tm.qmm.MatmulSpec(n=33, k=70, bias=bias, input="float32", dynamic=True, **weight)
+    module = tm.layer(format=spec)
+    x = torch.randn(*lead, 70).to(dtype)
+    y, code = code_of(module, x)
+    assert torch.equal(y, module(x))
+    assert "quantmm_write(" in code
+    assert "torch.ops.quantmm" not in code
+
+
+@needs_compiler
+def test_inductor_copies_an_x_whose_rows_are_not_whole():
+    module = tm.layer()
+    x = torch.randn(70, 3).T
+    y, code = code_of(module, x)
+    assert torch.equal(y, module(x))
+    assert "quantmm_write(" in code
+
+
+@needs_compiler
+def test_code_in_other_languages_than_python_calls_the_operator():
+    module = tm.layer()
+    x = torch.randn(3, 70)
+    with config.patch(cpp_wrapper=True):
+        y, code = code_of(module, x)
+    assert torch.equal(y, module(x))
+    assert "quantmm_write(" not in code
+
+
+@needs_compiler
+def test_a_profile_shows_compiled_calls():
+    module = torch.compile(tm.layer(), fullgraph=True)
+    x = torch.randn(3, 70)
+    with torch.inference_mode():
+        module(x)
+        with torch.profiler.profile() as profile:
+            module(x)
+    assert "quantmm::linear" in {event.key for event in profile.key_averages()}
 
 
 def test_compiled_within_autocast():
