@@ -12,10 +12,8 @@ from .formats.quantize import QTensor, dequantize, pack_int4, quantize, unpack_i
 from .formats.reference import reference
 from .formats.spec import MatmulSpec
 from .formats.weights import load_weights, read_matrix, save_weights
-from .runtime.cuda_kernel import CudaKernel
-from .runtime.cuda_linear import CudaLinear
-from .runtime.kernel import Kernel
-from .runtime.linear import Linear
+from .runtime.kernel import CudaKernel, Kernel
+from .runtime.linear import CudaLinear, Linear
 from .runtime.load import load
 from .versions import VERSION
 

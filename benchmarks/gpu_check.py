@@ -131,17 +131,15 @@ def save(spec: qmm.MatmulSpec, target: str, path: Path) -> None:
 # Arrays and kernels on the GPU.
 
 
-def load(path: Path) -> qmm.CudaKernel:
+def load(path: Path) -> qmm.Kernel:
     """A kernel file's kernel for the GPU."""
-    kernel = qmm.load(path, device="cuda")
-    assert isinstance(kernel, qmm.CudaKernel)
-    return kernel
+    return qmm.load(path, device="cuda")
 
 
-def alone(kernel: qmm.CudaKernel) -> Iterator[tuple[CudaFunction, qmm.CudaKernel]]:
+def alone(kernel: qmm.Kernel) -> Iterator[tuple[CudaFunction, qmm.Kernel]]:
     """Each kernel of a file, and one that has no other."""
     for variant in kernel.info.variants:
-        yield variant, qmm.CudaKernel(replace(kernel.info, variants=(variant,)), kernel.code)
+        yield variant, qmm.Kernel(replace(kernel.info, variants=(variant,)), kernel.code)
 
 
 def to_device(array: Any) -> Any:
@@ -328,7 +326,7 @@ def time_kernels(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     linears, (m, _, k) = linears_of(folder / task["file"]), task["shape"]
-    kernel: qmm.CudaKernel = linears[0].kernel
+    kernel: qmm.Kernel = linears[0].kernel
     call = {}
     if kernel.spec.activation_scale == "row":
         call["x_scale"] = torch.rand(m, device="cuda") + 0.01
@@ -341,17 +339,13 @@ def time_kernels(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         name = variant.name
         if name != chosen and costs[name] > WORTH_TIMING * min(costs.values()):
             continue
-        for linear in linears:
-            linear.kernel = only
+        bound = [linear.for_kernel(only) for linear in linears]
         try:
-            times[name] = milliseconds([partial(linear, x, y, **call) for linear in linears])
+            times[name] = milliseconds([partial(linear, x, y, **call) for linear in bound])
         except (RuntimeError, qmm.QuantmmError) as error:
             if not usable():
                 raise
             times[name] = {"failed": str(error)}
-        finally:
-            for linear in linears:
-                linear.kernel = kernel
     right = {name: each for name, each in times.items() if "median" in each}
     best = min(right, key=lambda name: right[name]["median"], default=None)
     result = {"shape": task["shape"], "format": task["format"], "chosen": chosen, "best": best}
@@ -362,7 +356,7 @@ def time_kernels(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def log_best(
-    folder: Path, kernel: qmm.CudaKernel, m: int, chosen: str, best: str, times: dict[str, Any]
+    folder: Path, kernel: qmm.Kernel, m: int, chosen: str, best: str, times: dict[str, Any]
 ) -> None:
     """Add to the record of the kernel's spec what is fastest for M rows."""
     if chosen not in times:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import sys
 
 from ..formats import quantize, spec
-from ..runtime import cuda_kernel, cuda_linear, kernel, linear, load
+from ..runtime import kernel, linear, load
 
-#: Where version 0.1.0 had what it wrote into pickles, which are readable by these names.
-for _module in (spec, quantize, kernel, linear, cuda_kernel, cuda_linear):
-    sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
-sys.modules[f"{__name__}.kernel_file"] = load
+#: Where earlier versions had what they wrote into pickles, which are readable by these names.
+_BEFORE = {
+    "spec": spec,
+    "quantize": quantize,
+    "kernel": kernel,
+    "linear": linear,
+    "cuda_kernel": kernel,
+    "cuda_linear": linear,
+    "kernel_file": load,
+}
+for _name, _module in _BEFORE.items():
+    sys.modules[f"{__name__}.{_name}"] = _module
+    if _name.startswith("cuda_"):
+        sys.modules[f"{_module.__package__}.{_name}"] = _module

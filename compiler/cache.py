@@ -30,9 +30,6 @@ from ..files import write_whole
 from ..formats.spec import MatmulSpec
 from ..runtime import kernel_file
 from ..runtime.code import library_of
-from ..runtime.cuda_info import CudaInfo
-from ..runtime.cuda_kernel import CudaKernel
-from ..runtime.info import KernelInfo
 from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import Stored
 from ..runtime.load import loaded
@@ -133,7 +130,7 @@ def find(
     row: Target | CudaTarget,
     num_threads: int | None = None,
     record: Record | CudaRecord | None = None,
-) -> Kernel | CudaKernel | None:
+) -> Kernel | None:
     """The kernel for `spec` on `row`, if it is in the cache.
 
     One for another machine can be saved, like any other.
@@ -142,14 +139,10 @@ def find(
         path = entry_path(spec, row, record)
         (stored,) = stored_in(path)
         info = stored.info
-        here = cuda_versions() if isinstance(info, CudaInfo) else versions()
+        here = cuda_versions() if info.device == "cuda" else versions()
         if (info.spec, info.target, info.versions) != (spec, row.name, here):
             return None
-        kernel: Kernel | CudaKernel
-        if isinstance(info, KernelInfo) and info.why_not_here():
-            kernel = Kernel(info, library_of(stored.content), num_threads)
-        else:
-            kernel = loaded(stored, num_threads)
+        kernel = loaded(stored, num_threads)
         kernel.origin = "cache"
         with contextlib.suppress(OSError):  # a folder that can only be read
             os.utime(path, follow_symlinks=False)
@@ -191,7 +184,7 @@ def check_own(path: Path, status: os.stat_result) -> None:
 
 
 def keep(
-    kernel: Kernel | CudaKernel, row: Target | CudaTarget, record: Record | CudaRecord | None = None
+    kernel: Kernel, row: Target | CudaTarget, record: Record | CudaRecord | None = None
 ) -> None:
     """Put a kernel that was just built into the cache.
 
@@ -209,12 +202,13 @@ def keep(
     try:
         path = entry_path(kernel.spec, row, record)
         make_room(path)
-        if isinstance(kernel, Kernel):
+        on_cpu = kernel.info.device == "cpu"
+        if on_cpu:
             # Asked first, because without one the code is not generated here, but at the first
             # call.
             linker.command(kernel.info.architecture)
         content = kernel_file.packed([kernel])
-        if isinstance(kernel, Kernel) and kernel.info.why_not_here() is None:
+        if on_cpu and kernel.info.why_not_here() is None:
             library = library_of(kernel.code.content())
             library.load()
             kernel.code = library

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from typing import Literal, overload
+from typing import Literal
 
 from ..errors import CacheError
 from ..formats.spec import MatmulSpec
 from ..runtime import devices
-from ..runtime.cuda_kernel import CudaKernel
 from ..runtime.kernel import Kernel
 from ..runtime.threads import check_threads, default_threads
 from ..runtime.tvm_runtime import without_torch
@@ -25,41 +24,6 @@ from . import cache as kernel_cache
 _building = threading.Lock()
 
 
-@overload
-def compile(
-    spec: MatmulSpec,
-    target: Literal["host"] | Target = "host",
-    *,
-    num_threads: int | None = None,
-    cache: bool = True,
-    log: str | os.PathLike[str] | Literal[False] | None = None,
-    any_record: bool = False,
-) -> Kernel: ...
-
-
-@overload
-def compile(
-    spec: MatmulSpec,
-    target: Literal["cuda"] | CudaTarget,
-    *,
-    cache: bool = True,
-    log: str | os.PathLike[str] | Literal[False] | None = None,
-    any_record: bool = False,
-) -> CudaKernel: ...
-
-
-@overload
-def compile(
-    spec: MatmulSpec,
-    target: str,
-    *,
-    num_threads: int | None = None,
-    cache: bool = True,
-    log: str | os.PathLike[str] | Literal[False] | None = None,
-    any_record: bool = False,
-) -> Kernel | CudaKernel: ...
-
-
 def compile(
     spec: MatmulSpec,
     target: str | Target | CudaTarget = "host",
@@ -68,7 +32,7 @@ def compile(
     cache: bool = True,
     log: str | os.PathLike[str] | Literal[False] | None = None,
     any_record: bool = False,
-) -> Kernel | CudaKernel:
+) -> Kernel:
     """A callable for `spec` on `target`, for every M.
 
     Threads may call this at once; they build one after the other.
@@ -115,7 +79,6 @@ def compile(
     record = on_cpu or on_gpu
     if cache and (found := kernel_cache.find(spec, row, num_threads, record)):
         return found
-    kernel: Kernel | CudaKernel
     with _building:
         if isinstance(row, CudaTarget):
             with without_torch():

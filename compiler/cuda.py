@@ -9,9 +9,9 @@ import warnings
 from tvm import tirx
 
 from ..formats.spec import MatmulSpec
-from ..runtime.cuda_info import CudaFunction, CudaInfo, Launch
-from ..runtime.cuda_kernel import CudaCode, CudaKernel
-from ..runtime.cuda_linear import PREPARE
+from ..runtime.cuda_code import CudaCode
+from ..runtime.cuda_info import PREPARE, CudaFunction, CudaInfo, Launch
+from ..runtime.kernel import Kernel
 from ..schedules.arguments import arguments
 from ..schedules.cuda import dp4a, gemv, mma, prepare, splitk, strategies
 from ..schedules.cuda.plan import CudaPlan, plan_for
@@ -35,7 +35,7 @@ RECIPES = {
 }
 
 
-def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None) -> CudaKernel:
+def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None) -> Kernel:
     """What `compile` returns for a GPU, built now whatever the cache holds.
 
     A record whose functions there are not is not used, and a RuntimeWarning says so.
@@ -72,7 +72,7 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
         record=record.name if record else None,
         tuned=record.functions if record else (),
     )
-    return CudaKernel(info, CudaCode.of(cubin, ptx), source=code)
+    return Kernel(info, CudaCode.of(cubin, ptx, info), source=code)
 
 
 def choose_variants(plan: CudaPlan, record: CudaRecord | None = None) -> tuple[CudaVariant, ...]:

@@ -35,6 +35,26 @@ def takes(name: str, spec: MatmulSpec) -> bool:
     return spec.out != "int32" or spec.input is not None
 
 
+def by_row(name: str, spec: MatmulSpec) -> bool:
+    """Whether there is a number `name` of `SCALARS` for each row of X."""
+    return spec.activation_scale == "row" and name.startswith("x_")
+
+
+def check_taken(name: str, spec: MatmulSpec) -> None:
+    """Refuse a number `name` of `SCALARS` for which the spec has no use."""
+    if not takes(name, spec):
+        raise ArrayError(f"{name} was given; {why_no(name, spec)}")
+
+
+def takes_residual(spec: MatmulSpec, residual: Any, m: int) -> bool:
+    """Whether a residual is added; refuses one that is not, and its absence where it is."""
+    if residual is not None and not spec.residual:
+        raise ArrayError("a residual was given; the spec has residual=False")
+    if residual is None and spec.residual:
+        raise ArrayError(f"residual is missing; the spec adds one of ({m}, {spec.n})")
+    return spec.residual
+
+
 def why_no(name: str, spec: MatmulSpec) -> str:
     """Why a spec takes no number `name`."""
     if name.startswith("out_"):
@@ -48,10 +68,9 @@ def why_no(name: str, spec: MatmulSpec) -> str:
 
 def numbers(name: str, value: npt.ArrayLike, spec: MatmulSpec, m: int | None) -> np.ndarray:
     """A scale or zero point of `SCALARS`: (1,), or (m,) where there is one per row of X."""
-    if not takes(name, spec):
-        raise ArrayError(f"{name} was given; {why_no(name, spec)}")
+    check_taken(name, spec)
     array = as_array(name, value)
-    rows = spec.activation_scale == "row" and m is not None and name.startswith("x_")
+    rows = m is not None and by_row(name, spec)
     if array.size != 1 and not (rows and array.shape == (m,)):
         expected = f"a scalar or ({m},)" if rows else "a scalar"
         raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError
-from .checks import check_bias, check_weight, missing, numbers, opened, takes
+from .checks import check_bias, check_weight, missing, numbers, opened, takes, takes_residual
 from .integers import INTEGERS
 from .quantize import QTensor, quantize, spread, unpack_int4
 from .spec import MatmulSpec
@@ -181,12 +181,9 @@ def output_numbers(
 
 def check_residual(spec: MatmulSpec, residual: npt.ArrayLike | None, m: int) -> np.ndarray | None:
     """The residual as float32 (m, n); None where the spec has none."""
-    if not spec.residual:
-        if residual is not None:
-            raise ArrayError("a residual was given; the spec has residual=False")
+    if not takes_residual(spec, residual, m):
         return None
-    if residual is None:
-        raise ArrayError(f"residual is missing; the spec adds one of ({m}, {spec.n})")
+    assert residual is not None
     given = as_array("residual", residual)
     if given.shape != (m, spec.n):
         raise ArrayError(f"residual has shape {given.shape}; expected {(m, spec.n)}")

@@ -126,6 +126,16 @@ class MatmulSpec:
         return INTEGERS[self.activation].packed and self.input is None
 
     @property
+    def x_dtype(self) -> str:
+        """The format in which X arrives, two values to a byte as uint8."""
+        return "uint8" if self.packed_activation else self.input or self.activation
+
+    @property
+    def x_columns(self) -> int:
+        """The numbers that a row of X has as it arrives."""
+        return -(-self.k // 2) if self.packed_activation else self.k
+
+    @property
     def requantized(self) -> bool:
         """Whether Y is rounded to integers with a scale and zero point of its own."""
         return self.out in ("int8", "uint8")

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError
-from ..formats.spec import stored_as
-from ..formats.values import numpy_dtype, refuse_masked
+from ..formats.values import refuse_masked
 from ..schedules.plan import MAX_ELEMENTS
 from .arrays import (
     Span,
     from_dlpack,
-    import_torch,
+    import_array,
     is_torch,
     refuse_traced,
     span,
@@ -179,21 +178,7 @@ def check_matrix(name: str, array: DeviceArray, dtype: np.dtype, columns: int) -
 
 def on_host(name: str, x: Any, dtype: np.dtype, columns: int) -> np.ndarray:
     """An array of the host as a contiguous NumPy array in the format that kernels take."""
-    if is_torch(x):
-        return np.ascontiguousarray(np.from_dlpack(import_torch(name, x, dtype, columns)))
-    array = x
-    if not isinstance(x, np.ndarray):
-        given = from_dlpack(name, x)
-        found = str(given.dtype)
-        array = np.from_dlpack(x)
-        if found == dtype.name and array.dtype != dtype:
-            array = array.view(dtype)
-    if array.ndim != 2 or array.shape[1] != columns or array.dtype != dtype:
-        raise ArrayError(
-            f"{name} is {array.dtype.name}{array.shape}; expected {dtype.name}(M, {columns})"
-        )
-    native = array.astype(dtype.newbyteorder("="), copy=False)
-    return np.ascontiguousarray(native).view(numpy_dtype(stored_as(dtype.name)))
+    return np.ascontiguousarray(np.from_dlpack(import_array(name, x, dtype, columns)))
 
 
 def read_back(value: Any) -> Any:

@@ -8,9 +8,13 @@ from typing import Any
 
 from ..formats.spec import MatmulSpec
 from ..schedules.cuda.cost import CudaCost
+from ..schedules.cuda_records import function_for
+from ..schedules.plan import MAX_ELEMENTS
 from ..targets.cuda_layout import CudaLayout
 from . import devices
 
+#: The kernel that makes X ready for the others.
+PREPARE = "prepare"
 #: What a grid's second size may be (CUDA C++ Programming Guide, "Technical Specifications").
 MOST_TILES = 65535
 
@@ -70,6 +74,28 @@ class CudaFunction:
 
 
 @dataclass(frozen=True)
+class CudaTiling:
+    """How one M is computed: `mi` tiles of rows by the kernel `name`, in `blocks` thread blocks."""
+
+    name: str
+    strategy: str
+    rows: int
+    instruction: str
+    mi: int
+    blocks: int
+    record: str | None = None
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of rows."""
+        return self.mi
+
+    def details(self, num_threads: int | None) -> dict[str, Any]:
+        """What `Kernel.report` says of GPUs alone."""
+        return {"thread_blocks": self.blocks}
+
+
+@dataclass(frozen=True)
 class CudaInfo:
     """What a kernel is, apart from its code; goes to and from JSON in a kernel file.
 
@@ -79,7 +105,7 @@ class CudaInfo:
     capability : compute capability of its machine code.
     multiprocessors : that a grid should fill.
     x_dtype : in which the kernels read activations.
-    prepared : what the kernel `cuda_linear.PREPARE` writes.
+    prepared : what the kernel `PREPARE` writes.
     arguments : names of what a caller brings, in order.
     variants : the other kernels.
     cubin_bytes : of the machine code, behind which the PTX lies.
@@ -103,11 +129,36 @@ class CudaInfo:
     record: str | None = None
     tuned: tuple[tuple[int, str], ...] = ()
 
+    #: The kind of device that it is for.
+    device = "cuda"
     #: Nothing is added to activations.
     x_offset = 0
     #: As in `KernelInfo`: what it runs on.
     architecture = "cuda"
     features: tuple[str, ...] = ()
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that a kernel computes at a time, as offsets are int32."""
+        tallest = max(variant.rows for variant in self.variants)
+        columns = max(self.layout.x_columns, self.spec.n)
+        return min(MAX_ELEMENTS // columns, MOST_TILES * tallest)
+
+    def tiling(self, m: int) -> CudaTiling:
+        """How `m` rows, not more than `most_rows`, are computed."""
+        fits = [v for v in self.variants if -(-m // v.rows) <= MOST_TILES]
+        tuned = function_for(self.tuned, m)
+        chosen = min(fits, key=lambda v: (v.name != tuned, v.cost.time(m, self.multiprocessors)))
+        tiles = -(-m // chosen.rows)
+        return CudaTiling(
+            chosen.name,
+            chosen.strategy,
+            chosen.rows,
+            chosen.instruction,
+            tiles,
+            tiles * chosen.cost.panels,
+            self.record if tuned else None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -138,15 +189,3 @@ class CudaInfo:
     def why_not_here(self) -> str | None:
         """Why no GPU of this machine can execute the kernel; None where one can."""
         return devices.why_no_gpu(self.capability)
-
-
-@dataclass(frozen=True)
-class CudaTiling:
-    """How one M is computed: `mi` tiles of rows by the kernel `name`, in `blocks` thread blocks."""
-
-    name: str
-    strategy: str
-    rows: int
-    instruction: str
-    mi: int
-    blocks: int

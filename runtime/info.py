@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..formats.spec import MatmulSpec
+from ..schedules.plan import MAX_ELEMENTS
 from ..targets import WeightLayout, machine
+from . import threads
+
+#: Bytes of weights that one thread reads in a nanosecond where a cache holds them.
+STREAM = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,37 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """How one M is computed: `mo` blocks of `mi` tiles of rows, by the function `name`.
+
+    Attributes
+    ----------
+    work : its time on one thread, in nanoseconds, by estimate.
+    best : the number of threads with the least predicted time.
+    """
+
+    name: str
+    strategy: str
+    rows: int
+    instruction: str
+    mo: int
+    mi: int
+    work: float
+    best: int
+    record: str | None = None
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of rows."""
+        return self.mo * self.mi
+
+    def details(self, num_threads: int | None) -> dict[str, Any]:
+        """What `Kernel.report` says of CPUs alone, for a call of the calling thread."""
+        count, _ = threads.count(num_threads, self.work, self.best)
+        return {"threads": count, "pool": threads.pool_name()}
+
+
+@dataclass(frozen=True)
 class KernelInfo:
     """What a kernel is, apart from its code; goes to and from JSON in a kernel file.
 
@@ -69,6 +105,37 @@ class KernelInfo:
     functions: tuple[Function, ...]
     cost_ns: float
     versions: dict[str, str]
+
+    #: The kind of device that it is for.
+    device = "cpu"
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that a function computes at a time, as its offsets are int32.
+
+        The last block of tiles may be whole blocks longer than M: half of the range is for that.
+        """
+        return MAX_ELEMENTS // 2 // max(self.layout.k_padded, self.spec.n)
+
+    def tiling(self, m: int) -> Tiling:
+        """How `m` rows, not more than `most_rows`, are computed."""
+        # The one function of a kernel for a fixed M also computes the last part of that.
+        fit = [each for each in self.functions if each.serves(m)] or self.functions
+        best = min(fit, key=lambda each: each.cost_of(m))
+        tiles = -(-m // best.rows)
+        mo = -(-tiles // max(1, best.block_rows // best.rows))
+        work = max(best.cost_of(m) * self.cost_ns, self.layout.nbytes / STREAM)
+        return Tiling(
+            best.name,
+            best.strategy,
+            best.rows,
+            best.instruction,
+            mo,
+            -(-tiles // mo),
+            work,
+            threads.best_of(work, mo * best.panels),
+            best.record,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -93,24 +160,3 @@ class KernelInfo:
                 "functions": tuple(Function(**each) for each in fields["functions"]),
             }
         )
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How one M is computed: `mo` blocks of `mi` tiles of rows, by the function `name`.
-
-    Attributes
-    ----------
-    work : its time on one thread, in nanoseconds, by estimate.
-    best : the number of threads with the least predicted time.
-    """
-
-    name: str
-    strategy: str
-    rows: int
-    instruction: str
-    mo: int
-    mi: int
-    work: float
-    best: int
-    record: str | None = None

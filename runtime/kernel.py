@@ -1,4 +1,4 @@
-"""Kernels at run time: a compiled module, and how each M is computed by it.
+"""Kernels at run time: compiled code for a CPU or a GPU, and how each M is computed by it.
 
 This module and what it imports need NumPy, tvm_ffi and libtvm_runtime.so, no compiler.
 """
@@ -13,39 +13,48 @@ import numpy.typing as npt
 
 from ..errors import ArrayError
 from ..formats.quantize import QTensor
-from ..schedules.plan import MAX_ELEMENTS
-from ..targets import machine
 from . import kernel_file, threads
 from .code import Code
+from .cuda_code import CudaCode
+from .cuda_info import CudaInfo, CudaTiling
 from .info import KernelInfo, Tiling
 from .kernel_file import Saved
 from .linear import Linear
-
-#: Bytes of weights that one thread reads in a nanosecond where a cache holds them.
-STREAM = 60.0
 
 
 class Kernel:
     """A compiled `MatmulSpec`; `bind` a weight and call the result, or call it with both.
 
-    Made by `compile` or `load`. One kernel serves every M; see `report` for how. It can be
-    copied and pickled, and so can a `Linear`.
+    Made by `compile` or `load`, one for a GPU on any machine; only its calls need one. One kernel
+    serves every M; see `report` for how. It can be copied and pickled, and so can a `Linear`.
 
     Attributes
     ----------
     origin : where its code came from: "built", "cache" or "file".
-    code : its functions, and the shared library that a file has of them.
+    code : its functions, and what a file has of them.
+    source : the CUDA C++ that it was built from; None unless it was built here for a GPU.
+    ready : what `linear.EXECUTORS` keep for every M that was called.
     """
 
-    def __init__(self, info: KernelInfo, code: Code, num_threads: int | None = None) -> None:
+    # Which info and code there are depends on the device: its executor knows.
+    info: Any
+    code: Any
+
+    def __init__(
+        self,
+        info: KernelInfo | CudaInfo,
+        code: Code | CudaCode,
+        num_threads: int | None = None,
+        *,
+        source: str | None = None,
+    ) -> None:
         self.info = info
         self.code = code
         self.spec = info.spec
+        self.source = source
         self._num_threads = None if num_threads is None else threads.check_threads(num_threads)
         self.origin = "built"
-        # For every M that was called: the function, its tile counts, its work, and on how many
-        # threads that is done best.
-        self._ready: dict[int, tuple[Any, int, int, float, int]] = {}
+        self.ready: dict[int, Any] = {}
 
     def __copy__(self) -> Kernel:
         """The same code, which nothing changes."""
@@ -61,110 +70,77 @@ class Kernel:
 
     @property
     def num_threads(self) -> int:
-        """The most threads of a call that does not say.
+        """The most threads of a call on a CPU that does not say.
 
         What `compile` or `load` was given, or as many as the program's own parallel work has now.
         """
         return threads.default_threads() if self._num_threads is None else self._num_threads
 
     @property
+    def cubin(self) -> bytes:
+        """Of a kernel for GPUs: machine code for `info.capability` and later of its generation."""
+        return bytes(self.code.cubin)
+
+    @property
+    def ptx(self) -> bytes:
+        """Of a kernel for GPUs: code that the driver compiles, for later generations."""
+        return bytes(self.code.ptx)
+
+    @property
     def most_rows(self) -> int:
-        """Rows that a function computes at a time, as its offsets are int32; a call has any M.
+        """Rows that are computed at a time, as offsets are int32; a call has any M."""
+        return int(self.info.most_rows)
 
-        The last block of tiles may be whole blocks longer than M: half of the range is for that.
-        """
-        return MAX_ELEMENTS // 2 // max(self.info.layout.k_padded, self.spec.n)
-
-    def parts(self, m: int) -> tuple[int, int]:
-        """How many parts `m` rows are computed in, and how many rows the first of them has.
+    def parts(self, m: int, most: int | None = None) -> list[range]:
+        """The ranges of at most `most` rows, or `most_rows`, in which `m` rows are computed.
 
         Raises
         ------
         ArrayError
             Not an M of this kernel.
         """
-        spec, most = self.spec, self.most_rows
-        if spec.m is not None and m != spec.m:
-            raise ArrayError(f"x has {m} rows; this kernel was compiled for m={spec.m}")
-        count = -(-m // most)
-        return count, -(-m // max(1, count))
+        self.check_rows(m)
+        count = -(-m // (most or self.most_rows))
+        size = -(-m // max(1, count))
+        return [range(start, min(start + size, m)) for start in range(0, m, max(1, size))]
 
-    def plan(self, m: int) -> Tiling:
-        """Which function computes `m` rows, and on which grid of tiles.
+    def check_rows(self, m: int) -> None:
+        """Refuse an M that is not this kernel's."""
+        if self.spec.m is not None and m != self.spec.m:
+            raise ArrayError(f"x has {m} rows; this kernel was compiled for m={self.spec.m}")
+
+    def plan(self, m: int) -> Tiling | CudaTiling:
+        """Which function computes `m` rows, and in which tiles.
 
         Raises
         ------
         ArrayError
             Not an M of this kernel, or more rows than are computed at a time.
         """
-        self.parts(m)
+        self.check_rows(m)
         if m < 1 or m > self.most_rows:
             raise ArrayError(f"x has {m} rows; expected 1 to {self.most_rows}")
-        return self._planned(m)
-
-    def _planned(self, m: int) -> Tiling:
-        """The plan of a part of `m` rows."""
-        functions = self.info.functions
-        # The one function of a kernel for a fixed M also computes the last part of that.
-        fit = [each for each in functions if each.serves(m)] or functions
-        best = min(fit, key=lambda each: each.cost_of(m))
-        tiles = -(-m // best.rows)
-        mo = -(-tiles // max(1, best.block_rows // best.rows))
-        work = max(best.cost_of(m) * self.info.cost_ns, self.info.layout.nbytes / STREAM)
-        return Tiling(
-            best.name,
-            best.strategy,
-            best.rows,
-            best.instruction,
-            mo,
-            -(-tiles // mo),
-            work,
-            threads.best_of(work, mo * best.panels),
-            best.record,
-        )
-
-    def _prepare(self, m: int) -> tuple[Any, int, int, float, int] | None:
-        """Resolve the function for `m` rows; None where they are computed in none or several parts.
-
-        Raises
-        ------
-        ArrayError
-            Not an M of this kernel.
-        """
-        count, _ = self.parts(m)
-        if count != 1:
-            return None
-        ready = self._ready[m] = self._function(m)
-        return ready
-
-    def _function(self, m: int) -> tuple[Any, int, int, float, int]:
-        """The function for a part of `m` rows, once this machine is known to execute it."""
-        plan = self._planned(m)
-        info = self.info
-        machine.require(f"this kernel ({info.target})", info.architecture, info.features)
-        function = self.code.function(plan.name)
-        return function, plan.mo, plan.mi, plan.work, plan.best
+        return self.info.tiling(m)
 
     def report(self, m: Sequence[int] = (1, 4, 16, 64, 512)) -> list[dict[str, Any]]:
         """For each M in `m`: what it uses, as a call of the calling thread would now.
 
-        Its strategy, function, tiles, instruction and tuned record, the number of threads, and the
-        pool that those belong to.
+        Its strategy, function, tiles, instruction and tuned record; on a CPU the number of threads,
+        and the pool that those belong to; on a GPU the thread blocks of a launch.
         """
         rows = []
         for count in [self.spec.m] if self.spec.m else m:
-            parts, part = self.parts(count)
-            plan = self.plan(count) if parts < 2 else self._planned(part)
+            parts = self.parts(count)
+            plan = self.info.tiling(len(parts[0])) if len(parts) > 1 else self.plan(count)
             rows.append(
                 {
                     "m": count,
                     "strategy": plan.strategy,
                     "function": plan.name,
-                    "tiles": plan.mo * plan.mi * max(1, parts),
+                    "tiles": plan.tiles * len(parts),
                     "instruction": plan.instruction,
                     "target": self.info.target,
-                    "threads": threads.count(self._num_threads, plan.work, plan.best)[0],
-                    "pool": threads.pool_name(),
+                    **plan.details(self._num_threads),
                     "record": plan.record,
                 }
             )
@@ -193,6 +169,8 @@ class Kernel:
         ------
         ArrayError
             The weight or bias does not fit the spec.
+        TargetError
+            A kernel for GPUs, and no GPU, or none that can execute it.
         """
         scalars = {
             "x_scale": x_scale,
@@ -215,3 +193,7 @@ class Kernel:
             its machine can execute.
         """
         kernel_file.save(path, [self, *others])
+
+
+#: For one version more.
+CudaKernel = Kernel

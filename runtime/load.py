@@ -11,8 +11,8 @@ from ..errors import KernelFileError, TargetError
 from ..versions import installed
 from . import kernel_file, threads
 from .code import library_of
+from .cuda_code import CudaCode
 from .cuda_info import CudaInfo
-from .cuda_kernel import CudaCode, CudaKernel
 from .info import KernelInfo
 from .kernel import Kernel
 from .kernel_file import Stored
@@ -20,7 +20,7 @@ from .kernel_file import Stored
 
 def load(
     path: str | os.PathLike[str], *, num_threads: int | None = None, device: str | None = None
-) -> Kernel | CudaKernel:
+) -> Kernel:
     """A kernel that `Kernel.save` wrote, the best for this machine; needs no compiler.
 
     Parameters
@@ -46,7 +46,7 @@ def load(
     return loaded(chosen, num_threads)
 
 
-def unpickled(content: bytes, num_threads: int | None = None) -> Kernel | CudaKernel:
+def unpickled(content: bytes, num_threads: int | None = None) -> Kernel:
     """The kernel whose file has this content, as pickles hold it.
 
     One for GPUs is there without any, as it was where it was compiled: only its calls need one.
@@ -58,20 +58,21 @@ def unpickled(content: bytes, num_threads: int | None = None) -> Kernel | CudaKe
     """
     name = "what was pickled"
     kernels = kernel_file.parsed(name, content)
-    chosen = kernels[0] if isinstance(kernels[0].info, CudaInfo) else best(name, kernels)
+    chosen = kernels[0] if kernels[0].info.device == "cuda" else best(name, kernels)
     check_runtime(name, chosen.info)
     return loaded(chosen, num_threads)
 
 
-def loaded(stored: Stored, num_threads: int | None = None) -> Kernel | CudaKernel:
-    """A kernel of a file, ready to be called on this machine."""
-    if isinstance(stored.info, CudaInfo):
-        on_gpu = CudaKernel(stored.info, CudaCode(stored.content))
-        on_gpu.origin = "file"
-        return on_gpu
-    library = library_of(stored.content)
-    library.load()
-    kernel = Kernel(stored.info, library, num_threads)
+def loaded(stored: Stored, num_threads: int | None = None) -> Kernel:
+    """A kernel of a file, ready to be called if this machine can execute it."""
+    info = stored.info
+    if isinstance(info, CudaInfo):
+        kernel = Kernel(info, CudaCode(stored.content, info), num_threads)
+    else:
+        library = library_of(stored.content)
+        if info.why_not_here() is None:
+            library.load()
+        kernel = Kernel(info, library, num_threads)
     kernel.origin = "file"
     return kernel
 
@@ -83,7 +84,7 @@ def best(
     reasons = []
     for stored in kernels:
         info = stored.info
-        if device is not None and (device == "cuda") != isinstance(info, CudaInfo):
+        if device is not None and device != info.device:
             continue
         if (reason := info.why_not_here()) is None:
             return stored
@@ -95,7 +96,7 @@ def best(
 
 def check_runtime(path: str, info: KernelInfo | CudaInfo) -> None:
     """Refuse code that was compiled against another version of TVM's runtime."""
-    if isinstance(info, CudaInfo):
+    if info.device == "cuda":
         return  # which has no part in it
     here = installed("apache-tvm")
     if info.versions.get("tvm") != here:
@@ -109,10 +110,4 @@ def reduced(kernel: Kernel) -> tuple[Any, ...]:
     return unpickled, (kernel_file.packed([kernel]), kernel._num_threads)
 
 
-def reduced_for_gpu(kernel: CudaKernel) -> tuple[Any, ...]:
-    """A kernel for GPUs pickled as its file's content, without the source."""
-    return unpickled, (kernel_file.packed([kernel]),)
-
-
 copyreg.pickle(Kernel, reduced)
-copyreg.pickle(CudaKernel, reduced_for_gpu)

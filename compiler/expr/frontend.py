@@ -115,9 +115,8 @@ def placeholders(
     own : shapes and dtypes of those that are not read as the caller brings them.
     """
     spec, layout = plan.spec, plan.layout
-    columns = -(-spec.k // 2) if spec.packed_activation else spec.k
     shapes: dict[Of, tuple[Expr | int, ...]] = {
-        "x": (rows.m, columns),
+        "x": (rows.m, spec.x_columns),
         "weight": counted(layout.shape),
         "group": (layout.n_blocks, layout.groups, layout.lanes),
         "column": (layout.n_blocks, 1, layout.lanes),

@@ -23,8 +23,9 @@ from quantmm.errors import ArrayError, CudaError, TargetError, ToolError, Unsupp
 from quantmm.formats.problem import Problem, difference, random_spec
 from quantmm.formats.spec import stored_as
 from quantmm.formats.values import numpy_dtype
-from quantmm.runtime import cuda_arrays, cuda_kernel, cuda_linear, kernel_file
+from quantmm.runtime import cuda_arrays, cuda_executor, cuda_info, kernel_file
 from quantmm.runtime import driver as drivers
+from quantmm.runtime.cuda_code import CudaCode
 from quantmm.runtime.devices import why_no_gpu
 from quantmm.schedules import plan as plans
 from quantmm.schedules.cuda import strategies
@@ -45,7 +46,7 @@ def on_emulation(kernel, source=None, seed=None, capability=None):
         shared_bytes=ROWS[kernel.info.target].shared_bytes,
         seed=seed,
     )
-    kernel._gpu = gpu
+    kernel.code = CudaCode(kernel.code.content(), kernel.info, gpu)
     return gpu
 
 
@@ -107,7 +108,7 @@ def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
     kernel, gpu = built(spec, target, seed=3)
     for variant in kernel.info.variants:
         only = dataclasses.replace(kernel.info, variants=(variant,))
-        alone = qmm.CudaKernel(only, kernel.code, gpu)
+        alone = qmm.Kernel(only, kernel.code)
         m = variant.rows + 1
         assert check(alone, Problem(spec, m)) is None, (variant, m)
     ran = {name for name, _, _ in gpu.launches}
@@ -266,6 +267,26 @@ def test_arrays_on_a_device_are_used_in_place(stride, offset):
     assert len(gpu.memories) == allocated  # nothing new for a second call
 
 
+def test_a_weight_serves_every_kernel_of_its_layout():
+    kernel, gpu = built(SPEC)
+    x, w = Problem(SPEC, 19).activation(), Problem(SPEC, 19).weight()
+    linear = kernel.bind(w, x_scale=0.5)
+    expected = linear(x, num_threads=2)  # which means nothing here, and is no error
+    out = OnDevice(gpu, np.zeros((19, 24), np.float32))
+    there, before = OnDevice(gpu, x), {*gpu.memories}
+    for variant in kernel.info.variants:
+        only = qmm.Kernel(dataclasses.replace(kernel.info, variants=(variant,)), kernel.code)
+        out.put(np.zeros((19, 24), np.float32))
+        linear.for_kernel(only).compute(19, there, out)
+        np.testing.assert_array_equal(out.get(), expected)
+        assert gpu.launches[-1][0] == kernel.info.launches[variant.name].name
+    assert {*gpu.memories} == before
+    assert linear.kernel is kernel
+    other, _ = built(dataclasses.replace(SPEC, weight="int4"))
+    with pytest.raises(ArrayError, match="the weight was packed for a kernel with another layout"):
+        linear.for_kernel(other)
+
+
 def test_memory_is_given_back():
     kernel, gpu = built(SPEC)
     linear = kernel.bind(Problem(SPEC, 1).weight(), x_scale=0.5)
@@ -277,7 +298,7 @@ def test_memory_is_given_back():
 
 def test_memory_that_grows_with_m_stays_in_proportion(monkeypatch):
     kernel, gpu = built(SPEC)
-    monkeypatch.setattr(kernel, "function", lambda device, name: lambda *launch: None)
+    monkeypatch.setattr(kernel.code, "function", lambda device, name: lambda *launch: None)
     linear = kernel.bind(Problem(SPEC, 1).weight(), x_scale=0.5)
     of_weight = {*gpu.memories}
     before = of_weight
@@ -425,7 +446,7 @@ def test_any_dimensions_before_the_last(lead):
 @pytest.mark.parametrize(("columns", "m", "fixed"), [(256, 40, None), (257, 17, 17)])
 def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, columns, m, fixed):
     # Once with x in place, once made ready first; rows of y lie further apart than those of x.
-    for module in (cuda_kernel, cuda_linear):
+    for module in (cuda_info, cuda_executor):
         monkeypatch.setattr(module, "MAX_ELEMENTS", 16 * 600)
     spec = qmm.MatmulSpec(n=24, k=columns, activation_zero_point=True, residual=True, m=fixed)
     kernel, gpu = built(spec)
@@ -518,7 +539,7 @@ def test_copies_compute_the_same(monkeypatch, copied):
     kernel, gpu = built(SPEC)
     monkeypatch.setattr(drivers, "driver", lambda: gpu)
     again = copied(kernel)
-    assert (again.info, type(again)) == (kernel.info, qmm.CudaKernel)
+    assert (again.info, type(again)) == (kernel.info, qmm.Kernel)
     assert (again.cubin, again.ptx) == (kernel.cubin, kernel.ptx)
     problem = Problem(SPEC, 3)
     assert check(again, problem) is None
@@ -564,10 +585,10 @@ def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
         ((9, 0), kernel.ptx),
         ((12, 1), kernel.ptx),
     ]:
-        assert kernel.image_for(dataclasses.replace(device, capability=capability)) == image
+        assert kernel.code.image_for(dataclasses.replace(device, capability=capability)) == image
     assert b".target sm_80" in kernel.ptx
     with pytest.raises(TargetError, match=r"needs compute capability 8.0; emulated has 7.5"):
-        kernel.image_for(dataclasses.replace(device, capability=(7, 5)))
+        kernel.code.image_for(dataclasses.replace(device, capability=(7, 5)))
 
 
 def test_without_a_gpu():
@@ -652,10 +673,10 @@ def test_messages_of_device_arrays():
 
 
 def test_alignment_of_a_row_counts():
-    array = cuda_linear.DeviceArray(256, (2, 3), 3, "float32", 0, 0)
-    assert not cuda_linear.is_aligned(array, 4)
-    assert cuda_linear.is_aligned(dataclasses.replace(array, stride=4), 4)
-    assert not cuda_linear.is_aligned(dataclasses.replace(array, stride=4, address=264), 4)
+    array = cuda_arrays.DeviceArray(256, (2, 3), 3, "float32", 0, 0)
+    assert not cuda_executor.is_aligned(array, 4)
+    assert cuda_executor.is_aligned(dataclasses.replace(array, stride=4), 4)
+    assert not cuda_executor.is_aligned(dataclasses.replace(array, stride=4, address=264), 4)
 
 
 def test_the_command_line(quantmm, tmp_path):

@@ -14,8 +14,9 @@ import pytest
 import quantmm as qmm
 from cuda_emulation import EmulationError
 from emulated_driver import EmulatedDriver
-from quantmm.runtime import driver as drivers
-from quantmm.runtime.driver import SIGNATURES, CudaDriver, Driver, stream_of
+from quantmm.runtime import libcuda
+from quantmm.runtime.driver import CudaDriver, Driver, stream_of
+from quantmm.runtime.libcuda import SIGNATURES
 
 KERNEL, MODULE, ADDRESS = "0x4600000000f1", "0x4d0000000001", 0x7F0000000100
 CONTEXTS = {0: "c00a", 1: "c00b"}
@@ -54,7 +55,7 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch, library):
-    monkeypatch.setattr(drivers, "LIBRARY", str(library))
+    monkeypatch.setattr(libcuda, "LIBRARY", str(library))
     return Fake(library)
 
 
@@ -144,12 +145,12 @@ def test_code_stays_loaded_at_the_end_of_the_process(library):
     """The driver may be gone before this is."""
     program = f"""
         import atexit, ctypes
-        from quantmm.runtime import driver
-        driver.LIBRARY = {str(library)!r}
+        from quantmm.runtime import driver, libcuda
+        libcuda.LIBRARY = {str(library)!r}
 
         def last():
             text = ctypes.create_string_buffer(1 << 16)
-            ctypes.CDLL(driver.LIBRARY).fake_calls(text, ctypes.c_size_t(len(text)))
+            ctypes.CDLL(libcuda.LIBRARY).fake_calls(text, ctypes.c_size_t(len(text)))
             print(text.value.decode())
 
         atexit.register(last)
@@ -301,7 +302,7 @@ def test_a_machine_without_a_gpu(fake):
 
 
 def test_a_machine_without_a_driver(monkeypatch):
-    monkeypatch.setattr(drivers, "LIBRARY", "libcuda-that-is-not-there.so.1")
+    monkeypatch.setattr(libcuda, "LIBRARY", "libcuda-that-is-not-there.so.1")
     expected = r"no CUDA driver: libcuda-that-is-not-there\.so\.1 not found"
     with pytest.raises(qmm.errors.TargetError, match=expected):
         CudaDriver()
@@ -318,8 +319,8 @@ def test_nothing_else_is_needed(library):
     program = f"""
         import sys
         sys.modules["cuda"] = None
-        from quantmm.runtime import driver
-        driver.LIBRARY = {str(library)!r}
+        from quantmm.runtime import driver, libcuda
+        libcuda.LIBRARY = {str(library)!r}
         assert len(driver.driver().devices()) == 2
         assert driver.driver() is driver.driver()
         assert not {{"tvm", "torch"}} & {{*sys.modules}}

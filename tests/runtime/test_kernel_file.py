@@ -327,6 +327,8 @@ def test_the_best_kernel_of_a_file_is_taken(three, tmp_path, monkeypatch):
 
 def test_a_file_without_a_kernel_for_this_machine_says_why(three, tmp_path, monkeypatch):
     host, better, _ = three
+    if host.info.target == better.info.target:
+        pytest.skip(f"{host.info.target} is this machine's target")
     path = tmp_path / "fat.qmm"
     host.save(path, better)
     monkeypatch.setattr(machine, "architecture", lambda: "s390x")

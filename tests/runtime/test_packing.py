@@ -12,8 +12,8 @@ import quantmm as qmm
 from fresh import run
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.runtime import linear
-from quantmm.runtime.linear import packed_weight, row_pieces
+from quantmm.runtime import packing
+from quantmm.runtime.packing import packed_weight, row_pieces
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import CUDA_TARGETS, TARGETS
 from quantmm.targets.cuda_layout import cuda_layout
@@ -24,7 +24,7 @@ NAMES = ("w", "w_sum", "w_own", "w_zero_point", "w_scale")
 @given(st.integers(1, 500), st.sampled_from([1, 4, 8, 16]), st.integers(1, 300))
 def test_pieces_are_whole_blocks_that_cover_all_rows(n, lanes, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "PIECE", size * 7)
+        patch.setattr(packing, "PIECE", size * 7)
         pieces = [*row_pieces(n, lanes, 7)]
     assert pieces[0].start == 0
     assert pieces[-1].stop == n
@@ -63,7 +63,7 @@ def test_pieces_make_the_weight_that_all_rows_make(data):
         names = [name for name in NAMES if name != "w_own" or getattr(layout, "bits", 4) == 8]
         whole = packed_weight(spec, layout, x_offset, w, names)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(linear, "PIECE", data.draw(st.integers(1, n * k)))
+            patch.setattr(packing, "PIECE", data.draw(st.integers(1, n * k)))
             pieces = packed_weight(spec, layout, x_offset, w, names)
         assert whole.keys() == pieces.keys()
         for name, array in whole.items():

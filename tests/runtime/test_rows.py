@@ -11,7 +11,7 @@ import quantmm as qmm
 from foreign import Foreign
 from quantmm.errors import ArrayError
 from quantmm.formats.quantize import METHODS
-from quantmm.runtime import kernel
+from quantmm.runtime import info
 from quantmm.runtime.rows import as_rows
 
 N, K = 19, 34
@@ -190,7 +190,7 @@ def assert_in_parts(spec, m):
     ],
 )
 def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, fields, m):
-    monkeypatch.setattr(kernel, "MAX_ELEMENTS", 2 * 10 * 40 + 1)
+    monkeypatch.setattr(info, "MAX_ELEMENTS", 2 * 10 * 40 + 1)
     assert_in_parts(qmm.MatmulSpec(n=N, k=40, **fields), m)
     assert_in_parts(qmm.MatmulSpec(n=N, k=40, **fields, m=m), m)
 

@@ -1,0 +1,91 @@
+"""Packing a weight for a kernel: some rows at a time, with the numbers that belong to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from ..formats.quantize import QTensor
+from ..formats.spec import MatmulSpec
+from ..targets import WeightLayout
+from ..targets.cuda_layout import CudaLayout
+from .memory import aligned_empty
+
+#: Weights that are packed at a time.
+PIECE = 2 << 20
+
+
+def packed_weight(
+    spec: MatmulSpec,
+    layout: WeightLayout | CudaLayout,
+    x_offset: int,
+    w: QTensor,
+    names: Collection[str],
+) -> dict[str, np.ndarray]:
+    """The arrays of `names` that a kernel reads of a weight, in its private layout and aligned.
+
+    Packed some rows at a time, which leaves beside the result a few of these pieces in memory.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for rows in row_pieces(spec.n, layout.lanes, spec.k):
+        some = dataclasses.replace(layout, n=rows.stop - rows.start)
+        packed = packed_rows(spec, some, x_offset, part_of(w, rows))
+        if "w_own" in names and isinstance(some, WeightLayout):
+            packed["w_own"] = some.pair_sums(packed["w"])
+        first = rows.start // layout.lanes
+        for name in packed.keys() & set(names):
+            array = packed[name]
+            if name not in arrays:
+                arrays[name] = aligned_empty((layout.n_blocks, *array.shape[1:]), array.dtype)
+            arrays[name][first : first + len(array)] = array
+    return arrays
+
+
+def row_pieces(n: int, lanes: int, k: int) -> Iterator[slice]:
+    """Rows of W that are packed at a time: whole blocks, and at the end what a block overlaps."""
+    size = max(1, PIECE // (k * lanes)) * lanes
+    start = 0
+    while start < n:
+        stop = start + size
+        if n - stop < lanes:
+            stop = n
+        yield slice(start, stop)
+        start = stop
+
+
+def part_of(w: QTensor, rows: slice) -> QTensor:
+    """Some rows of a quantized matrix."""
+
+    def some(values: np.ndarray | None) -> np.ndarray | None:
+        return values if values is None or not values.ndim else values[rows]
+
+    shape = rows.stop - rows.start, w.shape[1]
+    scale, zero_point = some(w.scale), some(w.zero_point)
+    assert scale is not None
+    return QTensor(w.data[rows], scale, zero_point, w.dtype, w.group_size, shape)
+
+
+def packed_rows(
+    spec: MatmulSpec, layout: WeightLayout | CudaLayout, x_offset: int, w: QTensor
+) -> dict[str, np.ndarray]:
+    """What a kernel reads of a weight, or of some rows of one whose layout is that of as many."""
+    integers = w.unpacked()
+    size = layout.group_size or spec.k
+    starts = np.arange(0, spec.k, size)
+    groups = len(starts)
+    zero = np.zeros((len(integers), groups), np.int32)
+    if w.zero_point is not None:
+        zero += np.reshape(w.zero_point, (-1, groups) if w.zero_point.ndim else ())
+    sums = np.add.reduceat(integers, starts, axis=1, dtype=np.int32)
+    sums -= zero * np.diff(np.append(starts, spec.k)).astype(np.int32)
+    if not spec.activation_zero_point:
+        sums *= np.int32(x_offset)  # the whole correction
+    scale = np.reshape(w.scale, (-1, groups) if w.scale.ndim else (1, 1))
+    return {
+        "w": layout.pack(integers),
+        "w_sum": layout.pack_columns(sums),
+        "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
+        "w_scale": layout.pack_columns(np.broadcast_to(scale, zero.shape)),
+    }
