@@ -29,7 +29,6 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from ...formats.spec import stored_as
 from ...schedules import fragments
 from ...schedules.arguments import ARGUMENTS
 from ...schedules.cuda.plan import CudaPlan
@@ -39,7 +38,7 @@ from ...targets import Instruction
 from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
 from .activations import Packed, PerRow, Rows, given, quantized, scales
 from .epilogue import Epilogue
-from .frontend import placeholders
+from .frontend import last_again, placeholders
 
 #: A number of an array or of a stage, by its place.
 Element = Callable[..., Expr]
@@ -80,14 +79,8 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     spec, layout, target = plan.spec, plan.layout, plan.target
     m = tirx.Var("m", "int32")
     rows = Rows(m, tirx.const(1, "int32"), m, 1)
-    given_columns = -(-spec.k // 2) if spec.packed_activation else spec.k
-    x = te.placeholder((m, given_columns), stored_as(spec.input or spec.activation), "x")
-    per_x = m if spec.activation_scale == "row" else 1
-    inputs = {
-        "x": x,
-        "x_scale": te.placeholder((per_x,), "float32", "x_scale"),
-        "x_zero_point": te.placeholder((per_x,), "int32", "x_zero_point"),
-    }
+    inputs = placeholders(plan, rows, ())
+    x = inputs["x"]
     stages: dict[str, te.Tensor] = {}
     scale: PerRow | None = None
     zero_point: PerRow | None = None
@@ -154,7 +147,7 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     (1,) or (M,); x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in
     tiles.
     """
-    spec, layout = plan.spec, plan.layout
+    layout = plan.layout
     plan = dataclasses.replace(plan, instruction=instruction)
     instruction = of_a_step(instruction)
     m, mi = tirx.Var("m", "int32"), tirx.Var("mi", "int32")
@@ -168,9 +161,7 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     }
     inputs = placeholders(plan, rows, shape, own)
 
-    def block(nb: Expr) -> Expr:
-        return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
-
+    block = last_again(shape[3], layout.n_blocks)
     packed = Packed({}, *given_numbers(plan, rows, inputs))
     parts = layout.groups if layout.groups > 1 else tile.warps[2]
     sums = products(layout, instruction, rows, tile, parts, inputs, shape, block)
@@ -183,17 +174,13 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
         value = sums[index]
         return value >> 4 if layout.factor == 16 else value
 
-    def term(*at: Expr) -> Expr:
-        value = exact_products(part, at)
-        return value if layout.groups == 1 else ending.scaled(value, part, at)
-
     if parts > 1:
         total_shape = 1, mi, *fragments.sums_shape(instruction, tile.rows, shape[3], COLUMNS)
 
         def total_at(*index: Expr) -> Expr:
             o, i, *rest = index
-            place = fragments.sums_of(instruction, COLUMNS, tuple(rest))
-            return te.sum(term(o, i, *place), axis=part)
+            at = o, i, *fragments.sums_of(instruction, COLUMNS, tuple(rest))
+            return te.sum(ending.of_part(exact_products(part, at), part, at), axis=part)
 
         total = te.compute(total_shape, total_at, "total")
 
@@ -209,11 +196,7 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
 
     def result(o: Expr, i: Expr, r: Expr, column: Expr) -> Expr:
         at = o, i, r, column // COLUMNS, column % COLUMNS
-        value = whole[o, i, r, column]
-        if spec.out == "int32":
-            return ending.exact(value, 0, at)
-        scaled = value if layout.groups > 1 else ending.scaled(value, 0, at)
-        return ending.stored(ending.finished(scaled, at), at)
+        return ending.stored(ending.whole(whole[o, i, r, column], at), at)
 
     results = te.compute(y_shape, result, "results")
     y = te.compute(y_shape, lambda *at: results[at], "y")

@@ -84,6 +84,18 @@ class Epilogue:
         scale = self.per_column("w_scale", group, at)
         return self.exact(value, group, at).astype("float32") * scale
 
+    def of_part(self, value: Expr, part: Expr | int, at: Place) -> Expr:
+        """The sum of products over a part of K as it is added to the others'."""
+        return value if self.plan.layout.groups == 1 else self.scaled(value, part, at)
+
+    def whole(self, value: Expr, at: Place) -> Expr:
+        """What all parts of K gave together as the result before residual and format."""
+        if self.spec.out == "int32":
+            return self.exact(value, 0, at)
+        return self.finished(
+            value if self.plan.layout.groups > 1 else self.scaled(value, 0, at), at
+        )
+
     def finished(self, value: Expr, at: Place) -> Expr:
         """`value` in units of X's scale as the result before residual and format."""
         if self.residual_is_addend:

@@ -57,9 +57,7 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     inputs = placeholders(plan, rows, shape)
     packed = pack(plan, rows, inputs)
 
-    def block(nb: Expr) -> Expr:
-        return nb if shape[3] == layout.n_blocks else tirx.min(nb, layout.n_blocks - 1)
-
+    block = last_again(shape[3], layout.n_blocks)
     parts = parts_of(layout, instruction, parameters)
     sums = dot_products(layout, instruction, parts, packed, inputs["w"], shape, block)
     part = te.reduce_axis((0, parts), "part")
@@ -71,20 +69,14 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
         return sums[index]
 
     def term(*at: Expr) -> Expr:
-        value = dots(part, at)
-        return value if layout.groups == 1 else ending.scaled(value, part, at)
+        return te.sum(ending.of_part(dots(part, at), part, at), axis=part)
 
     if parts > 1:
-        total = te.compute(
-            shape, lambda *at: te.sum(term(*at), axis=part), "total", varargs_names=TILE
-        )
+        total = te.compute(shape, term, "total", varargs_names=TILE)
 
     def value(*at: Expr) -> Expr:
         """Everything of the epilogue that needs no array of the output's shape."""
-        result = total[at] if parts > 1 else dots(0, at)
-        if spec.out == "int32":
-            return ending.exact(result, 0, at)
-        return ending.finished(result if layout.groups > 1 else ending.scaled(result, 0, at), at)
+        return ending.whole(total[at] if parts > 1 else dots(0, at), at)
 
     stages: tuple[str, ...] = ("y",)
     if spec.n < layout.lanes:
@@ -132,6 +124,11 @@ def placeholders(
         name: te.placeholder(shape, dtype, name)
         for name, (shape, dtype) in {**found, **(own or {})}.items()
     }
+
+
+def last_again(blocks: int, there: int) -> Callable[[Expr], Expr]:
+    """Maps blocks of a tile, which may lie behind the last one that is there, to ones that are."""
+    return lambda nb: nb if blocks == there else tirx.min(nb, there - 1)
 
 
 def counted(shape: tuple[int, ...]) -> tuple[tirx.IntImm, ...]:
