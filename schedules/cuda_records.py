@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,18 +106,14 @@ def find(
     """The record for `spec` on `row`, if a log has one; as `records.find`."""
     here = header(row.name, cuda_versions(), None)
     del here["gpu"]  # which is not known where a kernel is compiled for another machine
-    for database in records.databases_in(log):
-        try:
-            if records.why_not(records.read_header(database), here, any_record=any_record):
-                continue
-            found = latest(database, spec)
-        except (RecordError, OSError) as error:
-            warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
-            continue
-        if found:
-            functions = sorted((each.m, each.name) for each in found)
-            return CudaRecord(str(database), tuple(functions))
-    return None
+
+    def read(name: str, line: str) -> CudaRecord:
+        functions = sorted((each.m, each.name) for each in parsed(name, line))
+        return CudaRecord(name.rpartition(":")[0], tuple(functions))
+
+    any_m = dataclasses.replace(spec, m=None)
+    record = records.latest(any_m, here, log, read, any_record=any_record)
+    return record if record and record.functions else None
 
 
 def function_for(functions: Iterable[tuple[int, str]], m: int) -> str | None:

@@ -17,14 +17,15 @@ Nothing here imports `tvm`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from platformdirs import user_data_path
 
@@ -44,6 +45,8 @@ KERNELS = "database_kernel.json"
 
 #: Of the files above.
 FORMAT_VERSION = 2
+
+R = TypeVar("R")
 
 #: What reading a line raises that is no record.
 DAMAGE = (
@@ -224,23 +227,39 @@ def find(
     RecordError
         There is no `log`.
     """
-    any_m = dataclasses.replace(spec, m=None)
-    here: dict[str, Any] = {}
+    any_m, here = dataclasses.replace(spec, m=None), header(row, threads)
+    read = functools.partial(parsed, spec=any_m, row=row)
+    record = latest(any_m, here, log, read, any_record=any_record)
+    return record if record and record.tuned else None
+
+
+def latest(
+    spec: MatmulSpec,
+    here: dict[str, Any],
+    log: str | os.PathLike[str] | None,
+    read: Callable[[str, str], R],
+    *,
+    any_record: bool = False,
+) -> R | None:
+    """The last record for `spec` that is whole, in the first database for `here` that has one.
+
+    Parameters
+    ----------
+    read : makes a record of the name of a line and of the line; see `parsed`.
+    """
     for database in databases_in(log):
-        here = here or header(row, threads)
         try:
             if why_not(read_header(database), here, any_record=any_record):
                 continue
-            lines = list(kernel_lines(database, any_m))
+            lines = list(kernel_lines(database, spec))
         except (RecordError, OSError) as error:
-            warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=4)
             continue
         for number, line in reversed(lines):
             try:
-                record = parsed(f"{database}:{number}", line, any_m, row)
-                return record if record.tuned else None
+                return read(f"{database}:{number}", line)
             except RecordError as error:
-                warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"tuned record not used: {error}", RuntimeWarning, stacklevel=4)
     return None
 
 
