@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
+import quantmm as qmm
 from hypothesis import settings
 from hypothesis import strategies as st
 from quantmm.formats.problem import (
@@ -22,6 +24,7 @@ __all__ = [
     "assert_agrees",
     "bind_arguments",
     "call_arguments",
+    "compiled",
     "examples",
     "integers",
     "lay_out",
@@ -34,6 +37,25 @@ def examples(many):
     """Settings of a test that compiles in each example: `many` in depth, else a quarter."""
     deep = settings.get_current_profile_name() == "deep"
     return settings(max_examples=many if deep else max(1, many // 4))
+
+
+def compiled(spec, target="host", *, rows, **options):
+    """A kernel that has no other functions than those that these numbers of rows use."""
+    from quantmm.compiler import cpu
+
+    every = cpu.choose
+
+    def few(plan, record=None):
+        choices = every(plan, record)
+        used = []
+        for m in rows:
+            fit = (each for each in choices if each[1].serves(m))
+            used.append(min(fit, key=lambda each, m=m: each[1].cost_of(m)))
+        return [each for each in choices if each in used]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "choose", few)
+        return qmm.compile(spec, target, cache=False, **options)
 
 
 @st.composite

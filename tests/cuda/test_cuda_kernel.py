@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import pickle
 import random
 import subprocess
@@ -50,7 +51,19 @@ def on_emulation(kernel, source=None, seed=None, capability=None):
     return gpu
 
 
+@functools.cache
+def compiled(spec, target):
+    return qmm.compile(spec, target, cache=False)
+
+
 def built(spec, target="cuda-sm80", seed=None):
+    """A kernel that no other test has, compiled once for them all."""
+    first = compiled(spec, target)
+    kernel = qmm.Kernel(first.info, first.code, source=first.source)
+    return kernel, on_emulation(kernel, seed=seed)
+
+
+def built_anew(spec, target, seed=None):
     kernel = qmm.compile(spec, target, cache=False)
     return kernel, on_emulation(kernel, seed=seed)
 
@@ -59,7 +72,7 @@ def built_alone(patch, spec, target, variant, seed=None):
     """A kernel of one variant, without machine code."""
     patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
     patch.setattr(cuda, "choose_variants", lambda *_: (variant,))
-    return built(spec, target, seed)
+    return built_anew(spec, target, seed)
 
 
 def check(kernel, problem):
@@ -470,14 +483,14 @@ def test_a_weight_whose_last_offset_is_the_last_of_int32(monkeypatch, target):
     size = int(np.prod(layout.shape))
     for module in (plans, frontend):
         monkeypatch.setattr(module, "MAX_ELEMENTS", size - 1)
-    kernel, _ = built(SPEC, target)
+    kernel, _ = built_anew(SPEC, target)
     for m in (1, 17):
         assert check(kernel, Problem(SPEC, m)) is None
     monkeypatch.setattr(plans, "MAX_ELEMENTS", size - 2)
     with pytest.raises(
         UnsupportedError, match=f"is {size} bytes with its padding; expected at most"
     ):
-        built(SPEC, target)
+        built_anew(SPEC, target)
 
 
 def test_bound_numbers_are_repeated_for_every_row_once(monkeypatch):
@@ -510,7 +523,7 @@ def test_what_is_bound_may_be_on_a_device():
 
 def test_files_hold_gpus_and_cpus(tmp_path, monkeypatch):
     kernel, _ = built(SPEC)
-    other = qmm.compile(SPEC, "cuda-sm90", cache=False)
+    other = compiled(SPEC, "cuda-sm90")
     path = tmp_path / "k.qmm"
     kernel.save(path, other, qmm.compile(SPEC))
     names = [stored.info.target for stored in kernel_file.contents(path)]
@@ -640,21 +653,15 @@ def test_loading_needs_neither_tvm_nor_a_compiler(tmp_path):
     ],
 )
 def test_messages(arguments, message):
-    kernel, _ = kernel_of_messages()
+    kernel, _ = built(SPEC)
     linear = kernel.bind(Problem(SPEC, 1).weight())
     call = {"x": np.ones((2, 256), np.int8), "x_scale": 0.5} | arguments
     with pytest.raises(ArrayError, match=message):
         linear(**call)
 
 
-def kernel_of_messages(made=[]):  # noqa: B006  built once
-    if not made:
-        made.append(built(SPEC))
-    return made[0]
-
-
 def test_messages_of_device_arrays():
-    kernel, gpu = kernel_of_messages()
+    kernel, gpu = built(SPEC)
     linear = kernel.bind(Problem(SPEC, 1).weight(), x_scale=0.5)
     x = OnDevice(gpu, np.ones((2, 256), np.int8))
     with pytest.raises(ArrayError, match="out is on the host; expected it on CUDA device 0, as x"):

@@ -74,7 +74,7 @@ def ragged_linear():
 def test_large_m_is_split_into_blocks():
     rng = np.random.default_rng(0)
     spec = qmm.MatmulSpec(n=40, k=8192, out="int32")
-    kernel = qmm.compile(spec)
+    kernel = problems.compiled(spec, rows=[1000])
     functions = [dataclasses.replace(each, block_rows=100) for each in kernel.info.functions]
     kernel.info = dataclasses.replace(kernel.info, functions=tuple(functions))
     assert kernel.plan(1000).mo >= 10
@@ -109,7 +109,7 @@ def test_a_weight_whose_last_offset_is_the_last_of_int32(target, monkeypatch):
     elements = math.prod(plan_for(spec, target).layout.shape)
     for module in (plans, frontend):
         monkeypatch.setattr(module, "MAX_ELEMENTS", elements - 1)
-    kernel = qmm.compile(spec, target)
+    kernel = problems.compiled(spec, target, rows=(1, 3, 40))
     for m in (1, 3, 40):
         run(kernel, m, np.random.default_rng(m))
     monkeypatch.setattr(plans, "MAX_ELEMENTS", elements - 2)
