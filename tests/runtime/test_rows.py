@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import problems
@@ -193,6 +195,21 @@ def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, host_kernel, field
     monkeypatch.setattr(info, "MAX_ELEMENTS", 2 * 10 * 40 + 1)
     for fixed in (None, m):
         assert_in_parts(host_kernel(qmm.MatmulSpec(n=N, k=40, **fields, m=fixed)), m)
+
+
+@pytest.mark.parametrize("m", [0, 35])
+def test_the_first_call_of_a_process_may_have_no_rows_or_parts(m):
+    code = """
+import sys, numpy as np, quantmm as qmm
+from quantmm.runtime import info
+m = int(sys.argv[1])
+info.MAX_ELEMENTS = 801
+spec = qmm.MatmulSpec(n=19, k=40, out="int32")
+linear = qmm.compile(spec, cache=False).bind(qmm.quantize(np.eye(19, 40)))
+assert len(linear.kernel.parts(m)) == -(-m // 10)
+assert (linear(np.ones((m, 40), np.int8)) == 127).all()
+"""
+    subprocess.run([sys.executable, "-c", code, str(m)], check=True)
 
 
 def test_more_results_than_int32_counts():
