@@ -51,7 +51,7 @@ class Peak:
 #: By the number of registers that hold sums: matrix tiles, 16 and 32 vectors; 16 where two vectors
 #: of weights and two temporaries take more of them.
 PEAKS = {8: Peak(2, 2, 8), 16: Peak(6, 2, 64), 32: Peak(4, 4, 64)}
-SUMS = {16: Peak(4, 2, 64), 32: Peak(4, 4, 64)}
+PAIRED = {16: Peak(4, 2, 64), 32: Peak(4, 4, 64)}
 PEAK_REPEATS = 1024
 
 #: Vectors that the read kernel sums independently, and the bytes that it reads at least. Of a
@@ -83,7 +83,7 @@ def dot_gops(target: Target, threads: int) -> float:
 
 def peak_of(target: Target) -> Peak:
     """The peak kernel's tile."""
-    peaks = SUMS if target.instruction.form == "sums" else PEAKS
+    peaks = PAIRED if target.instruction.form.w_components > 1 else PEAKS
     return peaks[budget(target, target.instruction)]
 
 
@@ -91,12 +91,11 @@ def peak_arrays(target: Target, threads: int) -> list[tuple[tuple[int, ...], str
     """Shapes and dtypes of X, W and sums: fragments as the instruction reads and writes them."""
     ins, peak = target.instruction, peak_of(target)
     rows = (ins.rows,) if ins.rows > 1 else ()
-    x_inner: tuple[int, ...] = (*rows, ins.depth)
+    components = (ins.form.x_components,) if ins.form.x_components > 1 else ()
+    x_inner: tuple[int, ...] = (*rows, *components, ins.products)
     w_inner: tuple[int, ...] = (ins.lanes, ins.block_depth)
-    if ins.form == "signs":
-        x_inner = 2, ins.depth
-    elif ins.form == "sums":
-        x_inner, w_inner = (2, ins.products), (2, ins.lanes * ins.products)
+    if ins.form.w_components > 1:
+        w_inner = ins.form.w_components, ins.lanes * ins.products
     elif ins.depth > ins.block_depth:
         w_inner = ins.depth // ins.block_depth, *w_inner
     x_dtype, w_dtype = ins.read_dtypes
@@ -144,19 +143,18 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
         *row, lane = at
         inner = ins.block_depth
 
-        def weight(part: int, k: Expr) -> Expr:
-            if ins.form == "sums":
-                return w[step, b, part, lane * ins.products + k]
+        def weight(component: int, k: Expr) -> Expr:
+            if ins.form.w_components > 1:
+                return w[step, b, component, lane * ins.products + k]
             if inner == ins.depth:
                 return w[step, b, lane, k]
             return w[step, b, k // inner, lane, k % inner]
 
-        def activation(part: int, k: Expr) -> Expr:
-            parts = () if ins.form == "bytes" else (part,)
-            index = step, a, *parts, *row, k
+        def activation(component: int, k: Expr) -> Expr:
+            index = step, a, *((component,) if ins.form.x_components > 1 else ()), *row, k
             return x[index]
 
-        return te.sum(product(ins, activation, weight, kk), axis=[repeat, step, kk])
+        return te.sum(product(ins.form, activation, weight, kk), axis=[repeat, step, kk])
 
     acc = te.compute(y_shape, lambda *at: dot(*at), "acc", varargs_names=axes)
     sums = te.compute(y_shape, lambda *at: acc[at], "sums", varargs_names=axes)

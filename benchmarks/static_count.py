@@ -24,17 +24,17 @@ from quantmm.schedules.cpu.variants import Variant
 ITERATIONS = 200
 
 #: Sums of activations and weights, multiplied and added to accumulator {i}.
-WINOGRAD = """\
+PAIRED = """\
 vpaddw %{register}{x}, %{register}{w[0]}, %{register}{sums[0]}
 vpaddw %{register}{x}, %{register}{w[1]}, %{register}{sums[1]}
 vpmaddwd %{register}{sums[0]}, %{register}{sums[1]}, %{register}{sums[0]}
 vpaddd %{register}{sums[0]}, %{register}{{i}}, %{register}{{i}}"""
 #: The dot product of a row on accumulator {i}, independent of others; and how many there are.
 ALONE = {
-    "x86-avx2": (WINOGRAD.format(register="ymm", sums=(11, 12), x=13, w=(14, 15)), 8),
+    "x86-avx2": (PAIRED.format(register="ymm", sums=(11, 12), x=13, w=(14, 15)), 8),
     "x86-avxvnni": ("{{vex}} vpdpbusd %ymm14, %ymm15, %ymm{i}", 12),
     "x86-avxvnniint8": ("vpdpbssd %ymm14, %ymm15, %ymm{i}", 12),
-    "x86-avx512": (WINOGRAD.format(register="zmm", sums=(27, 28), x=29, w=(30, 31)), 18),
+    "x86-avx512": (PAIRED.format(register="zmm", sums=(27, 28), x=29, w=(30, 31)), 18),
     "x86-avx512vnni": ("vpdpbusd %zmm30, %zmm31, %zmm{i}", 27),
     "x86-amx": ("tdpbusd %tmm7, %tmm6, %tmm{i}", 4),
     "arm-dotprod": ("sdot v{i}.4s, v30.16b, v31.4b[0]", 24),

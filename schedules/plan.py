@@ -6,11 +6,10 @@ them. With X' = X + x_offset and W' = W + w_offset, as the instruction reads the
     sum (X - zx) (W - zw) = sum X' W' - (zx + x_offset) sum (W - zw) - (zw + w_offset) sum X'
 
 over the k of one group. The sum of W - zw is known when the weight is packed; the sum of X' is only
-needed where zw + w_offset is not zero. An instruction that reads signs or sums
-(`targets.instructions.signs`, `.winograd`) adds a sum of its own over X' to sum X' W', and the
-second also one over W'; they are subtracted first, and the latter is known when the weight is
-packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits (gemmlowp,
-doc/low-precision.md, has the correction with its zero points).
+needed where zw + w_offset is not zero. An instruction may add a sum over X' alone to sum X' W', and
+another one over W' alone (`targets.forms`); they are subtracted first, and the latter is known when
+the weight is packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits
+(gemmlowp, doc/low-precision.md, has the correction with its zero points).
 """
 
 from __future__ import annotations
@@ -61,12 +60,12 @@ class Plan(Generic[T, L]):
     @property
     def needs_x_own(self) -> bool:
         """Whether the instruction adds a sum over the activations alone, to be subtracted."""
-        return self.instruction.form != "bytes"
+        return self.instruction.form.adds_x
 
     @property
     def needs_w_own(self) -> bool:
         """Whether the instruction adds a sum over the weights alone, to be subtracted."""
-        return self.instruction.form == "sums"
+        return self.instruction.form.adds_w
 
 
 def x_sign(spec: MatmulSpec) -> str:

@@ -32,9 +32,11 @@ from platformdirs import user_data_path
 from ..errors import RecordError
 from ..formats.spec import MatmulSpec
 from ..targets import Instruction, Target, machine
+from ..targets.forms import PAIRED
 from ..versions import PACKAGE, installed, tvm_library, versions
 from .cpu.plan import CpuPlan, instructions_of, k_block_sizes, plan_for, with_k_block
 from .cpu.program import Parameters
+from .cpu.strategies import name_now
 from .cpu.validation import refusal
 
 HEADER = "header.json"
@@ -47,6 +49,9 @@ KERNELS = "database_kernel.json"
 FORMAT_VERSION = 2
 
 R = TypeVar("R")
+
+#: Names of fields, intrinsics and forms in digests that logs of before hold.
+BEFORE = {"paired_rows": "winograd_rows", "paired": "winograd", PAIRED.name: "sums"}
 
 #: What reading a line raises that is no record.
 DAMAGE = (
@@ -147,12 +152,20 @@ def instructions_digest(plan: CpuPlan) -> str:
 
 
 def changed(row: Target | Instruction, without: Collection[str]) -> dict[str, Any]:
-    """The fields of a row that are not at their defaults: a field that is added changes nothing."""
-    return {
-        field.name: getattr(row, field.name)
+    """The fields of a row that are not at their defaults: a field that is added changes nothing.
+
+    What was renamed has the name of before, which digests in logs were made of.
+    """
+    found = {
+        BEFORE.get(field.name, field.name): getattr(row, field.name)
         for field in dataclasses.fields(row)
         if field.name not in without and getattr(row, field.name) != field.default
     }
+    if "form" in found:
+        found["form"] = BEFORE.get(found["form"].name, found["form"].name)
+    if "intrinsic" in found:
+        found["intrinsic"] = BEFORE.get(found["intrinsic"], found["intrinsic"])
+    return found
 
 
 def digest(value: Any) -> str:
@@ -320,7 +333,13 @@ def parsed(name: str, line: str, spec: MatmulSpec, row: Target) -> Record:
             name,
             fields["k_block"],
             tuple(
-                Tuned(**{**each, "parameters": Parameters(**each["parameters"])})
+                Tuned(
+                    **{
+                        **each,
+                        "strategy": name_now(each["strategy"]),
+                        "parameters": Parameters(**each["parameters"]),
+                    }
+                )
                 for each in fields["tuned"]
             ),
         )

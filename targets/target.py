@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from .forms import BYTES, Form
+
 #: How a * b + c is rounded once: by an instruction into which the code generator contracts it, by a
 #: function that is called, or through float64.
 MultiplyAdd = Literal["contracted", "called", "float64"]
-
-#: How an instruction reads its operands: as bytes; activations as magnitudes and signs; or both as
-#: even and odd ones, widened to int16. See `Instruction`.
-Form = Literal["bytes", "signs", "sums"]
 
 
 #: Rows up to which a kernel streams the weights in one pass (gemv), and memory bounds the time. An
@@ -55,9 +53,7 @@ class Instruction:
         `lanes`.
     interleave : consecutive k of one column in that layout, [N / columns][K / interleave][columns]
         [interleave]; None is `depth`.
-    form : "signs" adds |x[d]| * (w[d] ^ s[d]), where s is -1 for a negative x and 0 for others, see
-        `instructions.signs`; "sums", for even d, (x[d] + w[d + 1]) * (x[d + 1] + w[d]), see
-        `instructions.winograd`. What they add beside the dot product is subtracted later.
+    form : how it reads its operands, see `forms`; all but BYTES add more than the dot product.
     x_lanes : dot products that a vector of activations feeds, each with one of its lanes.
     shapes : the instruction works on any shape up to rows x lanes x depth (matrix tiles).
     weight_bits : widths of stored weights for which it is exact.
@@ -79,7 +75,7 @@ class Instruction:
     rows: int = 1
     columns: int | None = None
     interleave: int | None = None
-    form: Form = "bytes"
+    form: Form = BYTES
     x_lanes: int = 1
     shapes: bool = False
     weight_bits: tuple[int, ...] = (8, 4)
@@ -109,16 +105,12 @@ class Instruction:
     @property
     def products(self) -> int:
         """Products that one instruction adds to each sum."""
-        return self.depth // 2 if self.form == "sums" else self.depth
+        return self.depth // self.form.k_per_product
 
     @property
     def read_dtypes(self) -> tuple[str, str]:
         """In which it reads activations and weights."""
-        return {
-            "bytes": (self.x_dtype, self.w_dtype),
-            "signs": ("uint8", self.w_dtype),
-            "sums": ("int16", "int16"),
-        }[self.form]
+        return self.form.x_dtype or self.x_dtype, self.form.w_dtype or self.w_dtype
 
     def fits(self, bits: int, group_size: int | None) -> bool:
         """Whether it multiplies weights of `bits` in groups of `group_size` exactly as they are."""
@@ -145,7 +137,7 @@ class Target:
     vector_bytes, vector_registers : the register file that a tile of accumulators must fit.
     tile_rows : numbers of rows that have a tile of their own, so that no M is much worse than
         M + 1. Nine rows of three blocks fill 31 of 32 registers.
-    winograd_rows : those of the tiles that multiply sums of activations and weights.
+    paired_rows : those of the tiles of paired products.
     cache_bytes : the share of the last-level cache for a block of packed activations. They are
         streamed once per panel of weights, so L2 need not hold them, but memory is too slow.
     """
@@ -160,7 +152,7 @@ class Target:
     vector_registers: int
     cache_bytes: int
     tile_rows: tuple[int, ...] = tuple(range(1, 10))
-    winograd_rows: tuple[int, ...] = ()
+    paired_rows: tuple[int, ...] = ()
 
     @property
     def instruction(self) -> Instruction:

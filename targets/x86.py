@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from .forms import PAIRED, SIGNS
 from .target import GEMV_ROWS, Instruction, Target
 
 #: Features of the x86-64-v3 and v4 levels (System V psABI, "Micro-Architecture Levels").
@@ -37,7 +38,7 @@ def fours(
 def by_pmaddubsw(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
     """What a chip without dot products of bytes has: pmaddubsw, in forms in which it is exact.
 
-    For many rows pmaddwd multiplies sums of activations and weights.
+    For many rows pmaddwd computes paired products.
     """
     register = {8: "ymm", 16: "zmm"}[lanes]
     pairs = fours(
@@ -50,22 +51,22 @@ def by_pmaddubsw(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
         w_dtype="int8",
         lanes=lanes,
         depth=4,
-        form="signs",
+        form=SIGNS,
         weight_bits=(8,),
         temporaries=2,
         intrinsic="signs",
         llvm_feature=llvm_feature,
     )
-    sums = dataclasses.replace(
+    paired = dataclasses.replace(
         signs,
         name=f"vpaddw vpmaddwd {register}",
         mnemonic="vpaddw",
-        form="sums",
+        form=PAIRED,
         slots=0.9,  # 0.67 with one multiplier, 1 on Zen 3: so it begins near 50 rows
-        intrinsic="winograd",
+        intrinsic="paired",
     )
     return (
-        sums,
+        paired,
         signs,
         *(dataclasses.replace(pair, weight_bits=(4,), temporaries=2) for pair in pairs),
     )
@@ -123,7 +124,7 @@ AVX512 = dataclasses.replace(
     llvm={"mcpu": "x86-64-v4"},
     features=X86_64_V4,
     instructions=by_pmaddubsw(16, "avx512bw"),
-    winograd_rows=(7, 8, 9),
+    paired_rows=(7, 8, 9),
 )
 AVX2 = Target(
     name="x86-avx2",
@@ -132,7 +133,7 @@ AVX2 = Target(
     llvm={"mcpu": "x86-64-v3"},
     features=X86_64_V3,
     instructions=by_pmaddubsw(8, "avx2"),
-    winograd_rows=(4,),
+    paired_rows=(4,),
     vector_bytes=32,
     vector_registers=16,
     cache_bytes=4 << 20,
@@ -144,7 +145,7 @@ AVXVNNI = dataclasses.replace(
     llvm={"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
     features=X86_64_V3 | {"avx_vnni"},
     instructions=fours(VPDPBUSD, 8, "vpdpbusd", "avxvnni"),
-    winograd_rows=(),
+    paired_rows=(),
 )
 AVXVNNIINT8 = dataclasses.replace(
     AVXVNNI,

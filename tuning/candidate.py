@@ -15,7 +15,7 @@ from ..runtime.kernel import Kernel
 from ..runtime.tvm_runtime import without_torch
 from ..schedules.cpu.plan import CpuPlan, plan_for, with_k_block
 from ..schedules.cpu.program import Parameters
-from ..schedules.cpu.strategies import STRATEGIES, instruction_for
+from ..schedules.cpu.strategies import STRATEGIES, instruction_for, name_now
 from ..schedules.cpu.validation import refusal
 from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record
@@ -39,7 +39,8 @@ class Choice:
     def of(cls, decisions: Mapping[str, Any]) -> Choice:
         """The inverse of `decisions`."""
         fields = dict(decisions)
-        return cls(fields.pop("strategy"), fields.pop("k_block"), Parameters(**fields))
+        strategy = name_now(fields.pop("strategy"))
+        return cls(strategy, fields.pop("k_block"), Parameters(**fields))
 
     @property
     def name(self) -> str:

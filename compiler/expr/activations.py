@@ -3,7 +3,7 @@
     x_range[mo, mi, r]             the range of a row, as integers that sort like its floats
     x_scale, x_zero_point          what `quantize` makes of that range
     xq[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
-    xp[mo, mi, kb, r, ...]         what the instruction reads: xq itself, or both parts of it,
+    xp[mo, mi, kb, r, ...]         what the instruction reads: xq itself, or two components,
                                    magnitudes and signs or even and odd k
     x_sum[mo, mi, g, r]            sums of xq over each group
     x_own[mo, mi, g, r]            sums that the instruction adds for X alone
@@ -27,6 +27,7 @@ from ...formats.integers import INTEGERS
 from ...formats.spec import MatmulSpec
 from ...schedules.cpu.plan import CpuPlan
 from ...targets import Chip, Instruction, Target, WeightLayout
+from ...targets.forms import PAIRED, SIGNS
 from . import functions
 
 #: Sums of activations are formed in vectors of this many int32.
@@ -109,16 +110,17 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         return at_position(o, i, kb, r, step * one.depth + d)
 
     outer = rows.mo, rows.mi, layout.k_blocks, rows.per_tile
-    if one.form == "bytes":
-        stages["xp"] = xq = te.compute((*outer, layout.k_block), at_position, "xp")
-    else:
+    in_components = one.form.x_components > 1
+    if in_components:
         shape = *outer, layout.k_block // one.depth, one.depth
         stages["xq"] = xq = te.compute(shape, in_steps, "xq")
-        stages["xp"] = parted(xq, one)
+        stages["xp"] = components(xq, one)
+    else:
+        stages["xp"] = xq = te.compute((*outer, layout.k_block), at_position, "xp")
 
     def integer(*at: Expr) -> Expr:
         *place, kk = at
-        index = at if one.form == "bytes" else (*place, kk // one.depth, kk % one.depth)
+        index = (*place, kk // one.depth, kk % one.depth) if in_components else at
         return xq[index].astype("int32")
 
     if plan.needs_x_sum:
@@ -128,9 +130,9 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         # A matrix instruction's activations lie in pieces of its depth.
         piece = layout.k_block if one.rows == 1 else one.depth
         stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_sum", factor)
-    if one.form == "signs":
+    if one.form == SIGNS:
         stages |= negatives(layout, rows, integer)
-    if one.form == "sums":
+    if one.form == PAIRED:
         stages |= pairs(layout, rows, stages["xp"])
 
     def sums(name: str) -> Callable[..., Expr] | None:
@@ -140,8 +142,8 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
     return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_own"))
 
 
-def parted(xq: te.Tensor, instruction: Instruction) -> te.Tensor:
-    """Both parts of the integers, one behind the other in every block of K."""
+def components(xq: te.Tensor, instruction: Instruction) -> te.Tensor:
+    """Both components of the integers, one behind the other in every block of K."""
     *outer, steps, depth = xq.shape
     dtype, _ = instruction.read_dtypes
 
@@ -149,19 +151,19 @@ def parted(xq: te.Tensor, instruction: Instruction) -> te.Tensor:
         return value >> tirx.const(7, instruction.x_dtype)
 
     def magnitude_or_sign(*at: Expr) -> Expr:
-        *place, part, kk = at
+        *place, component, kk = at
         index = *place, kk // depth, kk % depth
         value = xq[index]
         magnitude = (value ^ sign(value)) - sign(value)
-        return tirx.Select(part == 0, magnitude, sign(value)).astype(dtype)
+        return tirx.Select(component == 0, magnitude, sign(value)).astype(dtype)
 
     def even_or_odd(*at: Expr) -> Expr:
-        *place, part, kk = at
+        *place, component, kk = at
         half = depth // 2
-        index = *place, kk // half, kk % half * 2 + part
+        index = *place, kk // half, kk % half * 2 + component
         return xq[index].astype(dtype)
 
-    if instruction.form == "signs":
+    if instruction.form == SIGNS:
         shape, piece = (*outer, 2, steps * depth), magnitude_or_sign
     else:
         shape, piece = (*outer, 2, steps * depth // 2), even_or_odd
@@ -180,21 +182,21 @@ def negatives(
 
 
 def pairs(layout: WeightLayout, rows: Rows, xp: te.Tensor) -> dict[str, te.Tensor]:
-    """The sums of products of even and odd ones: what `instructions.winograd` adds."""
+    """The sums of products of even and odd ones: what `instructions.paired` adds."""
     *outer, _, half = xp.shape
 
-    def part(number: int, at: tuple[Expr, ...]) -> Expr:
+    def component(number: int, at: tuple[Expr, ...]) -> Expr:
         index = *at[:-1], number, at[-1]
         return xp[index].astype("int32")
 
     # TVM cannot follow a stage that reads xp in two places; steps.pack inlines this one.
-    odd = te.compute((*outer, half), lambda *at: part(1, at), "x_odd")
+    odd = te.compute((*outer, half), lambda *at: component(1, at), "x_odd")
     sums = group_sums(
         layout,
         layout.k_block // 2,
         layout.k_block // 2,
         rows,
-        lambda *at: part(0, at) * odd[at],
+        lambda *at: component(0, at) * odd[at],
         "x_own",
     )
     return {"x_odd": odd, **sums}

@@ -155,11 +155,10 @@ def dot_products(
     """
     mo, mi, rows, n_blocks, lanes = tiles
     depth = layout.depth
-    pairs = instruction.form == "sums"
+    form = instruction.form
+    in_components = form.w_components > 1
     # Terms of a step and of a block of K; a step is what a piece of the layout holds.
-    step, k_block = (
-        each * instruction.products // instruction.depth for each in (depth, layout.k_block)
-    )
+    step, k_block = depth // form.k_per_product, layout.k_block // form.k_per_product
 
     def even_or_odd(nb: Expr, at: Expr, component: Expr, column: Expr) -> Expr:
         return w[block(nb), at, column // step, column % step * 2 + component].astype("int16")
@@ -169,14 +168,14 @@ def dot_products(
         return (both & tirx.const(15, "uint8")).astype(layout.dtype)
 
     steps = layout.k_padded // depth
-    if pairs:
+    if in_components:
         wu = te.compute((n_blocks, steps, 2, lanes * step), even_or_odd, "wu")
     elif layout.unpacked:
         wu = te.compute((n_blocks, steps, lanes, depth), nibble, "wu")
 
-    def weight(nb: Expr, lane: Expr, part: int, at: Expr) -> Expr:
-        if pairs:
-            return wu[nb, at // step, part, lane * step + at % step]
+    def weight(nb: Expr, lane: Expr, component: int, at: Expr) -> Expr:
+        if in_components:
+            return wu[nb, at // step, component, lane * step + at % step]
         if layout.unpacked:
             return wu[nb, at // step, lane, at % step]
         return w[block(nb), at // step, lane, at % step]
@@ -186,9 +185,9 @@ def dot_products(
         xp = x
         x = te.compute(xp.shape, lambda o, i, kb, r, kk: xp[o, i, kb, r, kk], "xv")
 
-    def activation(o: Expr, i: Expr, r: Expr, part: int, at: Expr) -> Expr:
-        parts = () if instruction.form == "bytes" else (part,)
-        index = o, i, at // k_block, r, *parts, at % k_block
+    def activation(o: Expr, i: Expr, r: Expr, component: int, at: Expr) -> Expr:
+        components = (component,) if form.x_components > 1 else ()
+        index = o, i, at // k_block, r, *components, at % k_block
         return x[index]
 
     per_part = layout.k_blocks * k_block // parts
@@ -197,9 +196,9 @@ def dot_products(
     def dot(o: Expr, i: Expr, part: Expr, *at: Expr) -> Expr:
         r, nb, lane = fragments.sums_of(instruction, layout.lanes, at)
         term = product(
-            instruction,
-            lambda part, k: activation(o, i, r, part, k),
-            lambda part, k: weight(nb, lane, part, k),
+            form,
+            lambda component, k: activation(o, i, r, component, k),
+            lambda component, k: weight(nb, lane, component, k),
             part * per_part + kk,
         )
         return te.sum(term, axis=kk)

@@ -12,8 +12,8 @@ from .registers import budget, registers, sums_of
 SPILLED_STEPS = 0.1
 #: Issue slots for a vector of weights beside those of its dot products (docs/performance.md).
 WEIGHT_SLOTS = 0.1
-#: What widening a block of columns takes, in issue slots of a tile (docs/performance.md).
-WIDENING = 6.0
+#: What the components of a block of columns take, in issue slots of a tile (docs/performance.md).
+COMPONENTS = 6.0
 
 
 def panels_of(n_blocks: int, tile: Tile) -> int:
@@ -29,8 +29,8 @@ def panel_cost(instruction: Instruction, layout: WeightLayout, tile: Tile) -> fl
     """
     fragments, blocks = -(-tile.rows // instruction.rows), tile.blocks
     scales = 0.0 if layout.groups == 1 else layout.depth / (layout.group_size or layout.k)
-    # Weights that are widened before are read beside operations that every port is busy with.
-    weight = WEIGHT_SLOTS if instruction.form != "sums" else 0.0
+    # Weights whose components are made before are read beside operations that keep every port busy.
+    weight = 0.0 if instruction.form.w_components > 1 else WEIGHT_SLOTS
     dots, loads = tile.rows * blocks * instruction.slots, fragments + blocks
     return max(dots, loads * instruction.load_slots) + (weight + scales) * blocks
 
@@ -44,6 +44,6 @@ def panel_cost_with_spills(plan: CpuPlan, instruction: Instruction, tile: Tile) 
     return panel_cost(instruction, layout, tile) * (1 + spilled)
 
 
-def widening_cost(instruction: Instruction, n_blocks: int) -> float:
+def fixed_cost(instruction: Instruction, n_blocks: int) -> float:
     """What a call takes once for all tiles of rows."""
-    return WIDENING * n_blocks if instruction.form == "sums" else 0.0
+    return COMPONENTS * n_blocks if instruction.form.w_components > 1 else 0.0

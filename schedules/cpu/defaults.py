@@ -23,9 +23,9 @@ GEMV_UNROLL = 2
 #: Columns of a task. With fewer, slabs of x would pass from L2 to L1 more often than the dot
 #: products take; more weights would not stay in L2.
 PANEL_COLUMNS = 64
-#: Blocks of columns of a task that widens its weights, where those are fewer: they have twice the
-#: bytes then, and chips with short vectors have 256 or 512 KB of L2 (docs/performance.md).
-WIDENED_BLOCKS = 4
+#: Blocks of columns of a task of paired products, where those are fewer: widened weights have twice
+#: the bytes, and chips with short vectors have 256 or 512 KB of L2 (docs/performance.md).
+PAIRED_BLOCKS = 4
 #: The share of panels that may lie behind the end of N.
 IDLE_PANELS = 0.02
 #: Tiles of x up to which packing takes less time than a launch of the thread pool.
@@ -98,7 +98,7 @@ def panels(layout: WeightLayout, instruction: Instruction, blocks: int) -> int:
     """
     count = -(-layout.n_blocks // blocks)
     most = PANEL_COLUMNS // (blocks * layout.lanes)
-    if instruction.form == "sums":
-        most = min(most, WIDENED_BLOCKS // blocks)
+    if instruction.form.w_components > 1:
+        most = min(most, PAIRED_BLOCKS // blocks)
     fits = [p for p in range(1, max(1, most) + 1) if -count % p <= IDLE_PANELS * count]
     return max(fits)

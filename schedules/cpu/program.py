@@ -126,13 +126,13 @@ class Program:
         return x_steps(self.layout, self.instruction)
 
     @property
-    def widened_before(self) -> bool:
-        """Whether a panel of weights is widened before its first tile.
+    def w_components_first(self) -> bool:
+        """Whether the components of a panel of weights are made before its first tile.
 
         Where an instruction keeps every port busy, widening beside it takes a tenth of the time
         (docs/performance.md).
         """
-        return self.instruction.form == "sums"
+        return self.instruction.form.w_components > 1
 
     @property
     def summed(self) -> bool:

@@ -31,13 +31,12 @@ def registers(plan: CpuPlan, instruction: Instruction, tile: Tile, sums: int) ->
     if instruction.registers is not None:
         return blocks * (fragments + 1) + 1
     accumulators = sums * tile.rows * max(1, layout.lanes * 4 // target.vector_bytes)
-    widened = 2 if instruction.form == "sums" else 1
-    weights = max(1, layout.step_bytes // target.vector_bytes) * layout.steps_per_byte * widened
-    parts = 1 if instruction.form == "bytes" else 2
+    form, steps = instruction.form, layout.steps_per_byte
+    weights = max(1, layout.step_bytes // target.vector_bytes) * steps * form.w_components
     # Vectors of activations stay for several steps, and the compiler loads some of the next early.
     stay = x_steps(layout, instruction) > 1
-    activations = tile.rows + 2 if stay else min(2, instruction.rows * parts)
-    mask = layout.steps_per_byte - 1
+    activations = tile.rows + 2 if stay else min(2, instruction.rows * form.x_components)
+    mask = steps - 1
     return blocks * (accumulators + weights) + activations + mask + instruction.temporaries
 
 

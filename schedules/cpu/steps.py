@@ -12,7 +12,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ...targets import Instruction
-from ...targets.instructions import parted, register
+from ...targets.forms import PAIRED
+from ...targets.instructions import even_and_odd, register
 from ..fragments import axes_within
 from .loops import loops_over
 from .program import Program, Tile
@@ -58,7 +59,7 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     if parallel:
         schedule.parallel(tile)
     if "xq" in program.packing:
-        part(schedule, program)
+        make_components(schedule, program)
         kb, r, step, d = loops_over(schedule, schedule.get_sblock("xq"), "kb", "r", "step", "d")
         kk = schedule.fuse(step, d)
     else:
@@ -87,14 +88,14 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     return tile
 
 
-def part(schedule: Schedule, program: Program) -> None:
-    """Both parts of the activations that the instruction reads, row after row."""
+def make_components(schedule: Schedule, program: Program) -> None:
+    """Both components of the activations that the instruction reads, row after row."""
     xp = schedule.get_sblock("xp")
     kb, r, component, kk = loops_over(schedule, xp, "kb", "r", "component", "kk")
     schedule.reorder(r, kb)
-    if program.instruction.form == "sums":
+    if program.instruction.form == PAIRED:
         steps = program.layout.k_block // program.layout.depth
-        schedule.tensorize(component, parted.register(steps))
+        schedule.tensorize(component, even_and_odd.register(steps))
         return
     schedule.unroll(component)
     schedule.vectorize(kk)
@@ -226,7 +227,7 @@ def unroll_tile(schedule: Schedule, r: LoopRV, block: LoopRV, lane: LoopRV) -> N
 
 def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) -> None:
     """Zero the accumulators before the reduction and write the dot product as the instruction."""
-    if program.widened_before:
+    if program.w_components_first:
         widen(schedule, program, loops.task)
     elif program.layout.unpacked:
         unpack(schedule, loops.step)
@@ -252,7 +253,7 @@ def widen(schedule: Schedule, program: Program, task: LoopRV) -> None:
     block = schedule.get_sblock("wu")
     schedule.compute_at(block, task, preserve_unit_loops=True)
     (component,) = loops_over(schedule, block, "component")
-    schedule.tensorize(component, parted.register(program.layout.lanes))
+    schedule.tensorize(component, even_and_odd.register(program.layout.lanes))
 
 
 def write_as_instruction(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...targets import Instruction, Target
+from ...targets import Instruction, Target, forms
 from ...targets.target import GEMV_ROWS
 from .defaults import gemm_parameters, gemv_parameters
 from .plan import CpuPlan, instructions_of
@@ -39,7 +39,7 @@ class Strategy:
     tuned_up_to : the largest M for which tuning tries it; no end where it is None.
     streams : whether weights are read once, as streams from memory: a task has one panel, and
         `Parameters.ahead` is in bytes.
-    paired : whether its instruction multiplies sums of activations and weights.
+    paired : whether its instruction computes paired products.
     """
 
     name: str
@@ -80,15 +80,22 @@ GEMM = Strategy(
     heights=lambda target: (rows for rows in target.tile_rows if rows >= GEMM_TILE_ROWS),
     defaults=gemm_parameters,
 )
-WINOGRAD = Strategy(
-    "winograd",
-    heights=lambda target: target.winograd_rows,
+PAIRED = Strategy(
+    "paired",
+    heights=lambda target: target.paired_rows,
     defaults=gemm_parameters,
     paired=True,
 )
 
 #: Every strategy by its name.
-STRATEGIES = {each.name: each for each in (GEMM, GEMV, WINOGRAD)}
+STRATEGIES = {each.name: each for each in (GEMM, GEMV, PAIRED)}
+#: Names that logs of before have for strategies.
+NAMES_BEFORE = {"winograd": PAIRED.name}
+
+
+def name_now(name: str) -> str:
+    """The name of a strategy that a log calls `name`."""
+    return NAMES_BEFORE.get(name, name)
 
 
 def instruction_for(plan: CpuPlan, strategy: Strategy, rows: int) -> Instruction | None:
@@ -96,6 +103,6 @@ def instruction_for(plan: CpuPlan, strategy: Strategy, rows: int) -> Instruction
     fit = [
         instruction
         for instruction in instructions_of(plan)
-        if instruction.from_rows <= rows and (instruction.form == "sums") == strategy.paired
+        if instruction.from_rows <= rows and (instruction.form == forms.PAIRED) == strategy.paired
     ]
     return max(fit, key=lambda instruction: instruction.from_rows, default=None)

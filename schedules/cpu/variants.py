@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ...targets import Instruction
-from .cost import panel_cost_with_spills, panels_of, widening_cost
+from .cost import fixed_cost, panel_cost_with_spills, panels_of
 from .plan import CpuPlan
 from .program import Parameters, Tile
 from .strategies import STRATEGIES, Strategy, instruction_for
@@ -53,7 +53,7 @@ class Variant:
 
     def fixed(self, n_blocks: int) -> float:
         """Relative time of what a call does once for all tiles of rows."""
-        return widening_cost(self.instruction, n_blocks)
+        return fixed_cost(self.instruction, n_blocks)
 
     def cost_of(self, m: int, n_blocks: int) -> float:
         """Relative time of `m` rows."""

@@ -14,8 +14,8 @@ from ..target import Instruction
 
 def meaning(instruction: Instruction) -> tirx.PrimFunc:
     """What `Instruction` says that it adds, in the shape in which the operands lie."""
-    if instruction.form != "bytes":
-        return signed(instruction) if instruction.form == "signs" else summed(instruction)
+    if instruction.form.x_components > 1:
+        return paired(instruction) if instruction.form.w_components > 1 else signed(instruction)
     if instruction.block_depth < instruction.depth:
         return interleaved(instruction)
     return one_row(instruction) if instruction.rows == 1 else several_rows(instruction)
@@ -69,7 +69,7 @@ def signed(instruction: Instruction) -> tirx.PrimFunc:
     return loops
 
 
-def summed(instruction: Instruction) -> tirx.PrimFunc:
+def paired(instruction: Instruction) -> tirx.PrimFunc:
     """The loop of an instruction that reads even and odd k of both sides."""
     lanes, inner = instruction.lanes, instruction.products
     x_dtype, w_dtype = instruction.read_dtypes

@@ -2,7 +2,7 @@
 
 A family's module has a function `dot(instruction, acc, x, w)` that turns the fragment `acc` (a
 vector of int32) and the operands (vectors as they lie in memory; a pair of them where the
-instruction reads two parts of a side) into the new fragment.
+instruction reads two components of a side) into the new fragment.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def register(instruction: Instruction) -> str:
     """Make the instruction known to TVM; returns the name to tensorize with."""
     family = importlib.import_module(f".{instruction.intrinsic}", __package__)
     name = intrinsic_name(instruction)
-    if instruction.form != "bytes":
-        replacement = two_parts
+    if instruction.form.x_components > 1:
+        replacement = two_components
     else:
         replacement = one_row if instruction.rows == 1 else several_rows
     TensorIntrin.register(name, meaning(instruction), replacement(instruction, family.dot))
@@ -58,12 +58,12 @@ def one_row(instruction: Instruction, dot) -> tirx.PrimFunc:
     return code
 
 
-def two_parts(instruction: Instruction, dot) -> tirx.PrimFunc:
-    """X is two broadcasts from both parts of a block; W one vector or two, one by the other."""
+def two_components(instruction: Instruction, dot) -> tirx.PrimFunc:
+    """X is a broadcast of each of two components; W is one vector, or two one after the other."""
     lanes, products = instruction.lanes, instruction.products
     x_dtype, w_dtype = instruction.read_dtypes
     sums, few, vector = f"int32x{lanes}", f"{x_dtype}x{products}", f"{w_dtype}x{lanes * products}"
-    both = instruction.form == "sums"
+    both = instruction.form.w_components > 1
     w_shape = (2, lanes * products) if both else (lanes, products)
 
     @T.prim_func(s_tir=True)
@@ -72,8 +72,8 @@ def two_parts(instruction: Instruction, dot) -> tirx.PrimFunc:
         W: T.Buffer(w_shape, w_dtype, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
-        part = T.int32()
-        X = T.match_buffer(x, (2, products), x_dtype, strides=[part, 1], offset_factor=1)
+        apart = T.int32()
+        X = T.match_buffer(x, (2, products), x_dtype, strides=[apart, 1], offset_factor=1)
         with T.sblock("root"):
             T.reads(C[0:lanes], X[0:2, 0:products], W[0 : w_shape[0], 0 : w_shape[1]])
             T.writes(C[0:lanes])

@@ -17,6 +17,7 @@ from quantmm.formats import named
 from quantmm.runtime import memory
 from quantmm.runtime.tvm_runtime import tvm_ffi
 from quantmm.targets import cores
+from quantmm.targets.forms import PAIRED, SIGNS
 
 #: The options of `quantmm bench` that decide what is timed.
 DECIDING = SPEC_OPTIONS | {"m", "n", "k", "models", "hot", "format_names"}
@@ -30,7 +31,7 @@ def test_peak_kernel_does_the_operations_that_are_counted(target):
     limits.peak_kernel(target, 1)(*map(tvm_ffi.from_dlpack, (x, w, y)))
     assert target.instruction.rows == 1
     x, w = x.astype(np.int64), w.astype(np.int64)
-    if target.instruction.form == "sums":  # the dot product, and what else such products hold
+    if target.instruction.form == PAIRED:  # the dot product, and what else such products hold
         w = w.reshape(*w.shape[:3], target.instruction.lanes, -1)
         once = np.einsum("sahd,sbhld->abl", x, w)
         once += np.einsum("sad,sad->a", x[:, :, 0], x[:, :, 1])[:, None, None]
@@ -42,7 +43,7 @@ def test_peak_kernel_does_the_operations_that_are_counted(target):
 
 def test_peak_kernel_of_signs_moves_them_to_the_weights():
     row = targets.find_cpu("x86-avx2")
-    (signs,) = (each for each in row.instructions if each.form == "signs")
+    (signs,) = (each for each in row.instructions if each.form == SIGNS)
     row = targets.emulated(dataclasses.replace(row, instructions=(signs,)))
     rng = np.random.default_rng(0)
     x, w, y = (memory.aligned_empty(shape, dtype) for shape, dtype in limits.peak_arrays(row, 1))

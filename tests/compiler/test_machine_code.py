@@ -10,7 +10,7 @@ from quantmm.bench.assembly import inner_loop
 from quantmm.compiler.cpu import emit_code, machine_code
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.program import fitted
-from quantmm.schedules.cpu.strategies import GEMM, GEMV, WINOGRAD, instruction_for
+from quantmm.schedules.cpu.strategies import GEMM, GEMV, PAIRED, instruction_for
 from quantmm.schedules.cpu.variants import variant
 
 SPECIAL = [target for target in qmm.targets.TARGETS if target.instruction.mnemonic]
@@ -42,7 +42,7 @@ def cases():
             if name != "w8" or not first:
                 tiles = [each for each in tiles if each == (GEMV, low) or each[1] in high]
             if name.startswith("w8"):
-                tiles += [(WINOGRAD, rows) for rows in WINOGRAD.heights(target)]
+                tiles += [(PAIRED, rows) for rows in PAIRED.heights(target)]
             for strategy, rows in tiles:
                 label = f"{target.name}-{name}-{strategy.name}-{rows}"
                 yield pytest.param(target, fields, strategy, rows, id=label)

@@ -10,9 +10,9 @@ import pytest
 import quantmm as qmm
 from quantmm.compiler.cpu import choose, kernel_of
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.schedules.cpu.strategies import GEMM, GEMV, WINOGRAD
+from quantmm.schedules.cpu.strategies import GEMM, GEMV, PAIRED
 
-ROWS = [row for row in qmm.targets.TARGETS if row.winograd_rows]
+ROWS = [row for row in qmm.targets.TARGETS if row.paired_rows]
 
 
 def runnable(row):
@@ -21,7 +21,7 @@ def runnable(row):
 
 
 #: A number of rows for each strategy, by which its function is asked for.
-STRATEGIES = {GEMV: 4, GEMM: 20, WINOGRAD: 26}
+STRATEGIES = {GEMV: 4, GEMM: 20, PAIRED: 26}
 
 
 def every_strategy(spec, row):
@@ -67,5 +67,5 @@ def ends(limits, shape, end, seed):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_few_rows_do_not_pay_for_sums(row):
     kernel = qmm.compile(qmm.MatmulSpec(n=256, k=256), row)
-    assert all(kernel.plan(m).strategy != WINOGRAD.name for m in range(1, 10))
-    assert kernel.plan(512).strategy == WINOGRAD.name
+    assert all(kernel.plan(m).strategy != PAIRED.name for m in range(1, 10))
+    assert kernel.plan(512).strategy == PAIRED.name

@@ -13,7 +13,7 @@ from quantmm.formats.integers import INTEGERS, Integers
 from quantmm.formats.spec import CHOICES
 from quantmm.schedules.cpu import registers
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.schedules.cpu.strategies import GEMM, GEMV, WINOGRAD
+from quantmm.schedules.cpu.strategies import GEMM, GEMV, PAIRED
 from quantmm.schedules.cuda import plan as gpu_plan
 from quantmm.targets.target import GEMV_ROWS
 
@@ -114,9 +114,9 @@ def test_tiles_fit_the_register_file(target, bits, group_size):
     spec = qmm.MatmulSpec(n=256, k=512, weight=f"int{bits}", group_size=group_size)
     plan = plan_for(spec, target)
     variants = choose_variants(plan)
-    usual = [v for v in variants if v.strategy != WINOGRAD]
+    usual = [v for v in variants if v.strategy != PAIRED]
     assert sorted({v.tile.rows for v in usual}) == [*target.tile_rows]
-    assert len(variants) == len(usual) + (len(target.winograd_rows) if bits == 8 else 0)
+    assert len(variants) == len(usual) + (len(target.paired_rows) if bits == 8 else 0)
     for m in (1, 2, 3, 4, 5, 17, 1000):
         serving = {v.strategy for v in usual if v.serves(m)}
         assert serving == {GEMV if m <= GEMV_ROWS else GEMM}

@@ -19,7 +19,7 @@ from quantmm.runtime.info import Function
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import instructions_of, plan_for
 from quantmm.schedules.cpu.space import of_trace
-from quantmm.schedules.cpu.strategies import GEMM
+from quantmm.schedules.cpu.strategies import GEMM, PAIRED, instruction_for
 from quantmm.schedules.cpu.validation import refusal
 from quantmm.schedules.cpu.variants import variant
 from quantmm.tuning import keeping
@@ -188,6 +188,18 @@ def test_a_block_that_is_shorter_than_the_instruction_is_one_step():
     assert refusal(plan, GEMM.name, default) is None
     unrolled = dataclasses.replace(default, unroll=2)
     assert "unroll=2 does not divide the steps" in refusal(plan, GEMM.name, unrolled)
+
+
+def test_a_strategy_under_the_name_that_it_had_before():
+    spec, row = qmm.MatmulSpec(n=64, k=64), targets.find("x86-avx2")
+    plan = plan_for(spec, row)
+    parameters = variant(plan, PAIRED, instruction_for(plan, PAIRED, 4), 4).parameters
+    tuned = records.Tuned(512, "winograd", parameters, 0.5, 100, 1000)
+    line = records.as_line(plan, records.Record("log:1", plan.layout.k_block, (tuned,)))
+    (found,) = records.parsed("log:1", line, spec, row).tuned
+    assert found == dataclasses.replace(tuned, strategy="paired")
+    choice = Choice("paired", plan.layout.k_block, parameters)
+    assert Choice.of({**choice.decisions(), "strategy": "winograd"}) == choice
 
 
 def test_a_damaged_header(copy):

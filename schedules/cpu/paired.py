@@ -1,6 +1,6 @@
-"""winograd: a gemm by products of sums of activations and weights.
+"""paired: a gemm by paired products, those of sums of activations and weights.
 
-For chips without dot products of bytes, see `targets.instructions.winograd`.
+For chips without dot products of bytes, see `targets.instructions.paired`.
 
     parallel over tiles of x: pack          even and odd k apart; and the sum of products within it
     parallel over (mo, panel):
@@ -15,6 +15,6 @@ from __future__ import annotations
 
 from . import gemm
 
-#: Packing, tiles and prefetches are those of a gemm; `Program.widened_before` is the difference.
+#: Packing, tiles and prefetches are those of a gemm, but for `Program.w_components_first`.
 schedule = gemm.schedule
 space = gemm.space

@@ -1,4 +1,4 @@
-"""Bytes to int16, even and odd ones apart: what `winograd` multiplies.
+"""Bytes to int16, even and odd ones apart: the components that `paired` reads.
 
 Seen as int16, a vector of bytes holds the odd ones in its upper halves; a shift there and back
 leaves the even ones. That is three operations for two vectors, none of them between lanes.
@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 @functools.cache
 def register(steps: int) -> str:
     """Make the intrinsic for `steps` steps of four bytes known to TVM; returns its name."""
-    name = f"quantmm_parted_{steps}"
+    name = f"quantmm_even_and_odd_{steps}"
     TensorIntrin.register(name, meaning(steps), code(steps))
     return name
 
@@ -33,10 +33,10 @@ def meaning(steps: int) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads(B[0:steps, 0:4])
             T.writes(P[0:2, 0:half])
-            for part in T.serial(0, 2):
+            for component in T.serial(0, 2):
                 for at in T.serial(0, half):
-                    with T.sblock("parted"):
-                        vp, va = T.axis.remap("SS", [part, at])
+                    with T.sblock("even_and_odd"):
+                        vp, va = T.axis.remap("SS", [component, at])
                         P[vp, va] = T.cast(B[va // 2, va % 2 * 2 + vp], "int16")
 
     return loops

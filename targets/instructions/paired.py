@@ -1,4 +1,4 @@
-"""Winograd's inner product by paddw and pmaddwd (Intel SDM vol. 2), for bytes widened to int16.
+"""Paired products by paddw and pmaddwd (Intel SDM vol. 2), for bytes widened to int16.
 
     (x + w') (x' + w) + ... = x w + x' w' + x x' + w w' + ...
 
@@ -24,7 +24,7 @@ from .vector import broadcast
 
 
 def dot(instruction: Instruction, acc: Expr, x: tuple[Expr, Expr], w: tuple[Expr, Expr]) -> Expr:
-    """Add two products of sums to each lane; x and w are even and odd ones."""
+    """Add two paired products to each lane; x and w are even and odd ones."""
     lanes = instruction.lanes
-    even, odd = (broadcast(part, f"int16x{2 * lanes}", lanes) for part in x)
+    even, odd = (broadcast(each, f"int16x{2 * lanes}", lanes) for each in x)
     return acc + twos(even + w[1], odd + w[0], lanes)
