@@ -25,12 +25,11 @@ from ..runtime import memory
 from ..runtime.threads import use as use_threads
 from ..runtime.tvm_runtime import tvm_ffi
 from ..schedules.cpu.loops import loops_over
-from ..schedules.cpu.program import Tile
 from ..schedules.cpu.registers import budget
 from ..schedules.cpu.steps import write_as_instruction
 from ..schedules.fragments import axes_over, axes_within
 from ..targets import Target, machine
-from ..targets.instructions.amx import with_tiles
+from ..targets.instructions import with_setup
 from .roofline import Limits
 from .rotation import last_level_cache
 
@@ -168,14 +167,10 @@ def peak_schedule(target: Target, threads: int) -> tirx.PrimFunc:
     sch.reorder(repeat, step, *around, d)
     for loop in around[: len(tile_axes)]:
         sch.unroll(loop)
-    tile = Tile(peak.rows * ins.rows, peak.blocks)
     if ins.registers is None:
         sch.vectorize(*loops_over(sch, sch.get_sblock("sums"), "lane"))
-    write_as_instruction(sch, ins, tile, repeat, tile_axes)
-    func = sch.mod["main"]
-    if ins.registers is None:
-        return func
-    return with_tiles(func, sch.get(task), ins, peak.rows, peak.blocks)
+    write_as_instruction(sch, ins, peak.rows, peak.blocks, repeat, tile_axes)
+    return with_setup(sch.mod["main"], sch.get(task), ins, peak.rows, peak.blocks)
 
 
 @functools.cache

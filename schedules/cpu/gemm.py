@@ -27,7 +27,7 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV
 
-from ...targets.instructions.amx import with_tiles
+from ...targets.instructions import with_setup
 from .prefetch import prefetch_next_panel
 from .program import Program
 from .space import Scope
@@ -63,19 +63,11 @@ def schedule(program: Program) -> tirx.PrimFunc:
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = pack_few_alone(sch, packing, program.parameters.few_tiles)
-    instruction = program.instruction
-    if instruction.registers is not None and instruction.intrinsic is not None:
-        func = with_tiles(
-            func,
-            sch.get(loops.task),
-            instruction,
-            program.tile.rows // instruction.rows,
-            program.tile.blocks,
-        )
+    task, mi, beside, kb = map(sch.get, (loops.task, loops.mi, loops.beside, loops.kb))
+    func = with_setup(func, task, program.instruction, program.fragments, program.tile.blocks)
     if loops.joined or not program.parameters.ahead:
         return func  # joined blocks are too small for prefetches of their own
     part = part_of(sch, program, loops)
-    task, mi, beside, kb = map(sch.get, (loops.task, loops.mi, loops.beside, loops.kb))
     return prefetch_next_panel(func, program, task, mi, beside, kb, part)
 
 

@@ -111,6 +111,11 @@ class Program:
         return self.parameters.tile
 
     @property
+    def fragments(self) -> int:
+        """Fragments of a tile on top of each other."""
+        return self.tile.rows // self.instruction.rows
+
+    @property
     def axes_over(self) -> list[str]:
         """The axes of "acc" along which the fragments of a tile lie."""
         return fragments.axes_over(self.instruction, self.layout.lanes)

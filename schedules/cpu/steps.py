@@ -16,7 +16,7 @@ from ...targets.forms import PAIRED
 from ...targets.instructions import even_and_odd, register
 from ..fragments import axes_within
 from .loops import loops_over
-from .program import Program, Tile
+from .program import Program
 
 #: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
 #: unroll it, load the weights of every step at once and run out of registers.
@@ -231,7 +231,14 @@ def keep_in_registers(schedule: Schedule, program: Program, loops: TileLoops) ->
         widen(schedule, program, loops.task)
     elif program.layout.unpacked:
         unpack(schedule, loops.step)
-    write_as_instruction(schedule, program.instruction, program.tile, loops.kb, program.axes_over)
+    write_as_instruction(
+        schedule,
+        program.instruction,
+        program.fragments,
+        program.tile.blocks,
+        loops.kb,
+        program.axes_over,
+    )
     if program.summed:
         first = loops.passes or loops.part
         zero = schedule.decompose_reduction(schedule.get_sblock("total"), first)
@@ -257,11 +264,16 @@ def widen(schedule: Schedule, program: Program, task: LoopRV) -> None:
 
 
 def write_as_instruction(
-    schedule: Schedule, instruction: Instruction, tile: Tile, first: LoopRV, over: list[str]
+    schedule: Schedule,
+    instruction: Instruction,
+    fragments: int,
+    blocks: int,
+    first: LoopRV,
+    over: list[str],
 ) -> None:
     """Split the zeroing off the reduction "acc" before its loop `first`; tensorize the fragment.
 
-    `over` are the axes along which the fragments of the tile lie.
+    `over` are the axes along which the fragments of the tile lie, `fragments` x `blocks` of them.
     """
     acc, within = schedule.get_sblock("acc"), axes_within(instruction)
     *fragment, d = loops_over(schedule, acc, *within, "kk")
@@ -271,13 +283,13 @@ def write_as_instruction(
             schedule.unroll(d)
         schedule.vectorize(fragment[-1])
     zero = schedule.decompose_reduction(acc, first)
-    fragments, within_zero = (loops_over(schedule, zero, *axes) for axes in (over, within))
-    for loop in fragments if instruction.shapes else [*fragments, *within_zero[:-1]]:
+    over_zero, within_zero = (loops_over(schedule, zero, *axes) for axes in (over, within))
+    for loop in over_zero if instruction.shapes else [*over_zero, *within_zero[:-1]]:
         schedule.unroll(loop)
     if instruction.intrinsic is None:
         schedule.vectorize(within_zero[-1])
         return
-    intrinsics = register(instruction, tile.rows // instruction.rows, tile.blocks)
+    intrinsics = register(instruction, fragments, blocks)
     schedule.tensorize(fragment[0], intrinsics.dot)
     if intrinsics.zero is None:
         schedule.vectorize(within_zero[-1])

@@ -145,7 +145,10 @@ def register(instruction: Instruction, fragments: int, blocks: int) -> Intrinsic
     TensorIntrin.register(name, meaning(instruction), dot)
     TensorIntrin.register(f"{name}_zero", zero_meaning, zero)
     TensorIntrin.register(f"{name}_store", store_meaning, store)
-    return Intrinsics(name, f"{name}_zero", f"{name}_store")
+    setup = functools.partial(
+        with_tiles, instruction=instruction, fragments=fragments, blocks=blocks
+    )
+    return Intrinsics(name, f"{name}_zero", f"{name}_store", setup)
 
 
 def with_tiles(

@@ -8,7 +8,8 @@ instruction reads two components of a side) into the new fragment.
 from __future__ import annotations
 
 import functools
-import importlib
+from collections.abc import Callable
+from typing import Any
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -19,21 +20,23 @@ from ..target import Instruction
 from .intrinsics import intrinsic_name
 from .meaning import meaning
 
+#: The function `dot` of a family's module.
+Dot = Callable[[Instruction, Expr, Any, Any], Expr]
+
 
 @functools.cache
-def register(instruction: Instruction) -> str:
+def register(instruction: Instruction, dot: Dot) -> str:
     """Make the instruction known to TVM; returns the name to tensorize with."""
-    family = importlib.import_module(f".{instruction.intrinsic}", __package__)
     name = intrinsic_name(instruction)
     if instruction.form.x_components > 1:
         replacement = two_components
     else:
         replacement = one_row if instruction.rows == 1 else several_rows
-    TensorIntrin.register(name, meaning(instruction), replacement(instruction, family.dot))
+    TensorIntrin.register(name, meaning(instruction), replacement(instruction, dot))
     return name
 
 
-def one_row(instruction: Instruction, dot) -> tirx.PrimFunc:
+def one_row(instruction: Instruction, dot: Dot) -> tirx.PrimFunc:
     """X is a broadcast of `depth` numbers."""
     lanes, depth = instruction.lanes, instruction.depth
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
@@ -58,7 +61,7 @@ def one_row(instruction: Instruction, dot) -> tirx.PrimFunc:
     return code
 
 
-def two_components(instruction: Instruction, dot) -> tirx.PrimFunc:
+def two_components(instruction: Instruction, dot: Dot) -> tirx.PrimFunc:
     """X is a broadcast of each of two components; W is one vector, or two one after the other."""
     lanes, products = instruction.lanes, instruction.products
     x_dtype, w_dtype = instruction.read_dtypes
@@ -89,7 +92,7 @@ def two_components(instruction: Instruction, dot) -> tirx.PrimFunc:
     return code
 
 
-def several_rows(instruction: Instruction, dot) -> tirx.PrimFunc:
+def several_rows(instruction: Instruction, dot: Dot) -> tirx.PrimFunc:
     """X and W are whole vectors."""
     rows, lanes, depth = instruction.rows, instruction.lanes, instruction.depth
     x_dtype, w_dtype = instruction.x_dtype, instruction.w_dtype
