@@ -25,7 +25,7 @@ from .llvm import llvm_target
 from .rewrite import stack
 from .rewrite.float_mode import with_usual_floats
 from .rewrite.rounding import fuse_group_sums
-from .rewrite.stores import store_within
+from .rewrite.stores import store_cpu_tiles
 from .rewrite.sums_start import can_start_from_x_sum, start_from_x_sum
 
 #: Nanoseconds of an issue slot, in which costs count a step along K: one per cycle at 3.3 GHz.
@@ -139,7 +139,7 @@ def lower(plan: CpuPlan, variant: Variant) -> tirx.PrimFunc:
         func = start_from_x_sum(program, func)
     if plan.layout.groups > 1:
         func = fuse_group_sums(func, plan.target)
-    func = with_usual_floats(store_within(program, func, plan.spec.n), plan.target)
+    func = with_usual_floats(store_cpu_tiles(program, func, plan.spec.n), plan.target)
     return func.with_attr("global_symbol", variant.name)
 
 

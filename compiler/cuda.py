@@ -24,8 +24,9 @@ from ..versions import cuda_versions
 from . import nvrtc
 from .cuda_code import generate
 from .expr import cuda_frontend as frontend
-from .rewrite.cuda_stores import read_rows, store_within
+from .rewrite.arrays import read_rows
 from .rewrite.rounding import fuse_group_sums
+from .rewrite.stores import store_gpu_tiles
 
 RECIPES = {
     "gemv": gemv.schedule,
@@ -102,7 +103,7 @@ def lower(plan: CudaPlan, variant: CudaVariant) -> tirx.PrimFunc:
     func = RECIPES[variant.strategy](program)
     if plan.layout.groups > 1:
         func = fuse_group_sums(func, plan.target)
-    return store_within(func, plan.spec.n, variant.tile.rows)
+    return store_gpu_tiles(func, plan.spec.n, variant.tile.rows)
 
 
 def source(

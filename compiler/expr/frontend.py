@@ -10,7 +10,7 @@
 
 with row = (mo * mi_extent + mi) * rows + r; `fragments` says how (r, nb, l) of acc and sums lie.
 What lies beyond the matrix (rows of the last tile, blocks of the last panel) is computed from its
-last row or block and never stored: `tiles.store_within` maps y to the caller's array. M and the two
+last row or block and never stored: `rewrite.stores` maps y to the caller's array. M and the two
 tile counts are run-time numbers, so one function serves every M.
 """
 
