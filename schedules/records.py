@@ -178,7 +178,9 @@ def digest(value: Any) -> str:
 ALWAYS = ("format", "target")
 
 
-def why_not(found: dict[str, Any], here: dict[str, Any], *, any_record: bool = False) -> str | None:
+def mismatch(
+    found: dict[str, Any], here: dict[str, Any], *, any_record: bool = False
+) -> str | None:
     """Why records under the header `found` are not for `here`; None when they are.
 
     Parameters
@@ -233,7 +235,7 @@ def find(
     Parameters
     ----------
     log : where to look first; None is the user's own log. Those that come with quantmm are next.
-    any_record : see `why_not`.
+    any_record : see `mismatch`.
 
     Raises
     ------
@@ -262,7 +264,7 @@ def latest(
     """
     for database in databases_in(log):
         try:
-            if why_not(read_header(database), here, any_record=any_record):
+            if mismatch(read_header(database), here, any_record=any_record):
                 continue
             lines = list(kernel_lines(database, spec))
         except (RecordError, OSError) as error:

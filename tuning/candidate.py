@@ -13,10 +13,10 @@ from typing import Any
 from ..formats.spec import MatmulSpec
 from ..runtime.kernel import Kernel
 from ..runtime.tvm_runtime import without_torch
+from ..schedules.cpu import validation
 from ..schedules.cpu.plan import CpuPlan, plan_for, with_k_block
 from ..schedules.cpu.program import Parameters
 from ..schedules.cpu.strategies import STRATEGIES, instruction_for, name_now
-from ..schedules.cpu.validation import refusal
 from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record
 from ..targets import Target
@@ -69,14 +69,14 @@ def variant_of(plan: CpuPlan, choice: Choice) -> Variant:
     """The function that a choice stands for, of a plan with its block of K."""
     strategy = STRATEGIES[choice.strategy]
     instruction = instruction_for(plan, strategy, choice.parameters.rows)
-    assert instruction is not None, "what `why_not` refuses"
+    assert instruction is not None, "what `refusal` names"
     return variant_with(plan, instruction, strategy, choice.parameters)
 
 
-def why_not(plan: CpuPlan, choice: Choice) -> str | None:
+def refusal(plan: CpuPlan, choice: Choice) -> str | None:
     """Why a choice has no code; None when it has."""
     with_its_block = with_k_block(plan, choice.k_block)
-    return refusal(with_its_block, choice.strategy, choice.parameters)
+    return validation.refusal(with_its_block, choice.strategy, choice.parameters)
 
 
 class Builder:

@@ -69,7 +69,7 @@ class Kernel:
             here = cuda_records.header(row.name, cuda_versions(), self.header["gpu"])
         else:
             here = records.header(row, self.header["threads"])
-        return records.why_not(self.header, here)
+        return records.mismatch(self.header, here)
 
 
 def log_databases(log: Path) -> list[Path]:
@@ -160,7 +160,7 @@ def why_none_applies(
         if row.architecture not in (None, machine.architecture()):
             # What stands for LLVM has another size there.
             here["tvm_compiler"] = header.get("tvm_compiler")
-    return records.why_not(header, here)
+    return records.mismatch(header, here)
 
 
 def workload_fields(line: Any) -> tuple[str, str]:

@@ -166,7 +166,7 @@ class Search:
 
     def allows(self, choice: Choice) -> bool:
         """Whether a choice has code."""
-        return candidate.why_not(self.plan, choice) is None
+        return candidate.refusal(self.plan, choice) is None
 
     def propose(self) -> Iterator[tuple[Choice, ms.MeasureCandidate]]:
         """Choices that nothing is known of, a batch at most; none when the space is searched."""

@@ -15,7 +15,7 @@ from quantmm.compiler.cpu import function_of, kernel_of
 from quantmm.schedules.cpu.plan import plan_for, with_k_block
 from quantmm.schedules.cpu.program import passes_of
 from quantmm.schedules.cpu.space import of_trace
-from quantmm.tuning.candidate import Choice, default_choice, variant_of, why_not
+from quantmm.tuning.candidate import Choice, default_choice, refusal, variant_of
 from quantmm.tuning.search import Search, strategies
 
 #: What is set beside what the space samples: small problems have few blocks of K and of rows.
@@ -44,7 +44,7 @@ def choices(draw, spec, row, m):
     passes = draw(st.sampled_from([each for each in PASSES if parts % each == 0]))
     more = {"k_passes": passes, "block_rows": draw(st.sampled_from(BLOCK_ROWS))}
     choice = dataclasses.replace(choice, parameters=dataclasses.replace(choice.parameters, **more))
-    assume(why_not(search.plan, choice) is None)
+    assume(refusal(search.plan, choice) is None)
     return choice
 
 
@@ -79,4 +79,4 @@ def test_what_has_no_code(more, message):
     choice = dataclasses.replace(
         default, parameters=dataclasses.replace(default.parameters, **more)
     )
-    assert why_not(plan, choice).startswith(message)
+    assert refusal(plan, choice).startswith(message)

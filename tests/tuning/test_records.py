@@ -105,7 +105,7 @@ def test_a_record_of_something_else_is_not_used(copy, name, value):
     assert records.find(SPEC, ROW, 1, copy) is None
     allowed = records.find(SPEC, ROW, 1, copy, any_record=True)
     assert (allowed is None) == (name in ("target", "format"))
-    other = records.why_not({**header, name: value}, records.header(ROW, 1))
+    other = records.mismatch({**header, name: value}, records.header(ROW, 1))
     assert f"{name} is {value!r}, here {header[name]!r}" in other
 
 
