@@ -86,7 +86,8 @@ AVX512VNNI = Target(
     vector_registers=32,
     cache_bytes=8 << 20,
 )
-#: A tile of 16 rows takes 16 cycles for 16 of the layout's steps of K, and 8 to load.
+#: A tile of 16 rows takes 16 cycles for 16 of the layout's steps of K, and 32 to load from L2, which
+#: gives 32 bytes a cycle (docs/performance.md).
 TDP = tuple(
     Instruction(
         name=name,
@@ -101,7 +102,7 @@ TDP = tuple(
         registers=8,
         from_rows=GEMV_ROWS + 1,
         slots=1 / 16,
-        load_slots=1 / 2,
+        load_slots=2,
         intrinsic="amx",
         llvm_feature="amx-int8",
     )
