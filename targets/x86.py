@@ -86,8 +86,8 @@ AVX512VNNI = Target(
     vector_registers=32,
     cache_bytes=8 << 20,
 )
-#: A tile of 16 rows takes 16 cycles for 16 of the layout's steps of K, and 32 to load from L2, which
-#: gives 32 bytes a cycle (docs/performance.md).
+#: A tile of 16 rows takes 16 cycles for 16 of the layout's steps of K, and 32 to load from L2,
+#: which gives 32 bytes per cycle (docs/performance.md).
 TDP = tuple(
     Instruction(
         name=name,

@@ -103,6 +103,9 @@ def instruction_for(plan: CpuPlan, strategy: Strategy, rows: int) -> Instruction
     fit = [
         instruction
         for instruction in instructions_of(plan)
-        if instruction.from_rows <= rows and (instruction.form == forms.PAIRED) == strategy.paired
+        if instruction.from_rows <= rows
+        and (instruction.form == forms.PAIRED) == strategy.paired
+        # Streams accumulate in vectors.
+        and not (strategy.streams and instruction.registers is not None)
     ]
     return max(fit, key=lambda instruction: instruction.from_rows, default=None)

@@ -29,13 +29,15 @@ def test_peak_kernel_does_the_operations_that_are_counted(target):
     x[...] = rng.integers(0, 100, x.shape)
     w[...] = rng.integers(-100, 100, w.shape)
     limits.peak_kernel(target, 1)(*map(tvm_ffi.from_dlpack, (x, w, y)))
-    assert target.instruction.rows == 1
     x, w = x.astype(np.int64), w.astype(np.int64)
     if target.instruction.form == PAIRED:  # the dot product, and what else such products hold
         w = w.reshape(*w.shape[:3], target.instruction.lanes, -1)
         once = np.einsum("sahd,sbhld->abl", x, w)
         once += np.einsum("sad,sad->a", x[:, :, 0], x[:, :, 1])[:, None, None]
         once += np.einsum("sbld,sbld->bl", w[:, :, 0], w[:, :, 1])
+    elif target.instruction.rows > 1:  # several steps of the layout at a time
+        w = np.moveaxis(w, -2, 2).reshape(*w.shape[:2], target.instruction.lanes, -1)
+        once = np.einsum("sard,sbld->abrl", x, w)
     else:
         once = np.einsum("sad,sbld->abl", x, w)
     np.testing.assert_array_equal(y[0], (once * limits.PEAK_REPEATS).astype(np.int32))

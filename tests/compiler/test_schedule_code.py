@@ -24,3 +24,11 @@ def test_code_of_one_version_is_the_same(found, kind):
         f"the code for {', '.join(changed)} has changed; raise the schedules' version in "
         "versions.py, and run python tests/schedule_code.py"
     )
+
+
+def test_a_row_of_other_fields_needs_no_other_version():
+    assert schedule_code.changed("row code", "row other")
+    assert not schedule_code.changed("row code", "row code")
+    assert not schedule_code.changed("row code", "other other")
+    assert not schedule_code.changed(None, "row code")
+    assert schedule_code.changed("code", "other")

@@ -15,6 +15,7 @@ from quantmm.compiler.cpu import function_of, kernel_of
 from quantmm.schedules.cpu.plan import plan_for, with_k_block
 from quantmm.schedules.cpu.program import passes_of
 from quantmm.schedules.cpu.space import of_trace
+from quantmm.schedules.cpu.strategies import GEMV, instruction_for
 from quantmm.tuning.candidate import Choice, default_choice, refusal, variant_of
 from quantmm.tuning.search import Search, strategies
 
@@ -61,6 +62,13 @@ def test_any_choice(row, data, m, seed):
     problems.assert_agrees(
         linear(x, num_threads=2, **call), qmm.reference(spec, x, w, **bind, **call)
     )
+
+
+def test_streams_accumulate_in_vectors():
+    plan = plan_for(qmm.MatmulSpec(n=64, k=64), qmm.targets.find("x86-amx"))
+    assert plan.instruction.registers
+    for rows in (1, 9, 16):
+        assert instruction_for(plan, GEMV, rows).name == "vpdpbusd zmm"
 
 
 @pytest.mark.parametrize(
