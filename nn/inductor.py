@@ -28,6 +28,9 @@ _offered: list[Any] = []
 def write(x: Tensor, data: Tensor, scale: Tensor, *others: Any, out: Tensor) -> None:
     """Compute into `out` (m, n) for a contiguous x (m, k).
 
+    Code that torch keeps on disk calls this, also after another version was installed: what takes
+    other arguments needs another name.
+
     Parameters
     ----------
     others : the zero point if there is one, the bias if there is one, whether there is a zero
@@ -51,7 +54,6 @@ def offer(linear: Any) -> None:
     lowering = sys.modules.get(LOWERING)
     if lowering is None or _offered:
         return
-    _offered.append(linear)
     from torch._inductor import ir
     from torch._inductor.virtualized import V
 
@@ -86,3 +88,4 @@ def offer(linear: Any) -> None:
         return lowering.view(ir.TensorBox.create(kernel), [*lead, fields.n])
 
     lowering.register_lowering(linear, type_promotion_kind=None)(lower)
+    _offered.append(linear)

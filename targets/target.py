@@ -138,8 +138,8 @@ class Target:
     tile_rows : numbers of rows that have a tile of their own, so that no M is much worse than
         M + 1. Nine rows of three blocks fill 31 of 32 registers.
     paired_rows : those of the tiles of paired products.
-    cache_bytes : the share of the last-level cache for a block of packed activations. They are
-        streamed once per panel of weights, so L2 need not hold them, but memory is too slow.
+    cache_bytes : the share of a cache for a block of packed activations. They are streamed once
+        per panel of weights: for vectors the last level is fast enough, for AMX's tiles L2 is.
     """
 
     name: str
