@@ -36,6 +36,8 @@ from .info import KernelInfo
 MAGIC = b"quantmm\0"
 FORMAT_VERSION = 6
 HEADER = struct.Struct("<8sII32s")
+#: Names that files of before have for arguments.
+NAMES_BEFORE = {"w_own": "w_extra"}
 
 
 class Saved(Protocol):
@@ -174,6 +176,8 @@ def kernels_of(entries: list[dict[str, Any]], libraries: bytes) -> list[Stored]:
 
 def info_from(fields: dict[str, Any]) -> KernelInfo | CudaInfo:
     """What a kernel is, from a header's JSON."""
+    names = [NAMES_BEFORE.get(name, name) for name in fields["arguments"]]
+    fields = {**fields, "arguments": names}
     on_gpu = fields["architecture"] == CudaInfo.architecture
     return CudaInfo.from_dict(fields) if on_gpu else KernelInfo.from_dict(fields)
 

@@ -32,8 +32,8 @@ def packed_weight(
     for rows in row_pieces(spec.n, layout.lanes, spec.k):
         some = dataclasses.replace(layout, n=rows.stop - rows.start)
         packed = packed_rows(spec, some, x_offset, part_of(w, rows))
-        if "w_own" in names and isinstance(some, WeightLayout):
-            packed["w_own"] = some.pair_sums(packed["w"])
+        if "w_extra" in names and isinstance(some, WeightLayout):
+            packed["w_extra"] = some.pair_sums(packed["w"])
         first = rows.start // layout.lanes
         for name in packed.keys() & set(names):
             array = packed[name]

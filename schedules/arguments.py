@@ -51,13 +51,13 @@ def taken(name: str) -> Callable[[AnyPlan], bool]:
     return lambda plan: takes(name, plan.spec)
 
 
-#: In the order in which kernels take them. w_own is what the instruction adds for W alone; x_sum is
-#: an argument on GPUs, where another kernel writes it.
+#: In the order in which kernels take them. w_extra is what the instruction adds for W alone; x_sum
+#: is an argument on GPUs, where another kernel writes it.
 ARGUMENTS = (
     Argument("x", "x", lambda plan: stored_as(plan.spec.x_dtype)),
     Argument("w", "weight", lambda plan: plan.layout.stored_dtype),
     Argument("w_sum", "group", dtype("int32"), lambda plan: plan.needs_w_sum),
-    Argument("w_own", "group", dtype("int32"), lambda plan: plan.needs_w_own),
+    Argument("w_extra", "group", dtype("int32"), lambda plan: plan.needs_w_extra),
     Argument(
         "w_zero_point",
         "group",

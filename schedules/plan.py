@@ -58,12 +58,12 @@ class Plan(Generic[T, L]):
         return self.spec.activation_zero_point or self.x_offset != 0
 
     @property
-    def needs_x_own(self) -> bool:
+    def needs_x_extra(self) -> bool:
         """Whether the instruction adds a sum over the activations alone, to be subtracted."""
         return self.instruction.form.adds_x
 
     @property
-    def needs_w_own(self) -> bool:
+    def needs_w_extra(self) -> bool:
         """Whether the instruction adds a sum over the weights alone, to be subtracted."""
         return self.instruction.form.adds_w
 

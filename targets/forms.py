@@ -43,6 +43,11 @@ class Form:
         return PRODUCTS[self.name](x, w)
 
     @property
+    def even_and_odd(self) -> bool:
+        """Whether the components of a side are its even and its odd k."""
+        return self.k_per_product > 1
+
+    @property
     def adds_x(self) -> bool:
         """Whether sums hold a sum over the activations alone beside the dot product."""
         return self.x_components > 1

@@ -6,7 +6,7 @@
     xp[mo, mi, kb, r, ...]         what the instruction reads: xq itself, or two components,
                                    magnitudes and signs or even and odd k
     x_sum[mo, mi, g, r]            sums of xq over each group
-    x_own[mo, mi, g, r]            sums that the instruction adds for X alone
+    x_extra[mo, mi, g, r]          sums that the instruction adds for X alone
 
 Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xq
 that stand for no k hold 0, so that they add nothing to a product or a sum.
@@ -26,15 +26,17 @@ from tvm.ir import Expr
 from ...formats.integers import INTEGERS
 from ...formats.spec import MatmulSpec
 from ...schedules.cpu.plan import CpuPlan
-from ...targets import Chip, Instruction, Target, WeightLayout
-from ...targets.forms import PAIRED, SIGNS
-from . import functions
+from ...targets import Chip, Target, WeightLayout
+from . import components, functions
 
 #: Sums of activations are formed in vectors of this many int32.
 SUM_LANES = 16
 
 #: The bits of float32 numbers.
 INFINITY, NAN = 0x7F800000, 0x7FC00000
+
+#: What the multiplication reads of the packed activations. Other stages serve these alone.
+RESULTS = ("xp", "x_scale", "x_zero_point", "x_sum", "x_extra")
 
 PerRow = Callable[[Expr, Expr, Expr], Expr]
 
@@ -66,15 +68,20 @@ class Packed:
     ----------
     stages : the tensors that are computed, in order.
     scale, zero_point : of the row (o, i, r); no zero point where the spec has none.
-    sums, own : of the integers of a group, and what the instruction adds for them alone,
-        (o, i, group, r), where the correction needs them.
+    sums, extra : of the integers of a group, and what the instruction adds for them beside the dot
+        product, (o, i, group, r), where the correction needs them.
     """
 
     stages: dict[str, te.Tensor]
     scale: PerRow
     zero_point: PerRow | None
     sums: Callable[..., Expr] | None
-    own: Callable[..., Expr] | None = None
+    extra: Callable[..., Expr] | None = None
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """Names of the stages that only the packing reads."""
+        return tuple(name for name in self.stages if name not in RESULTS)
 
 
 def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
@@ -114,7 +121,7 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
     if in_components:
         shape = *outer, layout.k_block // one.depth, one.depth
         stages["xq"] = xq = te.compute(shape, in_steps, "xq")
-        stages["xp"] = components(xq, one)
+        stages["xp"] = components.both(xq, one)
     else:
         stages["xp"] = xq = te.compute((*outer, layout.k_block), at_position, "xp")
 
@@ -130,76 +137,16 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         # A matrix instruction's activations lie in pieces of its depth.
         piece = layout.k_block if one.rows == 1 else one.depth
         stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_sum", factor)
-    if one.form == SIGNS:
-        stages |= negatives(layout, rows, integer)
-    if one.form == PAIRED:
-        stages |= pairs(layout, rows, stages["xp"])
+    if plan.needs_x_extra:
+        term, before = components.extra(one.form, integer, stages["xp"])
+        terms = layout.k_block // one.form.k_per_product
+        stages |= before | group_sums(layout, terms, terms, rows, term, "x_extra")
 
     def sums(name: str) -> Callable[..., Expr] | None:
         stage = stages.get(name)
         return None if stage is None else lambda *at: stage[at]
 
-    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_own"))
-
-
-def components(xq: te.Tensor, instruction: Instruction) -> te.Tensor:
-    """Both components of the integers, one behind the other in every block of K."""
-    *outer, steps, depth = xq.shape
-    dtype, _ = instruction.read_dtypes
-
-    def sign(value: Expr) -> Expr:
-        return value >> tirx.const(7, instruction.x_dtype)
-
-    def magnitude_or_sign(*at: Expr) -> Expr:
-        *place, component, kk = at
-        index = *place, kk // depth, kk % depth
-        value = xq[index]
-        magnitude = (value ^ sign(value)) - sign(value)
-        return tirx.Select(component == 0, magnitude, sign(value)).astype(dtype)
-
-    def even_or_odd(*at: Expr) -> Expr:
-        *place, component, kk = at
-        half = depth // 2
-        index = *place, kk // half, kk % half * 2 + component
-        return xq[index].astype(dtype)
-
-    if instruction.form == SIGNS:
-        shape, piece = (*outer, 2, steps * depth), magnitude_or_sign
-    else:
-        shape, piece = (*outer, 2, steps * depth // 2), even_or_odd
-    return te.compute(shape, piece, "xp", varargs_names=["o", "i", "kb", "r", "component", "kk"])
-
-
-def negatives(
-    layout: WeightLayout, rows: Rows, integer: Callable[..., Expr]
-) -> dict[str, te.Tensor]:
-    """The sums of the negative integers: what `instructions.signs` adds."""
-
-    def negative(*at: Expr) -> Expr:
-        return tirx.min(integer(*at), tirx.const(0, "int32"))
-
-    return group_sums(layout, layout.k_block, layout.k_block, rows, negative, "x_own")
-
-
-def pairs(layout: WeightLayout, rows: Rows, xp: te.Tensor) -> dict[str, te.Tensor]:
-    """The sums of products of even and odd ones: what `instructions.paired` adds."""
-    *outer, _, half = xp.shape
-
-    def component(number: int, at: tuple[Expr, ...]) -> Expr:
-        index = *at[:-1], number, at[-1]
-        return xp[index].astype("int32")
-
-    # TVM cannot follow a stage that reads xp in two places; steps.pack inlines this one.
-    odd = te.compute((*outer, half), lambda *at: component(1, at), "x_odd")
-    sums = group_sums(
-        layout,
-        layout.k_block // 2,
-        layout.k_block // 2,
-        rows,
-        lambda *at: component(0, at) * odd[at],
-        "x_own",
-    )
-    return {"x_odd": odd, **sums}
+    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_extra"))
 
 
 def scales(

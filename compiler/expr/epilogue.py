@@ -60,11 +60,11 @@ class Epilogue:
     def exact(self, value: Expr, group: Expr | int, at: Place) -> Expr:
         """`value`, the sum of products over a group, with the corrections of `schedules.plan`."""
         o, i, r, *_ = at
-        if self.plan.needs_x_own:
-            assert self.packed.own is not None
-            value = value - self.packed.own(o, i, group, r)
-        if self.plan.needs_w_own:
-            value = value - self.per_column("w_own", group, at)
+        if self.plan.needs_x_extra:
+            assert self.packed.extra is not None
+            value = value - self.packed.extra(o, i, group, r)
+        if self.plan.needs_w_extra:
+            value = value - self.per_column("w_extra", group, at)
         if self.plan.needs_w_sum:
             w_sum = self.per_column("w_sum", group, at)
             if self.packed.zero_point is not None:

@@ -42,7 +42,7 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     """The TensorExpression of a plan in tiles of `rows` x `blocks * lanes`, by `instruction`.
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
-    w_own (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
+    w_extra (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
     x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and
     out_zero_point (1,); residual and y in tiles.
     """
@@ -91,7 +91,16 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     y = te.compute(shape, result, "y", varargs_names=TILE)
     ordered = [inputs[name] for name in names[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
-    return Program(func, tuple(packed.stages), stages, parts, parameters, layout, instruction)
+    return Program(
+        func,
+        tuple(packed.stages),
+        packed.scratch,
+        stages,
+        parts,
+        parameters,
+        layout,
+        instruction,
+    )
 
 
 def placeholders(

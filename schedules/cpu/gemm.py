@@ -22,6 +22,8 @@ van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
@@ -58,11 +60,12 @@ def space(scope: Scope) -> dict[str, tuple[int, ...]]:
 def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemm in register tiles of `program.tile`."""
     sch = Schedule(program.func)
+    scratch = [buffer for name in program.scratch for buffer in written(sch, name)]
     packing = pack(sch, program, parallel=True)
     loops = tile(sch, program)
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
-    func = pack_few_alone(sch, packing, program.parameters.few_tiles)
+    func = pack_few_alone(sch, packing, scratch, program.parameters.few_tiles)
     task, mi, beside, kb = map(sch.get, (loops.task, loops.mi, loops.beside, loops.kb))
     func = with_setup(func, task, program.instruction, program.fragments, program.tile.blocks)
     if loops.joined or not program.parameters.ahead:
@@ -71,16 +74,24 @@ def schedule(program: Program) -> tirx.PrimFunc:
     return prefetch_next_panel(func, program, task, mi, beside, kb, part)
 
 
-def pack_few_alone(sch: Schedule, packing: LoopRV, few: int) -> tirx.PrimFunc:
-    """The function with few tiles packed by the calling thread: waking the pool takes longer."""
+def written(sch: Schedule, block: str) -> list[tirx.Var]:
+    """The buffers that a block writes."""
+    return [region.source for region in sch.get(sch.get_sblock(block)).writes]
+
+
+def pack_few_alone(
+    sch: Schedule, packing: LoopRV, scratch: Sequence[tirx.Var], few: int
+) -> tirx.PrimFunc:
+    """The function with few tiles packed by the calling thread: waking the pool takes longer.
+
+    Buffers of `scratch` are used by the packing alone.
+    """
     parallel = sch.get(packing)
     func = sch.mod["main"]
     root = func.body.block
-    # What only the packing uses gets memory of its own in the copy: shared by both, it would have
-    # to outlive them, and be as large as for all tiles at once.
-    scratch = [
-        b for b in root.alloc_buffers if b.name.startswith(("xq", "x_sum_", "x_own_", "x_range"))
-    ]
+    # Scratch gets memory of its own in the copy: shared by both, it would have to outlive them, and
+    # be as large as for all tiles at once.
+    scratch = [b for b in root.alloc_buffers if any(b.same_as(other) for other in scratch)]
     own = [tirx.decl_buffer(b.shape, b.dtype, b.name) for b in scratch]
 
     def either(loop: tirx.For) -> tirx.Stmt:

@@ -87,8 +87,9 @@ class Program:
     ----------
     packing : its blocks that bring a tile of x into the order in which "acc" reads it: the range,
         scale and zero point of each row where they are found in the call, "xq" (the integers, where
-        the instruction reads two parts of them), "xp" (what it reads), and "x_sum" and "x_own"
+        the instruction reads two parts of them), "xp" (what it reads), and "x_sum" and "x_extra"
         (their sums per group, and what the instruction adds for them alone).
+    scratch : those of `packing` whose results no other block reads.
     stages : its blocks that lead from a tile of sums to the result "y". Between `packing` and them
         lie "acc" (dot products over a part of K), before it "wu" where weights are unpacked or
         widened and "xv" where activations are read in vectors, and behind it "sums" (copies of
@@ -99,6 +100,7 @@ class Program:
 
     func: tirx.PrimFunc
     packing: tuple[str, ...]
+    scratch: tuple[str, ...]
     stages: tuple[str, ...]
     parts: int
     parameters: Parameters

@@ -12,7 +12,6 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ...targets import Instruction
-from ...targets.forms import PAIRED
 from ...targets.instructions import even_and_odd, register
 from ..fragments import axes_within
 from .loops import loops_over
@@ -73,7 +72,7 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     if program.x_piece < contiguous:
         _, kk = schedule.split(kk, [None, program.x_piece])
     schedule.vectorize(kk)
-    for sums in ("x_sum", "x_own"):
+    for sums in ("x_sum", "x_extra"):
         if sums in program.packing:
             sum_in_lanes(schedule, sums)
     if "x_odd" in program.packing:
@@ -93,7 +92,7 @@ def make_components(schedule: Schedule, program: Program) -> None:
     xp = schedule.get_sblock("xp")
     kb, r, component, kk = loops_over(schedule, xp, "kb", "r", "component", "kk")
     schedule.reorder(r, kb)
-    if program.instruction.form == PAIRED:
+    if program.instruction.form.even_and_odd:
         steps = program.layout.k_block // program.layout.depth
         schedule.tensorize(component, even_and_odd.register(steps))
         return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...targets import Instruction, Target, forms
+from ...targets import Instruction, Target
 from ...targets.target import GEMV_ROWS
 from .defaults import gemm_parameters, gemv_parameters
 from .plan import CpuPlan, instructions_of
@@ -104,7 +104,7 @@ def instruction_for(plan: CpuPlan, strategy: Strategy, rows: int) -> Instruction
         instruction
         for instruction in instructions_of(plan)
         if instruction.from_rows <= rows
-        and (instruction.form == forms.PAIRED) == strategy.paired
+        and instruction.form.even_and_odd == strategy.paired
         # Streams accumulate in vectors.
         and not (strategy.streams and instruction.registers is not None)
     ]

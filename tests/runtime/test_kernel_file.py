@@ -359,6 +359,14 @@ def test_of_the_format_before(saved, tmp_path):
         qmm.load(path)
 
 
+def test_arguments_that_had_other_names():
+    info = qmm.compile(SPEC, "x86-avx2").info
+    fields = info.to_dict()
+    before = [{"w_extra": "w_own"}.get(name, name) for name in fields["arguments"]]
+    assert "w_own" in before
+    assert kernel_file.info_from({**fields, "arguments": before}) == info
+
+
 def test_others_may_read_a_file(saved):
     assert saved.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 

@@ -18,7 +18,7 @@ from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import CUDA_TARGETS, TARGETS
 from quantmm.targets.cuda_layout import cuda_layout
 
-NAMES = ("w", "w_sum", "w_own", "w_zero_point", "w_scale")
+NAMES = ("w", "w_sum", "w_extra", "w_zero_point", "w_scale")
 
 
 @given(st.integers(1, 500), st.sampled_from([1, 4, 8, 16]), st.integers(1, 300))
@@ -60,7 +60,7 @@ def test_pieces_make_the_weight_that_all_rows_make(data):
     )
     w = problems.weight(np.random.default_rng(data.draw(st.integers(0, 99))), spec)
     for layout, x_offset in layouts(spec):
-        names = [name for name in NAMES if name != "w_own" or getattr(layout, "bits", 4) == 8]
+        names = [name for name in NAMES if name != "w_extra" or getattr(layout, "bits", 4) == 8]
         whole = packed_weight(spec, layout, x_offset, w, names)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(packing, "PIECE", data.draw(st.integers(1, n * k)))
