@@ -19,6 +19,7 @@ from ..formats.spec import MatmulSpec
 from . import packed
 from .dequantize import as_qtensor, dequantize
 from .formats import format_name, module_spec, spec_for, to_text
+from .memory import keep_freed_memory
 from .op import is_plain, linear
 from .product import product
 
@@ -70,6 +71,7 @@ class Linear(nn.Module):
             Not such a format.
         """
         super().__init__()
+        keep_freed_memory()
         spec = spec_for(format, out_features, in_features, bias)
         self.spec = spec
         self.in_features, self.out_features = spec.k, spec.n

@@ -13,6 +13,10 @@ from . import threads
 
 #: Bytes of weights that one thread reads in a nanosecond where a cache holds them.
 STREAM = 60.0
+#: Bytes of a weight that a core keeps in a cache of its own beside what else it reads.
+OWN_CACHE = 3 << 19
+#: The share of tiles that blocks of equal size may add behind the last row.
+SPARE_TILES = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,9 @@ class KernelInfo:
         tiles = -(-m // best.rows)
         mo = -(-tiles // max(1, best.block_rows // best.rows))
         work = max(best.cost_of(m) * self.cost_ns, self.layout.nbytes / STREAM)
+        count = threads.best_of(work, mo * best.panels)
+        if mo == 1 and best.record is None and self.layout.nbytes <= OWN_CACHE:
+            mo = blocks_of(tiles, min(count, threads.own_limit()))
         return Tiling(
             best.name,
             best.strategy,
@@ -133,7 +140,7 @@ class KernelInfo:
             mo,
             -(-tiles // mo),
             work,
-            threads.best_of(work, mo * best.panels),
+            count,
             best.record,
         )
 
@@ -160,3 +167,14 @@ class KernelInfo:
                 "functions": tuple(Function(**each) for each in fields["functions"]),
             }
         )
+
+
+def blocks_of(tiles: int, threads: int) -> int:
+    """Into how many blocks of rows `tiles` are cut for so many threads, each with W to itself.
+
+    A thread then multiplies the rows that it packed, which its own cache has. There is no block of
+    one tile, and hardly a tile more than without blocks.
+    """
+    most = int(tiles * (1 + SPARE_TILES))
+    counts = range(min(threads, tiles // 2), 1, -1)
+    return next((count for count in counts if count * -(-tiles // count) <= most), 1)
