@@ -13,7 +13,7 @@ class Integers:
     ----------
     bits : of a stored number, 1, 2, 4 or 8. Several of fewer than 8 lie in one byte, the first of
         them in its low bits.
-    least, greatest : what a number may be.
+    least, greatest : what a number may be. They may be fewer than the bits hold.
     """
 
     name: str
@@ -36,6 +36,11 @@ class Integers:
         return self.least < 0
 
     @property
+    def holes(self) -> bool:
+        """Whether some stored bits are no number."""
+        return self.greatest - self.least + 1 < 1 << self.bits
+
+    @property
     def packed(self) -> bool:
         """Whether a byte holds several numbers."""
         return self.bits < 8
@@ -53,5 +58,7 @@ INTEGERS = {
         Integers("uint8", 8, 0, 255),
         Integers("int4", 4, -8, 7),
         Integers("uint4", 4, 0, 15),
+        # ONNX Runtime's reduce_range: two products with bytes fit into int16, see `pmaddubsw`.
+        Integers("int7", 8, -64, 63),
     )
 }

@@ -15,11 +15,13 @@ from .spec import MatmulSpec
 #: Floats in and out, X quantized row by row inside the call.
 FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
 
-#: By name, the fields of a spec that are not at their defaults. X of "int8" has one scale in all,
-#: as other libraries have it.
+#: By name, the fields of a spec that are not at their defaults. X of "int8" and "int7" has one
+#: scale in all, as other libraries have it.
 FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"activation_scale": "tensor"},
+    "int7": {"weight": "int7", "activation_scale": "tensor"},
     "w8a8-dynamic": FLOATS,
+    "w7a8-dynamic": FLOATS | {"weight": "int7"},
     "w4a8": FLOATS | {"weight": "int4"},
     "w4a8-g128": FLOATS | {"weight": "int4", "group_size": 128},
     "w4a8-g32": FLOATS | {"weight": "int4", "group_size": 32},

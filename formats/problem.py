@@ -106,7 +106,7 @@ def integers(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np
     extremes = rng.choice([least, greatest], shape)
     share = 1.0 if rng.random() < 0.2 else 0.1
     values = np.where(rng.random(shape) < share, extremes, values)
-    return values.astype(np.int8 if dtype.startswith("int") else np.uint8)
+    return values.astype(np.int8 if INTEGERS[dtype].signed else np.uint8)
 
 
 def weight(rng: np.random.Generator, spec: MatmulSpec) -> QTensor:

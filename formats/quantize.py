@@ -21,9 +21,9 @@ from .values import (
     FLOAT32_MAX,
     as_array,
     as_matrix,
+    refuse_integers,
     refuse_masked,
     refuse_scales,
-    refuse_zero_points,
     scales,
     zero_points,
 )
@@ -38,11 +38,11 @@ class QTensor:
 
     Attributes
     ----------
-    data : (rows, K) of int8 or uint8; for int4 and uint4 (rows, ceil(K / 2)) of uint8, see
-        `pack_int4`.
+    data : (rows, K) of int8 (for int7 too) or uint8; for int4 and uint4 (rows, ceil(K / 2)) of
+        uint8, see `pack_int4`.
     scale : float32, of shape () for group_size "tensor", (rows,) for None, (rows, groups) else.
     zero_point : int32 of the same shape as `scale`, or None when symmetric.
-    dtype : "int8", "uint8", "int4" or "uint4".
+    dtype : "int8", "uint8", "int4", "uint4" or "int7" (-64 to 63).
     group_size : None (one scale per row), "tensor", or the number of k per scale.
     """
 
@@ -64,19 +64,21 @@ class QTensor:
                 raise ArrayError(f"{name} is {type(array).__name__}; expected a NumPy array")
             refuse_masked(name, array)
         rows, k = self.shape
-        packed = INTEGERS[self.dtype].packed
-        expected = (rows, -(-k // 2) if packed else k), "uint8" if packed else self.dtype
+        row = INTEGERS[self.dtype]
+        expected = (rows, -(-k // 2) if row.packed else k), row.stored
         if (self.data.shape, self.data.dtype.name) != expected:
             raise ArrayError(
                 f"{self.dtype} data of shape {self.shape} is stored as {expected[1]}{expected[0]}, "
                 f"not {self.data.dtype.name}{self.data.shape}"
             )
+        if row.holes:
+            refuse_integers("data", self.data, self.dtype)
         shape = scale_shape(self.shape, self.group_size)
         check_stored("scale", self.scale, shape, np.float32)
         refuse_scales("scale", self.scale)
         if self.zero_point is not None:
             check_stored("zero_point", self.zero_point, shape, np.int32)
-            refuse_zero_points("zero_point", self.zero_point, self.dtype)
+            refuse_integers("zero_point", self.zero_point, self.dtype)
 
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""
@@ -132,7 +134,7 @@ def quantize(
     x : (rows, K), finite numbers that float32 holds: NumPy, torch (of any device, wanting a
         gradient or not), anything with DLPack, or lists. A vector is taken as one row; there may
         be no rows.
-    dtype : "int8", "uint8", "int4" or "uint4".
+    dtype : "int8", "uint8", "int4", "uint4" or "int7".
     group_size : None for one scale per row, "tensor" for one in all, or k per scale.
     scale, zero_point : given ones, broadcast to the shape that `QTensor` names. Without them
         symmetric formats take scale = max|x| / qmax and asymmetric ones
@@ -170,7 +172,7 @@ def quantize(
     shape = values.shape[0], values.shape[1]
     per_scale = scale_shape(shape, group_size)
     if symmetric is None:
-        symmetric = zero_point is None and dtype.startswith("int")
+        symmetric = zero_point is None and INTEGERS[dtype].signed
     if symmetric and zero_point is not None:
         raise SpecError("symmetric=True has no zero_point, but one was given")
 
@@ -197,7 +199,7 @@ def quantize(
     if method == "mse" and not nothing:
         s = least_error(values, s, z, dtype, group_size)
 
-    data = np.empty(shape, np.int8 if dtype.startswith("int") else np.uint8)
+    data = np.empty(shape, np.int8 if INTEGERS[dtype].signed else np.uint8)
     for rows in pieces(shape[0], BLOCK // shape[1]):
         with np.errstate(over="ignore"):  # infinity is clipped like any number out of range
             q = np.rint(values[rows] / spread_rows(s, rows, shape, group_size))

@@ -16,7 +16,7 @@ FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
 #: The values that each field of a spec may have.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "weight": ("int8", "int4", "uint4", "uint8"),
+    "weight": ("int8", "int4", "uint4", "uint8", "int7"),
     "activation": ("int8", "uint8", "int4"),
     "activation_scale": ("tensor", "row"),
     "input": (None, *FLOAT_TYPES),
@@ -33,7 +33,7 @@ class MatmulSpec:
     Attributes
     ----------
     n, k : rows and columns of W; like the other whole numbers of any integer type.
-    weight : "int8", "int4", "uint4" or "uint8".
+    weight : "int8", "int4", "uint4", "uint8" or "int7" (-64 to 63, stored as int8).
     activation : "int8", "uint8" or "int4"; the integers that are multiplied.
     group_size : None for one weight scale per row of W, "tensor" for one in all, or the number of
         consecutive k that share a scale (a multiple of 8; the last group may be shorter).

@@ -147,14 +147,13 @@ def zero_points(name: str, value: npt.ArrayLike, dtype: str) -> np.ndarray:
     array = as_array(name, value)
     if array.dtype.kind not in "iu":
         raise ArrayError(f"{name} is {array.dtype.name}; expected integers")
-    refuse_zero_points(name, array, dtype)
+    refuse_integers(name, array, dtype)
     return array.astype(np.int32)
 
 
-def refuse_zero_points(name: str, zero_point: np.ndarray, dtype: str) -> None:
-    """Refuse zero points that the format `dtype` does not hold."""
+def refuse_integers(name: str, integers: np.ndarray, dtype: str) -> None:
+    """Refuse integers, a weight's or zero points, that the format `dtype` does not hold."""
     least, greatest = INTEGERS[dtype].range
-    outside = (zero_point < least) | (zero_point > greatest)
-    if outside.any():
-        found = zero_point[outside].flat[0]
+    if integers.size and not (least <= integers.min() and integers.max() <= greatest):
+        found = integers[(integers < least) | (integers > greatest)].flat[0]
         raise ArrayError(f"{name} {found}; {dtype} holds {least} to {greatest}")

@@ -15,7 +15,7 @@ from ..errors import ModuleError, SpecError, StateError
 from ..formats.checks import check_bias, check_weight
 from ..formats.named import FLOATS
 from ..formats.quantize import QTensor, check_qtensor, quantize, scale_shape
-from ..formats.spec import MatmulSpec
+from ..formats.spec import MatmulSpec, stored_as
 from . import packed
 from .dequantize import as_qtensor, dequantize
 from .formats import format_name, module_spec, spec_for, to_text
@@ -61,8 +61,8 @@ class Linear(nn.Module):
 
         Parameters
         ----------
-        format : "w8a8-dynamic", "w4a8", "w4a8-g128", "w4a8-g32", or a `MatmulSpec` with this
-            shape that is dynamic and gives what it takes.
+        format : "w8a8-dynamic", "w7a8-dynamic", "w4a8", "w4a8-g128", "w4a8-g32", or a
+            `MatmulSpec` with this shape that is dynamic and gives what it takes.
         device : "meta" makes buffers without memory.
 
         Raises
@@ -79,7 +79,7 @@ class Linear(nn.Module):
         if spec.four_bit_weight:
             columns, dtype = -(-spec.k // 2), torch.uint8
         else:
-            columns, dtype = spec.k, getattr(torch, spec.weight)
+            columns, dtype = spec.k, getattr(torch, stored_as(spec.weight))
         shape = scale_shape((spec.n, spec.k), spec.group_size)
         # Changes of tensors that are made in inference mode would go unnoticed.
         with torch.inference_mode(False):

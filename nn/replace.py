@@ -35,7 +35,7 @@ def quantize_(
     Parameters
     ----------
     model : any module but a linear itself.
-    format : "w8a8-dynamic", "w4a8", "w4a8-g128" or "w4a8-g32".
+    format : "w8a8-dynamic", "w7a8-dynamic", "w4a8", "w4a8-g128" or "w4a8-g32".
     filter_fn : called with each linear and its qualified name; those for which it says False
         stay as they are.
 

@@ -52,6 +52,8 @@ R = TypeVar("R")
 
 #: Names of fields, intrinsics and forms in digests that logs of before hold.
 BEFORE = {"paired_rows": "winograd_rows", "paired": "winograd", PAIRED.name: "sums"}
+#: Weights of 7 bits, by which rows say what they said before by a width of 4 bits.
+SEVEN_BITS = ((-64, 64), (0, 127))
 
 #: What reading a line raises that is no record.
 DAMAGE = (
@@ -165,6 +167,9 @@ def changed(row: Target | Instruction, without: Collection[str]) -> dict[str, An
         found["form"] = BEFORE.get(found["form"].name, found["form"].name)
     if "intrinsic" in found:
         found["intrinsic"] = BEFORE.get(found["intrinsic"], found["intrinsic"])
+    if found.get("weights") in SEVEN_BITS:
+        del found["weights"]
+        found["weight_bits"] = (4,)
     return found
 
 

@@ -56,7 +56,9 @@ class Instruction:
     form : how it reads its operands, see `forms`; all but BYTES add more than the dot product.
     x_lanes : dot products that a vector of activations feeds, each with one of its lanes.
     shapes : the instruction works on any shape up to rows x lanes x depth (matrix tiles).
-    weight_bits : widths of stored weights for which it is exact.
+    weight_bits : widths of stored weights that it reads.
+    weights : the least and the greatest weight, as it is stored, for which it is exact; None is all
+        that `w_dtype` holds.
     registers : the registers that hold its fragments, where they are not vectors.
     temporaries : vector registers for what lies between the operands and the sum.
     from_rows : rows of a tile from which it is used, where a target has a better one for few.
@@ -79,6 +81,7 @@ class Instruction:
     x_lanes: int = 1
     shapes: bool = False
     weight_bits: tuple[int, ...] = (8, 4)
+    weights: tuple[int, int] | None = None
     registers: int | None = None
     temporaries: int = 0
     from_rows: int = 1
@@ -112,10 +115,20 @@ class Instruction:
         """In which it reads activations and weights."""
         return self.form.x_dtype or self.x_dtype, self.form.w_dtype or self.w_dtype
 
-    def fits(self, bits: int, group_size: int | None) -> bool:
-        """Whether it multiplies weights of `bits` in groups of `group_size` exactly as they are."""
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        """The least and the greatest stored weight that it multiplies exactly."""
+        return self.weights or ((0, 255) if self.w_dtype == "uint8" else (-128, 127))
+
+    def reads(self, bits: int, group_size: int | None) -> bool:
+        """Whether weights of `bits` in groups of `group_size` lie as it reads them."""
         unit = self.block_depth * (8 // bits)
         return bits in self.weight_bits and (group_size or 0) % unit == 0
+
+    def exact(self, least: int, greatest: int) -> bool:
+        """Whether it multiplies weights that are stored as `least` to `greatest` exactly."""
+        first, last = self.weight_range
+        return first <= least and greatest <= last
 
     @property
     def operations(self) -> int:

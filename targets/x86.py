@@ -13,6 +13,8 @@ X86_64_V4 = X86_64_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512v
 
 #: Pairings of signs that vpdpbusd and pmaddubsw multiply: activations, weights.
 UNSIGNED_BY_SIGNED = (("uint8", "int8"), ("int8", "uint8"))
+#: Stored weights for which pmaddubsw cannot saturate, by their sign; see `instructions.pmaddubsw`.
+UNSATURATED = {"int8": (-64, 64), "uint8": (0, 127)}
 
 
 def fours(
@@ -68,7 +70,10 @@ def by_pmaddubsw(lanes: int, llvm_feature: str) -> tuple[Instruction, ...]:
     return (
         paired,
         signs,
-        *(dataclasses.replace(pair, weight_bits=(4,), temporaries=2) for pair in pairs),
+        *(
+            dataclasses.replace(pair, weights=UNSATURATED[pair.w_dtype], temporaries=2)
+            for pair in pairs
+        ),
     )
 
 

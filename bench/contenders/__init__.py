@@ -85,7 +85,8 @@ OURS = Contender("quantmm", f"{HERE}.ours:product")
 LIMITS = Contender("limits", f"{HERE}.machine:measured")
 
 #: Words for formats, for the modules that a library consists of, and for the table below.
-INT8, DYNAMIC, W4_ROW, W4_G32 = ("int8",), ("w8a8-dynamic",), ("w4a8", "w4a8-g128"), ("w4a8-g32",)
+INT8, DYNAMIC = ("int8", "int7"), ("w8a8-dynamic", "w7a8-dynamic")
+W4_ROW, W4_G32 = ("w4a8", "w4a8-g128"), ("w4a8-g32",)
 W4 = W4_ROW + W4_G32
 LITERT, ORT, VINO = ("ai_edge_litert", "flatbuffers"), ("onnxruntime", "onnx"), ("openvino",)
 TORCH, GGML = ("torch",), ("llama_cpp",)

@@ -150,7 +150,9 @@ class Job:
         integers, and scales are powers of two, so that those of 16 bits are the same.
         """
         rng = np.random.default_rng(0)
-        greatest = 7 if self.bits == 4 else 63 if self.row.name in SATURATING else 127
+        greatest = INTEGERS[self.spec.weight].greatest
+        if self.row.name in SATURATING:
+            greatest = min(greatest, 63)
         values = rng.integers(-greatest, greatest + 1, (self.n, self.k), np.int8)
         values[:, :: self.group or self.k] = greatest
         groups = -(-self.k // self.group) if self.group else 1

@@ -32,17 +32,17 @@ def product(job: Job) -> Ready:
     x = job.x()
     out = np.empty((job.m, job.n), np.float32)
     given = {} if job.dynamic else {"x_scale": X_SCALE}
-    linears = [kernel.bind(qtensor(weight), **given) for weight in job.weights()]
+    linears = [kernel.bind(qtensor(job, weight), **given) for weight in job.weights()]
     calls = [functools.partial(linear, x, out) for linear in linears]
     return Ready([*calls], lambda: out, about=about)
 
 
-def qtensor(weight: Weight) -> QTensor:
+def qtensor(job: Job, weight: Weight) -> QTensor:
     """The weight as quantmm stores it."""
     data = pack_int4(weight.values) if weight.bits == 4 else weight.values
     scales = weight.scales if weight.group else weight.scales[:, 0]
     shape = weight.values.shape
-    return QTensor(data, scales, None, f"int{weight.bits}", weight.group, shape)
+    return QTensor(data, scales, None, job.spec.weight, weight.group, shape)
 
 
 def kernel_calls(kernel: Kernel, m: int, copies: int, threads: int) -> list[Callable[[], object]]:

@@ -21,8 +21,9 @@ def plan_for(spec: MatmulSpec, target: Target, k_block: int | None = None) -> Cp
     """The plan of a spec on a CPU.
 
     The pairing of signs is the one with the least correction, by an instruction that the groups
-    fit. A 4-bit weight is stored as 0 to 15, which either sign reads. An offset of W needs sums of
-    X in every call, an offset of X only sums of W at packing: so the weight's sign decides first.
+    fit, and the fewest weights besides these: what is exact for all of a byte takes longer. A 4-bit
+    weight is stored as 0 to 15, which either sign reads. An offset of W needs sums of X in every
+    call, an offset of X only sums of W at packing: so the weight's sign decides first.
 
     Parameters
     ----------
@@ -37,10 +38,16 @@ def plan_for(spec: MatmulSpec, target: Target, k_block: int | None = None) -> Cp
     bits, size = weight_bits(spec), group_size(spec)
     x_dtype = x_sign(spec)
 
-    def cost(instruction: Instruction) -> tuple[bool, bool]:
-        return w_offset(spec, instruction) != 0, instruction.x_dtype != x_dtype
+    def cost(instruction: Instruction) -> tuple[int, bool, bool]:
+        least, greatest = instruction.weight_range
+        signs = w_offset(spec, instruction) != 0, instruction.x_dtype != x_dtype
+        return greatest - least, *signs
 
-    fit = [each for each in target.instructions if each.fits(bits, size)]
+    fit = [
+        each
+        for each in target.instructions
+        if each.reads(bits, size) and each.exact(*stored_range(spec, each))
+    ]
     if not fit:
         raise UnsupportedError(
             f"target {target.name} has no instruction for {spec.weight} weights "
@@ -90,7 +97,14 @@ def w_offset(spec: MatmulSpec, instruction: Instruction) -> int:
     """What is added to a weight so that the instruction reads it."""
     if spec.four_bit_weight:
         return -INTEGERS[spec.weight].least
-    return sign_offset(spec.weight, instruction.w_dtype)
+    return sign_offset(INTEGERS[spec.weight].stored, instruction.w_dtype)
+
+
+def stored_range(spec: MatmulSpec, instruction: Instruction) -> tuple[int, int]:
+    """The least and the greatest weight as the instruction reads it."""
+    least, greatest = INTEGERS[spec.weight].range
+    offset = w_offset(spec, instruction)
+    return least + offset, greatest + offset
 
 
 def sign_offset(given: str, read: str) -> int:

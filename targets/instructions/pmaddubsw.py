@@ -1,14 +1,14 @@
 """pmaddubsw and pmaddwd (Intel SDM vol. 2): u8 x s8 by twos into int16, then by fours into int32.
 
 pmaddubsw saturates to int16, and with two bytes of 8 bits it does: 2 * 255 * 127 = 64770. It cannot
-where the weight is one of 4 bits, stored as 0 to 15:
+where the stored weight has 7 bits or fewer:
 
-    as the unsigned side:  |w x + w' x'| <= 2 * 15 * 128 =  3840 < 32767
-    as the signed side:    |x w + x' w'| <= 2 * 255 * 15 =  7650 < 32767
+    0 to 127 as the unsigned side:   |w x + w' x'| <= 2 * 127 * 128 = 32512 < 32767
+    -64 to 64 as the signed side:    |x w + x' w'| <= 2 * 255 *  64 = 32640 < 32767
 
-and the two int16 that pmaddwd adds (times one) are within int32. So this pair is exact for 4-bit
-weights, and only for those: `weight_bits` of the instruction says so. `signs` makes it exact for
-weights of 8 bits.
+and the two int16 that pmaddwd adds (times one) are within int32. So this pair is exact for such
+weights, int7 and those of 4 bits, which are stored as 0 to 15: `weights` of the instruction says
+so. `signs` makes it exact for weights of 8 bits.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.compiler.cpu import choose, kernel_of
+from quantmm.formats.integers import INTEGERS
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.strategies import GEMM, GEMV, PAIRED
 
@@ -29,13 +30,24 @@ def every_strategy(spec, row):
     plan, chosen = plan_for(spec, row), []
     for strategy, m in STRATEGIES.items():
         choices = [each for each in choose(plan) if each[0].strategy == strategy]
+        if not choices:
+            continue
         variant, function = min(choices, key=lambda each: each[0].cost_of(m, plan.layout.n_blocks))
         chosen.append((variant, dataclasses.replace(function, first_m=m, last_m=m)))
     return kernel_of(plan, chosen)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-@pytest.mark.parametrize("signs", [("int8", "int8"), ("uint8", "uint8"), ("int8", "uint8")])
+@pytest.mark.parametrize(
+    "signs",
+    [
+        ("int8", "int8"),
+        ("uint8", "uint8"),
+        ("int8", "uint8"),
+        ("int8", "int7"),
+        ("uint8", "int7"),
+    ],
+)
 @pytest.mark.parametrize(("k", "group_size"), [(333, None), (4, None), (1, None), (200, 64)])
 def test_the_ends_of_every_range(row, signs, k, group_size):
     activation, weight = signs
@@ -43,13 +55,15 @@ def test_the_ends_of_every_range(row, signs, k, group_size):
         n=48, k=k, activation=activation, weight=weight, out="float32", group_size=group_size
     )
     kernel = every_strategy(spec, runnable(row))
-    x_ends, w_ends = (np.iinfo(dtype) for dtype in signs)
+    x_ends, w_ends = (INTEGERS[dtype].range for dtype in signs)
+    served = {each.strategy: each.first_m for each in kernel.info.functions}
+    assert len(served) == (2 if weight == "int7" else 3)
     for (strategy, m), x_end, w_end in itertools.product(
-        STRATEGIES.items(), (x_ends.min, x_ends.max, None), (w_ends.min, w_ends.max, None)
+        served.items(), (*x_ends, None), (*w_ends, None)
     ):
-        assert kernel.plan(m).strategy == strategy.name
+        assert kernel.plan(m).strategy == strategy
         x = ends(x_ends, (m, k), x_end, 1).astype(activation)
-        w = ends(w_ends, (48, k), w_end, 2).astype(weight)
+        w = ends(w_ends, (48, k), w_end, 2).astype(INTEGERS[weight].stored)
         groups = 1 if group_size is None else -(-k // group_size)
         shape = (48,) if group_size is None else (48, groups)
         tensor = qmm.QTensor(w, np.ones(shape, np.float32), None, weight, group_size, w.shape)
@@ -61,7 +75,20 @@ def ends(limits, shape, end, seed):
     """`end` everywhere, or where it is None both ends by chance."""
     if end is not None:
         return np.full(shape, end)
-    return np.random.default_rng(seed).choice([limits.min, limits.max], shape)
+    return np.random.default_rng(seed).choice(limits, shape)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_weights_of_seven_bits_need_no_other_form(row):
+    spec = qmm.MatmulSpec(n=48, k=64, weight="int7", weight_zero_point=True)
+    plan = plan_for(spec, row)
+    assert plan.instruction.name.startswith("vpmaddubsw")
+    assert (plan.x_offset, plan.w_offset) == (128, 0)
+    other = dataclasses.replace(plan.instruction, weights=(-63, 63))
+    without = dataclasses.replace(
+        row, instructions=tuple(other if i == plan.instruction else i for i in row.instructions)
+    )
+    assert plan_for(spec, without).instruction != other
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

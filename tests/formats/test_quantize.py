@@ -12,7 +12,13 @@ from hypothesis.extra import numpy as hnp
 from quantmm.errors import ArrayError, SpecError
 from quantmm.formats.ranges import BLOCK, SHRINK
 
-RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
+RANGES = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int7": (-64, 63),
+}
 FLOATS = st.floats(-1000, 1000, width=32)
 GROUPS = st.sampled_from([None, "tensor", 8, 16, 64])
 
@@ -50,6 +56,13 @@ def test_absmax_reaches_the_greatest_integer():
     assert q.data.tolist() == [[64, -127, 32]]
     assert q.scale.tolist() == [float(np.float32(2) / np.float32(127))]
     assert q.zero_point is None
+
+
+def test_seven_bits_are_stored_as_bytes():
+    q = qmm.quantize([[1.25, -2.0, 0.5]], "int7")
+    assert (q.data.dtype, q.data.tolist()) == (np.int8, [[39, -63, 16]])
+    assert q.scale.tolist() == [float(np.float32(2) / np.float32(63))]
+    assert qmm.quantize([[-9.0, 9.0]], "int7", scale=0.125).data.tolist() == [[-64, 63]]
 
 
 def test_asymmetric_covers_the_range_and_keeps_zero():
@@ -337,7 +350,7 @@ def test_odd_k_is_padded_with_the_zero_point():
             r"x has shape \(3, 0\); expected a matrix that is not empty",
         ),
         ({"x": np.zeros((2, 2, 2))}, ArrayError, r"x has shape \(2, 2, 2\); expected a matrix"),
-        ({"x": [[1.0]], "dtype": "int7"}, SpecError, "dtype='int7'"),
+        ({"x": [[1.0]], "dtype": "int3"}, SpecError, "dtype='int3'"),
         ({"x": [[1.0]], "method": "magic"}, SpecError, "method='magic'"),
         ({"x": [[1.0]], "group_size": 12}, SpecError, "multiple of 8"),
         ({"x": [[1.0]], "group_size": 0}, SpecError, "multiple of 8"),
@@ -414,6 +427,11 @@ def test_qtensor_errors():
         qmm.QTensor(data, scale, np.zeros(2, np.int64), "int8", None, (2, 3))
     with pytest.raises(ArrayError, match="zero_point 128; int8 holds -128 to 127"):
         qmm.QTensor(data, scale, np.full(2, 128, np.int32), "int8", None, (2, 3))
+    for outside in (-65, 64):
+        with pytest.raises(ArrayError, match=f"data {outside}; int7 holds -64 to 63"):
+            qmm.QTensor(np.full_like(data, outside), scale, None, "int7", None, (2, 3))
+    with pytest.raises(ArrayError, match="zero_point 64; int7 holds -64 to 63"):
+        qmm.QTensor(data, scale, np.full(2, 64, np.int32), "int7", None, (2, 3))
     with pytest.raises(ArrayError, match="data is list; expected a NumPy array"):
         qmm.QTensor(data.tolist(), scale, None, "int8", None, (2, 3))
     with pytest.raises(ArrayError, match="scale is list; expected a NumPy array"):

@@ -67,6 +67,8 @@ def test_int32_has_one_group():
         ({"activation": "uint8", "activation_zero_point": True}, 65793),
         ({"activation_zero_point": True}, 65793),
         ({"weight": "int4", "activation": "int4"}, 2**31 // 64 - 1),
+        ({"weight": "int7"}, 2**31 // (128 * 64) - 1),
+        ({"weight": "int7", "weight_zero_point": True}, 132104),  # // (128 * 127)
         ({"weight": "uint8", "weight_zero_point": True}, 65793),
     ],
 )

@@ -62,7 +62,7 @@ def test_unknown_target():
 
 def test_a_target_of_ones_own_without_an_instruction_for_the_weight():
     row = targets.find("x86-avx2")
-    only = tuple(each for each in row.instructions if each.fits(8, None))
+    only = tuple(each for each in row.instructions if 4 not in each.weight_bits)
     row = dataclasses.replace(row, name="mine", instructions=only)
     spec = qmm.MatmulSpec(n=16, k=64, weight="int4")
     with pytest.raises(UnsupportedError, match="mine has no instruction for int4 weights"):
@@ -134,7 +134,7 @@ def test_tiles_fit_the_register_file(target, bits, group_size):
 @pytest.mark.parametrize("group_size", [None, 24, 128])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_layout_holds_every_weight_once_and_in_order(target, n, k, pairs, group_size, bits):
-    instruction = next(each for each in target.instructions if each.fits(bits, group_size))
+    instruction = next(each for each in target.instructions if each.reads(bits, group_size))
     layout = targets.weight_layout(n, k, instruction, group_size=group_size, bits=bits, pairs=pairs)
     w = np.random.default_rng(k).integers(1, 1 << (bits - 1), (n, k)).astype(np.int8)
     packed = layout.pack(w)

@@ -130,7 +130,7 @@ def test_fields_that_are_added_to_a_row_change_no_digest():
 def test_a_record_depends_on_the_instructions_that_its_code_has(log):
     used = instructions_of(plan_for(SPEC, ROW))
     x_dtype = {"int8": "uint8", "uint8": "int8"}[used[0].x_dtype]
-    other = dataclasses.replace(used[0], name="another", x_dtype=x_dtype, weight_bits=(4,))
+    other = dataclasses.replace(used[0], name="another", x_dtype=x_dtype, weights=(0, 15))
     beside = dataclasses.replace(ROW, instructions=(*ROW.instructions, other))
     assert records.find(SPEC, beside, 1, log) is not None
     slower = [dataclasses.replace(each, slots=each.slots * 2) for each in ROW.instructions]
