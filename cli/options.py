@@ -20,13 +20,14 @@ HELP = {
     "weight": "Format of the weight.",
     "activation": "Format in which activations are multiplied.",
     "group_size": "k per weight scale: a multiple of 8, 'tensor', or 'channel'.",
-    "activation_scale": "What one activation scale covers: a row of X, or all of it.",
+    "activation_scale": "What one activation scale covers: a row of X, a group of its k as the "
+    "weight has groups, or all of it.",
     "input": "Float type in which activations arrive; without it they arrive quantized.",
     "out": "Format of the result.",
     "activation_fn": "Activation function after the bias.",
     "weight_zero_point": "The weight has zero points.",
     "activation_zero_point": "The activation has zero points.",
-    "dynamic": "Quantize each row from its own range.",
+    "dynamic": "Quantize each row, or group, from its own range.",
     "bias": "Add a bias.",
     "residual": "Add a residual.",
 }

@@ -36,8 +36,18 @@ def takes(name: str, spec: MatmulSpec) -> bool:
 
 
 def by_row(name: str, spec: MatmulSpec) -> bool:
-    """Whether there is a number `name` of `SCALARS` for each row of X."""
-    return spec.activation_scale == "row" and name.startswith("x_")
+    """Whether there are numbers `name` of `SCALARS` for each row of X."""
+    return spec.activation_scale != "tensor" and name.startswith("x_")
+
+
+def shape_of(name: str, spec: MatmulSpec, m: int | None) -> tuple[int, ...]:
+    """The shape in which a kernel takes `name` of `SCALARS` for `m` rows of X; of bound ones (1,).
+
+    That is (1,), (m,), or (m, groups) where each group has a scale.
+    """
+    if m is None or not by_row(name, spec):
+        return (1,)
+    return (m, spec.groups) if spec.activation_scale == "group" else (m,)
 
 
 def check_taken(name: str, spec: MatmulSpec) -> None:
@@ -67,19 +77,19 @@ def why_no(name: str, spec: MatmulSpec) -> str:
 
 
 def numbers(name: str, value: npt.ArrayLike, spec: MatmulSpec, m: int | None) -> np.ndarray:
-    """A scale or zero point of `SCALARS`: (1,), or (m,) where there is one per row of X."""
+    """Scales or zero points of `SCALARS` in the shape `shape_of`, one number being repeated."""
     check_taken(name, spec)
     array = as_array(name, value)
-    rows = m is not None and by_row(name, spec)
-    if array.size != 1 and not (rows and array.shape == (m,)):
-        expected = f"a scalar or ({m},)" if rows else "a scalar"
+    shape = shape_of(name, spec, m)
+    if array.size != 1 and array.shape != shape:
+        expected = "a scalar" if shape == (1,) else f"a scalar or {shape}"
         raise ArrayError(f"{name} has shape {array.shape}; expected {expected}")
     if SCALARS[name] is np.float32:
         array = scales(name, array)
     else:
         array = zero_points(name, array, spec.activation if name == "x_zero_point" else spec.out)
-    found = np.empty((m,) if rows and m is not None else (1,), array.dtype)
-    found[...] = array.reshape(-1)
+    found = np.empty(shape, array.dtype)
+    found[...] = array.reshape(()) if array.size == 1 else array
     return found
 
 
@@ -100,6 +110,11 @@ def opened(
         raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
     if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
         raise ArrayError("x has zero points; the spec has activation_zero_point=False")
+    if x.scale.ndim == 2 and spec.activation_scale == "group" and x.group_size != spec.group_size:
+        raise ArrayError(
+            f"x is quantized with group_size={x.group_size!r}; the spec has "
+            f"activation_scale='group' with group_size={spec.group_size}"
+        )
     scale = x.scale if takes("x_scale", spec) else None
     zero = x.zero_point
     if zero is None and spec.activation_zero_point:

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .checks import takes
+from .checks import shape_of, takes
 from .integers import INTEGERS
-from .quantize import QTensor, pack_int4, scale_shape
+from .quantize import QTensor, pack_int4, scale_shape, spread
 from .reference import reference
 from .spec import CHOICES, FLOAT_TYPES, MatmulSpec
 from .values import numpy_dtype
@@ -82,13 +82,16 @@ def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulS
     bare = out == "int32"
     given = pick(CHOICES["input"])
     dynamic = given is not None and pick([False, True])
+    group_size = pick([None, "tensor"] if bare else [None, "tensor", *GROUP_SIZES])
+    without = {"tensor"} if dynamic else set[str]()
+    without |= set[str]() if isinstance(group_size, int) else {"group"}
     fields = {
         "weight": pick(CHOICES["weight"]),
         "activation": pick(CHOICES["activation"]),
-        "group_size": pick([None, "tensor"] if bare else [None, "tensor", *GROUP_SIZES]),
+        "group_size": group_size,
         "weight_zero_point": pick([False, True]),
         "activation_zero_point": pick([False, True]),
-        "activation_scale": "row" if dynamic else pick(CHOICES["activation_scale"]),
+        "activation_scale": pick([s for s in CHOICES["activation_scale"] if s not in without]),
     }
     if not bare:
         fields |= {
@@ -120,9 +123,11 @@ def weight(rng: np.random.Generator, spec: MatmulSpec) -> QTensor:
 
 
 def activation(rng: np.random.Generator, spec: MatmulSpec, m: int) -> np.ndarray:
-    """X for `spec`: floats of very different sizes from row to row, or integers."""
+    """X for `spec`: floats of very different sizes from scale to scale, or integers."""
     if spec.input is not None:
-        values = rng.standard_normal((m, spec.k)) * 10.0 ** rng.integers(-3, 3, (m, 1))
+        values = rng.standard_normal((m, spec.k))
+        sizes = 10.0 ** rng.integers(-3, 3, (m, spec.x_groups))
+        values *= spread(sizes, values.shape, spec.k_of_group if spec.x_groups > 1 else spec.k)
         return values.astype(numpy_dtype(spec.input))
     values = integers(rng, spec.activation, (m, spec.k))
     return pack_int4(values) if spec.packed_activation else values
@@ -150,7 +155,7 @@ def spread_of(dtype: str) -> float:
 
 def call_arguments(rng: np.random.Generator, spec: MatmulSpec, m: int) -> dict[str, Any]:
     """Scales and zero points of X that are given, and the residual."""
-    shape = (m,) if spec.activation_scale == "row" else ()
+    shape = () if spec.activation_scale == "tensor" else shape_of("x_scale", spec, m)
     arguments: dict[str, Any] = {}
     if takes("x_scale", spec):
         arguments["x_scale"] = rng.uniform(0.001, 0.1, shape).astype(np.float32)

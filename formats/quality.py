@@ -60,7 +60,8 @@ def error_report(
     W : (N, K), finite numbers that float32 holds, in whatever `quantize` takes.
     specs : the formats; n and k are those of W.
     x : (M, K), finite activations; 64 rows of the standard normal distribution when left out. Each
-        row has its own scale when the spec is dynamic or has activation_scale="row".
+        row has its own scale when the spec has activation_scale="row", and each group of a row
+        with "group".
     method, percentile : how `quantize` finds the range of the weight. The range of activations is
         all of it, as in a kernel that quantizes them.
 
@@ -98,7 +99,7 @@ def error_report(
         qx = quantize(
             given,
             spec.activation,
-            group_size=None if spec.activation_scale == "row" else "tensor",
+            group_size=spec.x_group_size,
             symmetric=not spec.activation_zero_point,
         )
         count = q.data.nbytes + q.scale.nbytes

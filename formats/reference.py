@@ -5,6 +5,12 @@
     y[m, n]      = t * sX[m],  with a bias fma(t, sX[m], bias[n]);  activation_fn;  + residual
                    (without bias and activation_fn  fma(t, sX[m], residual[m, n]))
 
+Where X has a scale for each of several groups, they are applied group by group, and none is left:
+
+    u[m, n, g]   = acc[m, n, g] * sW[n, g]           with zX[m, g] in acc
+    t[m, n]      = u[m, n, 0] * sX[m, 0];  t = fma(u[m, n, g], sX[m, g], t) for g = 1, 2, ...
+    y[m, n]      = t,  with a bias t + bias[n];  activation_fn;  + residual
+
 Every step is one float32 rounding (half to even); int32 is converted to float32 first. fma rounds
 once: it is computed here through float64, where the product is exact. A float16 or bfloat16 out is
 y rounded once more; int8 and uint8 are clip(round(y / sY) + zY); int32 is acc itself.
@@ -53,8 +59,8 @@ def reference(
         point.
     w : the quantized weight, (n, k).
     bias : float32 (n,), when `spec.bias`.   residual : (..., n), when `spec.residual`.
-    x_scale, x_zero_point : scalar, or `x.shape[:-1]` when `spec.activation_scale` is "row"; not
-        for dynamic specs.
+    x_scale, x_zero_point : scalar, or `x.shape[:-1]` when `spec.activation_scale` is "row", and
+        `(*x.shape[:-1], groups)` when it is "group"; not for dynamic specs.
     out_scale, out_zero_point : for int8 and uint8 outputs; an out_zero_point left out is 0.
 
     Raises
@@ -70,14 +76,15 @@ def reference(
             raise ArrayError(f"x has shape {given.shape}; expected (..., {spec.k})")
         lead = given.shape[:-1]
         arrays = {"bias": bias, "residual": of_rows("residual", residual, (*lead, spec.n), 1)}
+        each = (*lead, spec.groups) if spec.activation_scale == "group" else lead
         for name, value in (("x_scale", x_scale), ("x_zero_point", x_zero_point)):
-            arrays[name] = of_rows(name, value, lead, 0)
+            arrays[name] = of_rows(name, value, each, len(each) - len(lead), scalar=True)
         rows = given.reshape(-1, given.shape[-1])
         arrays |= {"out_scale": out_scale, "out_zero_point": out_zero_point}
         return reference(spec, rows, w, **arrays).reshape(*lead, spec.n)
     qx, sx, zx = activations(spec, x, x_scale, x_zero_point)
     m = qx.shape[0]
-    xs = qx.astype(np.float64) - zx
+    xs = qx.astype(np.float64) - spread(zx, qx.shape, spec.x_group_size)
     ws = w.unpacked().astype(np.float64)
     if w.zero_point is not None:
         ws = ws - spread(w.zero_point, w.shape, w.group_size)
@@ -92,10 +99,15 @@ def reference(
         y = np.zeros((m, spec.n), np.float32)
         for g in range(spec.groups):
             k = slice(g * spec.k_of_group, (g + 1) * spec.k_of_group)
-            acc = xs[:, k] @ ws[:, k].T
-            y = fma(acc.astype(np.float32), w.scale[:, g], y)
+            acc = (xs[:, k] @ ws[:, k].T).astype(np.float32)
+            if spec.x_groups > 1:
+                y = fma(acc * w.scale[:, g], sx[:, [g]], y)
+            else:
+                y = fma(acc, w.scale[:, g], y)
     added = check_residual(spec, residual, m)
-    if added_bias is not None:
+    if spec.x_groups > 1:
+        y = y if added_bias is None else y + added_bias
+    elif added_bias is not None:
         y = fma(y, sx, added_bias)
     elif added is not None and spec.activation_fn is None:
         return store(spec.out, fma(y, sx, added), *end)
@@ -108,18 +120,24 @@ def reference(
 
 
 def of_rows(
-    name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], columns: int
+    name: str,
+    value: npt.ArrayLike | None,
+    shape: tuple[int, ...],
+    columns: int,
+    *,
+    scalar: bool = False,
 ) -> np.ndarray | None:
     """What comes for each row of an x that is no matrix, for the rows of one.
 
-    Scalars stay; the last `columns` dimensions of `shape` are those of a row.
+    The last `columns` dimensions of `shape` are those of a row. One number stays one where
+    `scalar` allows it.
     """
     if value is None:
         return None
     array = as_array(name, value)
     if array.shape == shape:
         return array.reshape(-1, *shape[len(shape) - columns :])
-    if array.size == 1 and columns == 0:
+    if array.size == 1 and scalar:
         return array.reshape(-1)
     raise ArrayError(f"{name} has shape {array.shape}; expected {shape}")
 
@@ -130,7 +148,7 @@ def activations(
     x_scale: npt.ArrayLike | None,
     x_zero_point: npt.ArrayLike | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Integers (M, K), scales (M or 1, 1) float32 and zero points (M or 1, 1)."""
+    """Integers (M, K); scales float32 and zero points, (M or 1, 1) or (M, groups) each."""
     given: Any = x
     if isinstance(x, QTensor):
         given, x_scale, x_zero_point = opened(spec, x, x_scale, x_zero_point)
@@ -141,7 +159,7 @@ def activations(
         found = quantize(
             q,
             spec.activation,
-            group_size=None if spec.activation_scale == "row" else "tensor",
+            group_size=spec.x_group_size,
             scale=scale,
             zero_point=zero,
             symmetric=not spec.activation_zero_point,
@@ -154,7 +172,7 @@ def activations(
         raise ArrayError(f"x is {q.dtype.name}{q.shape}; expected integers of (M, {spec.k})")
     if q.size and not (least <= q.min() and q.max() <= greatest):
         raise ArrayError(f"x spans {q.min()} to {q.max()}; {spec.activation} does not")
-    return q, column(scale, np.float32(1)), column(zero, np.int32(0))
+    return q, columns(scale, np.float32(1), spec), columns(zero, np.int32(0), spec)
 
 
 def optional(name: str, value: npt.ArrayLike | None, spec: MatmulSpec, m: int) -> np.ndarray | None:
@@ -164,9 +182,11 @@ def optional(name: str, value: npt.ArrayLike | None, spec: MatmulSpec, m: int) -
     return None if value is None else numbers(name, value, spec, m)
 
 
-def column(values: np.ndarray | None, default: np.generic) -> np.ndarray:
-    """Numbers per row of X, or one for all, as they stand beside a matrix."""
-    return np.reshape(default if values is None else values, (-1, 1))
+def columns(values: np.ndarray | None, default: np.generic, spec: MatmulSpec) -> np.ndarray:
+    """Numbers per row (and group) of X, or one for all, as they stand beside a matrix."""
+    if values is None:
+        return np.full((1, spec.x_groups), default)
+    return np.reshape(values, (-1, spec.x_groups))
 
 
 def output_numbers(

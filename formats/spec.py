@@ -18,7 +18,7 @@ FLOAT_TYPES = ("float32", "float16", "bfloat16")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "weight": ("int8", "int4", "uint4", "uint8", "int7"),
     "activation": ("int8", "uint8", "int4"),
-    "activation_scale": ("tensor", "row"),
+    "activation_scale": ("tensor", "row", "group"),
     "input": (None, *FLOAT_TYPES),
     "out": (*FLOAT_TYPES, "int32", "int8", "uint8"),
     "activation_fn": (None, "relu", "gelu", "gelu_tanh", "silu"),
@@ -38,10 +38,12 @@ class MatmulSpec:
     group_size : None for one weight scale per row of W, "tensor" for one in all, or the number of
         consecutive k that share a scale (a multiple of 8; the last group may be shorter).
     weight_zero_point, activation_zero_point : whether zero points are subtracted.
-    activation_scale : "row" or "tensor": what one activation scale (and zero point) covers. With
-        "row" a call takes a number for each row of X, or one for all of them; with "tensor" one.
-    dynamic : X is quantized inside the call, row by row from its own range (needs `input`, and
-        "row" scales).
+    activation_scale : "row", "group" or "tensor": what one activation scale (and zero point)
+        covers. With "row" a call takes a number for each row of X, or one for all of them; with
+        "group" one for each row and each of the weight's groups of k, or one for all; with
+        "tensor" one. "group" needs a `group_size` that is a number.
+    dynamic : X is quantized inside the call, each row or group from its own range (needs `input`,
+        and "row" or "group" scales).
     input : None when X arrives quantized, else the float type in which it arrives.
     out : float type of Y, "int8" or "uint8" (requantized), or "int32" (the bare accumulator).
     bias, residual : whether a float32 bias[n] and a residual[m, n] are added.
@@ -91,10 +93,15 @@ class MatmulSpec:
     def _check_combination(self) -> None:
         if self.dynamic and self.input is None:
             raise SpecError("dynamic=True quantizes X in the call; it needs input='float32' or so")
-        if self.dynamic and self.activation_scale != "row":
+        if self.dynamic and self.activation_scale == "tensor":
             raise SpecError(
                 f"activation_scale={self.activation_scale!r} with dynamic=True, which finds one "
-                "for each row of X; expected 'row'"
+                "for each row of X, or for each group of it; expected 'row' or 'group'"
+            )
+        if self.activation_scale == "group" and not isinstance(self.group_size, int):
+            raise SpecError(
+                f"activation_scale='group' with group_size={self.group_size!r}, which has no "
+                "groups; expected a group_size that is a multiple of 8"
             )
         if self.out == "int32":
             if isinstance(self.group_size, int) and self.group_size < self.k:
@@ -154,6 +161,16 @@ class MatmulSpec:
     def groups(self) -> int:
         """The number of groups along K."""
         return -(-self.k // self.k_of_group)
+
+    @property
+    def x_group_size(self) -> int | str | None:
+        """What one activation scale covers, as `quantize` takes it."""
+        return {"tensor": "tensor", "row": None, "group": self.group_size}[self.activation_scale]
+
+    @property
+    def x_groups(self) -> int:
+        """The number of activation scales that a row of X has."""
+        return self.groups if self.activation_scale == "group" else 1
 
     @property
     def k_limit(self) -> int:

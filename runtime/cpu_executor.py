@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ArrayError
-from ..formats.checks import SCALARS, by_row, check_taken, missing, numbers, takes_residual
+from ..formats.checks import (
+    SCALARS,
+    by_row,
+    check_taken,
+    missing,
+    numbers,
+    shape_of,
+    takes_residual,
+)
 from ..formats.integers import INTEGERS
 from ..formats.spec import MatmulSpec
 from ..formats.values import FLOAT32_MAX, numpy_dtype
@@ -37,8 +46,8 @@ if TYPE_CHECKING:
 #: nearest is positive and finite.
 PLAIN = (float, np.float32)
 PLAIN_SCALES = float(np.finfo(np.float32).smallest_subnormal), FLOAT32_MAX
-#: Rows up to which one number for all of them is kept, repeated, for later calls.
-KEPT_ROWS = 4096
+#: Times up to which a number that stands for many is kept, repeated, for later calls.
+KEPT_NUMBERS = 4096
 
 #: A function, its tile counts, its work, and on how many threads that is done best.
 Ready = tuple[Any, int, int, float, int]
@@ -177,7 +186,7 @@ class CpuExecutor:
         number = plain_number(name, value, self._spec)
         if number is None:
             return tvm_ffi.from_dlpack(aligned(numbers(name, value, self._spec, m)))
-        return repeated(number, SCALARS[name], m if by_row(name, self._spec) else 1)
+        return repeated(number, SCALARS[name], shape_of(name, self._spec, m))
 
     def _residual(self, residual: Any, m: int, y: Any) -> Any:
         """The residual as a kernel reads it."""
@@ -204,14 +213,15 @@ def plain_number(name: str, value: Any, spec: MatmulSpec) -> Any:
     return value if type(value) in (int, np.int32) and first <= value <= last else None
 
 
-def repeated(number: float, dtype: Any, count: int) -> Any:
-    """A tensor that holds `number` so often, which nothing changes."""
-    return kept(number, dtype, count) if count <= KEPT_ROWS else filled(number, dtype, count)
+def repeated(number: float, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """A tensor of a shape that holds `number` everywhere, which nothing changes."""
+    make = kept if math.prod(shape) <= KEPT_NUMBERS else filled
+    return make(number, dtype, shape)
 
 
-def filled(number: float, dtype: Any, count: int) -> Any:
+def filled(number: float, dtype: Any, shape: tuple[int, ...]) -> Any:
     """A new tensor of `number`."""
-    array = aligned_empty((count,), dtype)
+    array = aligned_empty(shape, dtype)
     array[...] = number
     return tvm_ffi.from_dlpack(array)
 

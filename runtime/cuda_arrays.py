@@ -8,6 +8,7 @@ the host's memory, are copied to the device and back.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -129,25 +130,30 @@ def on_device(name: str, x: Any) -> DeviceArray | None:
     return None if found is None else matrix(name, found)
 
 
-def numbers_on_device(name: str, x: Any, dtype: np.dtype, count: int, device: int) -> int | None:
-    """The address of `count` consecutive numbers on `device`; None where `x` is on the host.
+def numbers_on_device(
+    name: str, x: Any, dtype: np.dtype, shape: tuple[int, ...], device: int
+) -> int | None:
+    """The address of consecutive numbers of `shape` on `device`; None where `x` is on the host.
 
     Raises
     ------
     ArrayError
-        Numbers of another type, number or device.
+        Numbers of another type, shape or device, or with gaps between them.
     """
     array = hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__")
     found = described(name, x) if array else None
     if found is None:
         return None
-    shapes = [(count,), (count, 1), *([()] if count == 1 else [])]
+    count = math.prod(shape)
+    shapes = [shape, (*shape, 1), *([()] if count == 1 else [])]
     if found.dtype != dtype.name or found.shape not in shapes:
         raise ArrayError(
-            f"{name} is {found.dtype}{found.shape} on a device; expected {dtype.name}({count},)"
+            f"{name} is {found.dtype}{found.shape} on a device; expected {dtype.name}{shape}"
         )
-    if count > 1 and found.strides and found.strides[0] != 1:
-        raise ArrayError(f"{name} has stride {found.strides[0]} in elements; expected 1")
+    for at, step in enumerate(found.strides or ()):
+        expected = math.prod(found.shape[at + 1 :])
+        if found.shape[at] > 1 and step != expected:
+            raise ArrayError(f"{name} has stride {step} in elements; expected {expected}")
     if found.device != device:
         raise ArrayError(f"{name} is on CUDA device {found.device}; expected it on {device}, as x")
     return found.address

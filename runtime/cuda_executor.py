@@ -8,6 +8,7 @@ same time as calls on that stream or other graphs of it, nor when the object is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError
-from ..formats.checks import SCALARS, by_row, check_taken, missing, numbers, takes, takes_residual
+from ..formats.checks import (
+    SCALARS,
+    by_row,
+    check_taken,
+    missing,
+    numbers,
+    shape_of,
+    takes,
+    takes_residual,
+)
 from ..formats.spec import stored_as
 from ..formats.values import numpy_dtype
 from ..schedules.plan import MAX_ELEMENTS
@@ -181,18 +191,22 @@ class CudaExecutor:
 
         One that is on the device is not looked at, which would mean to wait for it.
         """
-        per_row = by_row(name, self._spec)
+        shape = shape_of(name, self._spec, call.m)
         if value is None:
             if name not in self._defaults:
                 raise missing(name)
-            if per_row:
-                return self._memory.repeated(name, self._defaults[name], call.m, call.place)
+            if by_row(name, self._spec):
+                count = math.prod(shape)
+                return self._memory.repeated(name, self._defaults[name], count, call.place)
             return call.addresses[f"bound {name}"]
-        count, dtype = call.m if per_row else 1, np.dtype(SCALARS[name])
-        there = numbers_on_device(name, value, dtype, count, call.place.device)
+        there = numbers_on_device(name, value, np.dtype(SCALARS[name]), shape, call.place.device)
         if there is not None:
             return there
         return self._memory.copied(name, numbers(name, value, self._spec, call.m), call.place)
+
+    def _row_bytes(self, name: str) -> int:
+        """Bytes of a scale's or zero point's numbers for a row of X."""
+        return math.prod(shape_of(name, self._spec, 1)) * np.dtype(SCALARS[name]).itemsize
 
     def _parts(self, call: Call) -> Iterator[tuple[CudaTiling, Call]]:
         """The call for as many rows at a time as offsets of int32 reach."""
@@ -200,7 +214,7 @@ class CudaExecutor:
         steps = {
             "y": y_stride * self._out_dtype.itemsize,
             "residual": r_stride * self._residual_dtype.itemsize,
-            **{n: np.dtype(t).itemsize for n, t in SCALARS.items() if by_row(n, self._spec)},
+            **{n: self._row_bytes(n) for n in SCALARS if by_row(n, self._spec)},
         }
         widest = max(call.x.stride, y_stride, r_stride)
         most = min(self.kernel.most_rows, MAX_ELEMENTS // widest)
@@ -242,10 +256,11 @@ class CudaExecutor:
     def _prepared(self, call: Call) -> dict[str, int]:
         """Memory for what `PREPARE` writes."""
         layout = self.kernel.info.layout
+        scales = layout.sum_columns if self._spec.x_groups > 1 else 1
         sizes = {
             "xq": call.m * layout.x_columns,
-            "x_scale": 4 * call.m,
-            "x_zero_point": 4 * call.m,
+            "x_scale": 4 * call.m * scales,
+            "x_zero_point": 4 * call.m * scales,
             "x_sum": 4 * call.m * layout.sum_columns,
         }
         return {

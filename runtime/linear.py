@@ -181,8 +181,8 @@ class Linear:
         residual : (..., n) of `spec.residual_dtype`, when the spec has one, where x lies; it may be
             `out`, to which the product is then added.
         x_scale, x_zero_point : one for all rows, or when `spec.activation_scale` is "row" one for
-            each, of the shape `x.shape[:-1]`; instead of the bound ones. A dynamic spec finds its
-            own.
+            each, of the shape `x.shape[:-1]`, when it is "group" one for each group of k of each,
+            `(*x.shape[:-1], groups)`; instead of the bound ones. A dynamic spec finds its own.
         out_scale, out_zero_point : scalars for int8 and uint8 outputs, instead of the bound ones.
             All four are checked; but float32 and int32 arrays on x's GPU are used as they are.
         num_threads : for this call only; a GPU has none.
@@ -234,7 +234,9 @@ class Linear:
         rows = None if out is None else rows_to_write("out", out, (*lead, n))
         if residual is not None:
             residual = as_rows("residual", residual, n, lead)
-        flat = {name: numbers_of_rows(name, value, lead) for name, value in per_row.items()}
+        spec = self.kernel.spec
+        within = (spec.groups,) if spec.activation_scale == "group" else ()
+        flat = {name: numbers_of_rows(name, value, lead, within) for name, value in per_row.items()}
         y = self(x, rows, residual=residual, **flat, **others)
         return y.reshape((*lead, n)) if out is None else out
 

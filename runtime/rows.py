@@ -94,14 +94,18 @@ def address_of(x: Any) -> int:
     return int(x.data_ptr() if is_torch(x) else x.__cuda_array_interface__["data"][0])
 
 
-def numbers_of_rows(name: str, value: Any, lead: tuple[int, ...]) -> Any:
-    """One number, or one for each row as (M,)."""
+def numbers_of_rows(
+    name: str, value: Any, lead: tuple[int, ...], within: tuple[int, ...] = ()
+) -> Any:
+    """One number, or numbers of the shape `within` for each row, as (M, *within)."""
     shape = getattr(value, "shape", None)
     if value is None or shape == ():
         return value
     if shape is None:
         value = as_array(name, value)
         shape = value.shape
-    if tuple(shape) == lead or np.prod(shape) == 1:
+    if tuple(shape) == (*lead, *within):
+        return value.reshape(-1, *within)
+    if np.prod(shape) == 1:
         return value.reshape(-1)
-    raise ArrayError(f"{name} has shape {tuple(shape)}; expected a scalar or {lead}")
+    raise ArrayError(f"{name} has shape {tuple(shape)}; expected a scalar or {(*lead, *within)}")

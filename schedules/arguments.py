@@ -11,9 +11,9 @@ from ..formats.spec import MatmulSpec, stored_as
 from .plan import Plan
 
 #: What an argument has numbers for: the rows of X; the packed weight; each column and group of the
-#: weight, or each column; each row of X, or all of them; each row and group; the call; or the
+#: weight, or each column; what an activation scale covers; each row and group; the call; or the
 #: elements of the result.
-Of = Literal["x", "weight", "group", "column", "row", "row and group", "call", "result"]
+Of = Literal["x", "weight", "group", "column", "scale of x", "row and group", "call", "result"]
 
 AnyPlan = Plan[Any, Any]
 
@@ -37,7 +37,7 @@ class Argument:
     def by_row(self, spec: MatmulSpec) -> bool:
         """Whether it has numbers for each row of X."""
         return self.of in ("x", "row and group", "result") or (
-            self.of == "row" and spec.activation_scale == "row"
+            self.of == "scale of x" and spec.activation_scale != "tensor"
         )
 
 
@@ -65,8 +65,8 @@ ARGUMENTS = (
         lambda plan: plan.spec.weight_zero_point,
     ),
     Argument("w_scale", "group", dtype("float32"), lambda plan: plan.spec.out != "int32"),
-    Argument("x_scale", "row", dtype("float32"), taken("x_scale")),
-    Argument("x_zero_point", "row", dtype("int32"), taken("x_zero_point")),
+    Argument("x_scale", "scale of x", dtype("float32"), taken("x_scale")),
+    Argument("x_zero_point", "scale of x", dtype("int32"), taken("x_zero_point")),
     Argument("x_sum", "row and group", dtype("int32"), lambda plan: False),
     Argument("bias", "column", dtype("float32"), lambda plan: plan.spec.bias),
     Argument(

@@ -3,7 +3,7 @@
 A kernel multiplies an X of int8 or uint8 with rows of `layout.x_columns` bytes. Where the caller's
 X is not of that form, or its rows' scales or sums are to be found, `prepare` writes one that is:
 
-    x_range[row]                    the range of a row                       dynamic specs
+    x_range[row]                    the range of a row, or of each group     dynamic specs
     x_scale[row], x_zero_point[row]
     xq[row, k]                      the integers, groups padded to steps
     x_sum[row, g]                   their sums                               zero points of weights
@@ -36,9 +36,10 @@ from ...schedules.cuda.program import FRAGMENT_ROWS, CudaProgram, CudaTile
 from ...schedules.plan import x_sign
 from ...targets import Instruction
 from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
-from .activations import Packed, PerRow, Rows, given, quantized, scales
+from .activations import Packed
 from .epilogue import Epilogue
 from .frontend import last_again, placeholders
+from .scales import PerScale, Rows, Spans, given, quantized, scales
 
 #: A number of an array or of a stage, by its place.
 Element = Callable[..., Expr]
@@ -74,7 +75,8 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
 
     Arguments: x (M, k) as the caller has it; x_scale and x_zero_point (1,) or (M,) where they are
     given and X arrives as floats; then what `prepared` names: xq (M, x_columns), x_scale (M,)
-    float32, x_zero_point (M,) int32, x_sum (M, sum_columns) int32.
+    float32, x_zero_point (M,) int32, x_sum (M, sum_columns) int32. Where groups have scales of
+    their own, those are given as (M, groups) and written as (M, sum_columns).
     """
     spec, layout, target = plan.spec, plan.layout, plan.target
     m = tirx.Var("m", "int32")
@@ -82,20 +84,21 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     inputs = placeholders(plan, rows, ())
     x = inputs["x"]
     stages: dict[str, te.Tensor] = {}
-    scale: PerRow | None = None
-    zero_point: PerRow | None = None
+    scale: PerScale | None = None
+    zero_point: PerScale | None = None
+    scale_columns = layout.sum_columns if spec.x_groups > 1 else 1
     if spec.input is not None:
-        scale, zero_point = scales(spec, target, rows, inputs, stages)
+        scale, zero_point = scales(Spans(spec, rows, scale_columns), target, inputs, stages)
     dtype = x_sign(spec)
 
-    def integer(row: Expr, k: Expr) -> Expr:
+    def integer(row: Expr, g: Expr, k: Expr) -> Expr:
         if spec.packed_activation:
             nibble = x[row, k // 2].astype("int32") >> (k % 2 * 4) & 15
             return ((nibble ^ 8) - 8).astype(dtype)
         if spec.input is None:
             return x[row, k]
         assert scale is not None
-        at = tirx.const(0, "int32"), row, tirx.const(0, "int32")
+        at = tirx.const(0, "int32"), row, g, tirx.const(0, "int32")
         zero = None if zero_point is None else zero_point(*at)
         return quantized(spec, target, x[row, k], scale(*at), zero).astype(dtype)
 
@@ -110,18 +113,16 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
             within = position % padded
             k = position // padded * size + within
             there, everywhere = tirx.And(within < size, k < spec.k), False
-        value = integer(row, k if everywhere else tirx.min(k, spec.k - 1))
+        value = integer(row, position // padded, k if everywhere else tirx.min(k, spec.k - 1))
         return value if everywhere else tirx.Select(there, value, tirx.const(0, dtype))
 
     columns = layout.x_columns
     xq = te.compute((m, columns), lambda row, at: padded_integer(row, at, columns), "xq")
     outputs = {"xq": xq}
-    zero = tirx.const(0, "int32")
     if spec.dynamic and scale is not None:
-        outputs["x_scale"] = te.compute((m,), lambda row: scale(zero, row, zero), "x_scale")
+        outputs["x_scale"] = written(scale, m, scale_columns, "x_scale")
     if spec.dynamic and zero_point is not None:
-        found = te.compute((m,), lambda row: zero_point(zero, row, zero), "x_zero_point")
-        outputs["x_zero_point"] = found
+        outputs["x_zero_point"] = written(zero_point, m, scale_columns, "x_zero_point")
     if plan.needs_x_sum:
         k = te.reduce_axis((0, padded), "k")
 
@@ -139,13 +140,21 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     return te.create_prim_func([*read, *(outputs[name] for name in prepared(plan))])
 
 
+def written(number: PerScale, m: tirx.Var, columns: int, name: str) -> te.Tensor:
+    """Scales or zero points of rows, `columns` of each, as the multiplication reads them."""
+    zero = tirx.const(0, "int32")
+    if columns == 1:
+        return te.compute((m,), lambda row: number(zero, row, zero, zero), name)
+    return te.compute((m, columns), lambda row, g: number(zero, row, g, zero), name)
+
+
 def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaProgram:
     """The products and the epilogue in tiles of `tile.rows` x `tile.blocks` * 8.
 
     Shapes of the arguments: x (M, x_columns / piece, piece); w `layout.shape`; w_sum int32,
     w_zero_point and w_scale (n_blocks, groups, 8); bias (n_blocks, 1, 8); x_scale and x_zero_point
-    (1,) or (M,); x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in
-    tiles.
+    (1,) or (M,), or for groups (M, groups) where they are given, (M, sum_columns) where they were
+    found; x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in tiles.
     """
     layout = plan.layout
     plan = dataclasses.replace(plan, instruction=instruction)
@@ -159,6 +168,9 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
         "x": (x_shape, instruction.x_dtype),
         "x_sum": ((rows.m, layout.sum_columns), "int32"),
     }
+    if plan.spec.x_groups > 1 and plan.spec.dynamic:
+        own["x_scale"] = (rows.m, layout.sum_columns), "float32"
+        own["x_zero_point"] = (rows.m, layout.sum_columns), "int32"
     inputs = placeholders(plan, rows, shape, own)
 
     block = last_again(shape[3], layout.n_blocks)
@@ -213,15 +225,17 @@ def of_a_step(instruction: Instruction) -> Instruction:
 
 def given_numbers(
     plan: CudaPlan, rows: Rows, inputs: dict[str, te.Tensor]
-) -> tuple[PerRow, PerRow | None, Element | None]:
+) -> tuple[PerScale, PerScale | None, Element | None]:
     """Scale, zero point and sums of a row of X, which are arguments whatever found them."""
     spec = plan.spec
     zero_point = sums = None
+    # What was found has numbers for the groups behind the last one, what a caller gives has not.
+    spans = Spans(spec, rows, spec.groups if spec.dynamic else plan.layout.groups)
     if spec.activation_zero_point:
-        zero_point = given(spec, rows, inputs["x_zero_point"])
+        zero_point = given(spans, inputs["x_zero_point"])
     if plan.needs_x_sum:
         sums = lambda o, i, g, r: inputs["x_sum"][rows.at(o, i, r), g]  # noqa: E731
-    return given(spec, rows, inputs["x_scale"]), zero_point, sums
+    return given(spans, inputs["x_scale"]), zero_point, sums
 
 
 def staged_x(

@@ -51,11 +51,17 @@ class Epilogue:
     def residual_is_addend(self) -> bool:
         """Nothing lies between the product with X's scale and the residual: one operation."""
         spec = self.spec
-        return spec.residual and not spec.bias and spec.activation_fn is None
+        bare = not spec.bias and spec.activation_fn is None and spec.x_groups == 1
+        return spec.residual and bare
 
     def per_column(self, name: str, group: Expr | int, at: Place) -> Expr:
         """The number of the array `name` for the column and group."""
         return self.inputs[name][self.block(at[3]), group, at[4]]
+
+    def x_scale(self, group: Expr | int, at: Place) -> Expr:
+        """The scale of X in a row and group."""
+        o, i, r, *_ = at
+        return self.packed.scale(o, i, group, r)
 
     def exact(self, value: Expr, group: Expr | int, at: Place) -> Expr:
         """`value`, the sum of products over a group, with the corrections of `schedules.plan`."""
@@ -68,7 +74,7 @@ class Epilogue:
         if self.plan.needs_w_sum:
             w_sum = self.per_column("w_sum", group, at)
             if self.packed.zero_point is not None:
-                w_sum = (self.packed.zero_point(o, i, r) + self.plan.x_offset) * w_sum
+                w_sum = (self.packed.zero_point(o, i, group, r) + self.plan.x_offset) * w_sum
             value = value - w_sum
         if self.plan.needs_x_sum:
             assert self.packed.sums is not None
@@ -80,9 +86,13 @@ class Epilogue:
         return value
 
     def scaled(self, value: Expr, group: Expr | int, at: Place) -> Expr:
-        """The exact sum over a group times the weight's scale, in float32."""
+        """The exact sum over a group times its scales, in float32.
+
+        X's scale is one of them where groups have their own.
+        """
         scale = self.per_column("w_scale", group, at)
-        return self.exact(value, group, at).astype("float32") * scale
+        result = self.exact(value, group, at).astype("float32") * scale
+        return result * self.x_scale(group, at) if self.spec.x_groups > 1 else result
 
     def of_part(self, value: Expr, part: Expr | int, at: Place) -> Expr:
         """The sum of products over a part of K as it is added to the others'."""
@@ -97,14 +107,16 @@ class Epilogue:
         )
 
     def finished(self, value: Expr, at: Place) -> Expr:
-        """`value` in units of X's scale as the result before residual and format."""
+        """`value` in units of a row's scale, if it has one, as the result before the residual."""
         if self.residual_is_addend:
             return value
-        scale = self.packed.scale(*at[:3])
-        if self.spec.bias:
-            result = multiply_add(self.target, value, scale, self.per_column("bias", 0, at))
+        if self.spec.x_groups > 1:
+            result = value + self.per_column("bias", 0, at) if self.spec.bias else value
+        elif self.spec.bias:
+            bias = self.per_column("bias", 0, at)
+            result = multiply_add(self.target, value, self.x_scale(0, at), bias)
         else:
-            result = value * scale
+            result = value * self.x_scale(0, at)
         return functions.activation(self.spec.activation_fn, result, self.target)
 
     def stored(self, value: Expr, at: Place) -> Expr:
@@ -115,7 +127,7 @@ class Epilogue:
         if spec.residual:
             added = functions.widen(self.inputs["residual"][at], spec.residual_dtype, target)
             if self.residual_is_addend:
-                value = multiply_add(target, value, self.packed.scale(*at[:3]), added)
+                value = multiply_add(target, value, self.x_scale(0, at), added)
             else:
                 value = value + added
         if not spec.requantized:

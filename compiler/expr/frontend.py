@@ -30,9 +30,10 @@ from ...schedules.cpu.plan import CpuPlan
 from ...schedules.cpu.program import Parameters, Program, fitted, parts_of, x_steps
 from ...schedules.plan import MAX_ELEMENTS, Plan
 from ...targets import Instruction, WeightLayout
-from .activations import Packed, Rows, pack
+from .activations import Packed, pack
 from .epilogue import Epilogue
 from .products import product
+from .scales import Rows
 
 #: Names of the axes of a tile, by which steps of schedules find their loops; see `fragments` too.
 TILE = ["o", "i", "r", "nb", "lane"]
@@ -43,8 +44,8 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
     w_extra (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
-    x_scale and x_zero_point (1,) or (M,) as `spec.activation_scale` says; out_scale and
-    out_zero_point (1,); residual and y in tiles.
+    x_scale and x_zero_point (1,), (M,) or (M, groups) as `spec.activation_scale` says; out_scale
+    and out_zero_point (1,); residual and y in tiles.
     """
     spec, layout, tile = plan.spec, plan.layout, parameters.tile
     names = arguments(plan)
@@ -116,12 +117,13 @@ def placeholders(
     own : shapes and dtypes of those that are not read as the caller brings them.
     """
     spec, layout = plan.spec, plan.layout
+    scales = {"tensor": (1,), "row": (rows.m,), "group": (rows.m, spec.groups)}
     shapes: dict[Of, tuple[Expr | int, ...]] = {
         "x": (rows.m, spec.x_columns),
         "weight": counted(layout.shape),
         "group": (layout.n_blocks, layout.groups, layout.lanes),
         "column": (layout.n_blocks, 1, layout.lanes),
-        "row": (rows.m if spec.activation_scale == "row" else 1,),
+        "scale of x": scales[spec.activation_scale],
         "row and group": (rows.m, layout.groups),
         "call": (1,),
         "result": tiles,

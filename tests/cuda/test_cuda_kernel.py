@@ -102,6 +102,12 @@ FORMATS = [
     {"weight": "uint4", "group_size": 32, "weight_zero_point": True, "out": "float16"},
     {"group_size": 320, "activation": "uint8", "activation_zero_point": True, "bias": True},
 ]
+#: Activations with a scale for each group, found in the call or given.
+FORMATS += [
+    {"weight": "int4", "group_size": 32, "activation_scale": "group", "bias": True}
+    | {"input": "float32", "dynamic": True, "activation_zero_point": True},
+    {"group_size": 64, "activation_scale": "group", "residual": True},
+]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,9 @@ FORMATS = [
         ("cuda-sm86", FORMATS[3]),
         ("cuda-sm90", FORMATS[0]),
         ("cuda-sm90", FORMATS[1]),
+        ("cuda-sm75-dp4a", FORMATS[4]),
+        ("cuda-sm80", FORMATS[4]),
+        ("cuda-sm75", FORMATS[5]),
     ],
 )
 def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
@@ -433,7 +442,7 @@ def test_numbers_on_a_device_are_used_in_place(monkeypatch):
     monkeypatch.setattr(OnDevice, "device", type("Second", (), {"id": 1}), raising=False)
     second = OnDevice(gpu, call["x_scale"][:, None])
     with pytest.raises(ArrayError, match="x_scale is on CUDA device 1; expected it on 0, as x"):
-        cuda_arrays.numbers_on_device("x_scale", second, np.dtype("float32"), 5, 0)
+        cuda_arrays.numbers_on_device("x_scale", second, np.dtype("float32"), (5,), 0)
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)])

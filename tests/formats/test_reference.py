@@ -24,7 +24,11 @@ def as_float32(value: Fraction | float) -> float:
 
 
 def by_hand(spec, x, w, sx, zx, bias):
-    """One output after the other, with exact integers and one float32 rounding per step."""
+    """One output after the other, with exact integers and one float32 rounding per step.
+
+    sx and zx are numbers, or lists of one for each row and group.
+    """
+    each = isinstance(sx, list)
     qx, qw = x.tolist(), w.unpacked().tolist()
     size = spec.k if spec.group_size in (None, "tensor") else spec.group_size
     y = np.zeros((len(qx), spec.n), np.float32)
@@ -34,10 +38,14 @@ def by_hand(spec, x, w, sx, zx, bias):
             at = {"tensor": (), None: (n,)}.get(spec.group_size, (n, g))
             zw = 0 if w.zero_point is None else int(w.zero_point[at])
             stop = min(start + size, spec.k)
-            acc = sum((qx[m][k] - zx) * (qw[n][k] - zw) for k in range(start, stop))
+            z = zx[m][g] if each else zx
+            acc = sum((qx[m][k] - z) * (qw[n][k] - zw) for k in range(start, stop))
             step = Fraction(as_float32(acc)) * Fraction(float(w.scale[at]))
+            if each:
+                step = Fraction(as_float32(step)) * Fraction(sx[m][g])
             total = as_float32(Fraction(total) + step)
-        y[m, n] = as_float32(Fraction(total) * Fraction(sx) + Fraction(float(bias[n])))
+        scale = 1 if each else sx
+        y[m, n] = as_float32(Fraction(total) * Fraction(scale) + Fraction(float(bias[n])))
     return y
 
 
@@ -70,6 +78,43 @@ def test_equals_the_definition(weight, activation, group_size, k, zero_points, s
     y = qmm.reference(spec, x, w, bias=bias, x_scale=sx, x_zero_point=zx if zero_points else None)
     expected = by_hand(spec, x, w, sx, zx, bias)
     assert np.all(np.abs(y - expected) <= np.spacing(np.abs(expected)))
+
+
+@given(
+    st.sampled_from(["int8", "int4", "uint4", "uint8"]),
+    st.sampled_from(["int8", "uint8"]),
+    st.sampled_from([8, 16]),
+    st.integers(17, 40),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_equals_the_definition_with_scales_of_groups(
+    weight, activation, group_size, k, zero_points, seed
+):
+    rng = np.random.default_rng(seed)
+    spec = qmm.MatmulSpec(
+        n=3,
+        k=k,
+        weight=weight,
+        activation=activation,
+        group_size=group_size,
+        activation_scale="group",
+        activation_zero_point=zero_points,
+        bias=True,
+    )
+    w = qmm.quantize(rng.standard_normal((3, k)), weight, group_size=group_size, symmetric=True)
+    x = rng.integers(0, 128, (2, k)).astype(activation)
+    scale = rng.uniform(0.01, 1, (2, spec.groups)).astype(np.float32)
+    zero = rng.integers(0, 128, scale.shape) * zero_points
+    bias = rng.standard_normal(3).astype(np.float32)
+    given = {"x_scale": scale} | ({"x_zero_point": zero} if zero_points else {})
+    y = qmm.reference(spec, x, w, bias=bias, **given)
+    expected = by_hand(spec, x, w, scale.tolist(), zero.tolist(), bias)
+    np.testing.assert_array_equal(y, expected)
+    # A QTensor brings the same numbers.
+    q = qmm.QTensor(x, scale, zero.astype(np.int32), activation, group_size, x.shape)
+    if zero_points:
+        np.testing.assert_array_equal(qmm.reference(spec, q, w, bias=bias), y)
 
 
 def small(**fields):

@@ -114,6 +114,27 @@ def test_dynamic_specs_have_a_scale_for_each_row():
         qmm.MatmulSpec(n=4, k=4, input="float32", dynamic=True, activation_scale="tensor")
 
 
+@pytest.mark.parametrize("group_size", [None, "tensor"])
+def test_scales_of_groups_need_groups(group_size):
+    with pytest.raises(SpecError, match=f"'group' with group_size={group_size!r}, which has no gr"):
+        qmm.MatmulSpec(n=4, k=64, group_size=group_size, activation_scale="group")
+
+
+@pytest.mark.parametrize(
+    ("scale", "group_size", "covers", "count"),
+    [
+        ("tensor", 32, "tensor", 1),
+        ("row", 32, None, 1),
+        ("group", 32, 32, 3),
+        ("group", 96, 96, 1),
+    ],
+)
+def test_what_an_activation_scale_covers(scale, group_size, covers, count):
+    spec = qmm.MatmulSpec(n=4, k=70, group_size=group_size, activation_scale=scale)
+    assert (spec.x_group_size, spec.x_groups) == (covers, count)
+    assert qmm.MatmulSpec.from_json(spec.to_json()) == spec
+
+
 def test_json_says_what_an_activation_scale_covers():
     row, tensor = (qmm.MatmulSpec(n=4, k=8, activation_scale=each) for each in ("row", "tensor"))
     assert row == qmm.MatmulSpec(n=4, k=8)

@@ -143,7 +143,7 @@ def test_one_number_for_all_rows(monkeypatch):
     linear = qmm.compile(spec).bind(w, **bound)
     scales = (np.float32(0.1), np.asarray(0.3, np.float32), np.float64(0.7), [2.0], 3)
     others = [{}, *({"x_scale": scale} for scale in scales), {"x_zero_point": np.int64(-128)}]
-    monkeypatch.setattr(cpu_executor, "KEPT_ROWS", 2)
+    monkeypatch.setattr(cpu_executor, "KEPT_NUMBERS", 2)
     # Each M twice, and one after the other: nothing that was kept may serve another call.
     for m, call in itertools.product((1, M, M, 2, 1), others):
         x = problems.integers(rng, "int8", (m, K))

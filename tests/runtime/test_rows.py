@@ -189,6 +189,7 @@ def assert_in_parts(compiled, m):
         {"activation_zero_point": True, "residual": True, "bias": True, "out": "float16"},
         {"activation_scale": "tensor", "activation": "uint8", "out": "int8"},
         {"input": "float32", "dynamic": True, "group_size": 8, "weight": "int4"},
+        {"group_size": 8, "weight": "int4", "activation_scale": "group"},
     ],
 )
 def test_rows_beyond_int32_are_computed_in_parts(monkeypatch, host_kernel, fields, m):
