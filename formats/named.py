@@ -16,7 +16,7 @@ from .spec import MatmulSpec
 FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
 
 #: By name, the fields of a spec that are not at their defaults. X of "int8" and "int7" has one
-#: scale in all, as other libraries have it.
+#: scale in all, as other libraries have it. "-xg": X has a scale for each of the weight's groups.
 FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"activation_scale": "tensor"},
     "int7": {"weight": "int7", "activation_scale": "tensor"},
@@ -25,6 +25,9 @@ FORMATS: dict[str, dict[str, Any]] = {
     "w4a8": FLOATS | {"weight": "int4"},
     "w4a8-g128": FLOATS | {"weight": "int4", "group_size": 128},
     "w4a8-g32": FLOATS | {"weight": "int4", "group_size": 32},
+    "w4a8-g128-xg": FLOATS | {"weight": "int4", "group_size": 128, "activation_scale": "group"},
+    "w4a8-g32-xg": FLOATS | {"weight": "int4", "group_size": 32, "activation_scale": "group"},
+    "w8a8-g32-xg": FLOATS | {"group_size": 32, "activation_scale": "group"},
 }
 
 

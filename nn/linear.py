@@ -61,8 +61,9 @@ class Linear(nn.Module):
 
         Parameters
         ----------
-        format : "w8a8-dynamic", "w7a8-dynamic", "w4a8", "w4a8-g128", "w4a8-g32", or a
-            `MatmulSpec` with this shape that is dynamic and gives what it takes.
+        format : "w8a8-dynamic", "w7a8-dynamic", "w4a8", "w4a8-g128", "w4a8-g32"; "w4a8-g128-xg",
+            "w4a8-g32-xg" or "w8a8-g32-xg", in which X has a scale for each group of the weight; or
+            a `MatmulSpec` with this shape that is dynamic and gives what it takes.
         device : "meta" makes buffers without memory.
 
         Raises

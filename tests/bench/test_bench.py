@@ -133,7 +133,8 @@ def test_what_the_names_of_formats_stand_for():
     for name, fields in named.FORMATS.items():
         spec = qmm.MatmulSpec(n=8, k=8, **fields)
         assert named.name_of(spec) == name
-        assert spec.activation_scale == ("tensor" if name in ("int8", "int7") else "row")
+        usual = "group" if name.endswith("-xg") else "row"
+        assert spec.activation_scale == ("tensor" if name in ("int8", "int7") else usual)
     assert named.name_of(qmm.MatmulSpec(n=8, k=8)) == "activation_scale=row"
 
 

@@ -22,6 +22,7 @@ SPECS = [
     qmm.MatmulSpec(n=5, k=9, weight="uint8", weight_zero_point=True, bias=True, **FLOATS),
     qmm.MatmulSpec(n=8, k=64, group_size="tensor", activation_fn="gelu", **FLOATS),
     qmm.MatmulSpec(n=1, k=1, activation="uint8", activation_zero_point=True, **FLOATS),
+    qmm.MatmulSpec(n=9, k=70, group_size=16, activation_scale="group", bias=True, **FLOATS),
 ]
 
 leading_shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
