@@ -39,7 +39,7 @@ import numpy as np
 import quantmm as qmm
 from quantmm.files import write_whole
 from quantmm.formats.problem import Problem, difference, random_spec
-from quantmm.formats.quantize import scale_shape
+from quantmm.formats.ranges import scale_shape
 from quantmm.processes import Worker, WorkerError
 from quantmm.runtime import driver
 from quantmm.runtime.cuda_info import CudaFunction

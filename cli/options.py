@@ -26,6 +26,7 @@ HELP = {
     "out": "Format of the result.",
     "activation_fn": "Activation function after the bias.",
     "weight_zero_point": "The weight has zero points.",
+    "weight_offset": "The weight has offsets: floats that are added.",
     "activation_zero_point": "The activation has zero points.",
     "dynamic": "Quantize each row, or group, from its own range.",
     "bias": "Add a bias.",

@@ -18,14 +18,18 @@ from ..formats.weights import find_matrix, save_weights
 from .options import HELP, GroupSize, format_options, make_spec
 from .tables import show
 
-#: What is compared when nothing is chosen: weight, group size, whether there are zero points.
-USUAL: list[tuple[str, int | None, bool]] = [
-    ("int8", None, False),
-    ("int8", 128, False),
-    ("int4", None, False),
-    ("int4", 128, False),
-    ("int4", 32, False),
-    ("uint4", 32, True),
+#: What a weight may have beside scales.
+BESIDE = ("weight_zero_point", "weight_offset")
+
+#: What is compared when nothing is chosen: weight, group size, and of `BESIDE` what there is.
+USUAL: list[tuple[str, int | None, dict[str, bool]]] = [
+    ("int8", None, {}),
+    ("int8", 128, {}),
+    ("int4", None, {}),
+    ("int4", 128, {}),
+    ("int4", 32, {}),
+    ("uint4", 32, {"weight_zero_point": True}),
+    ("uint4", 32, {"weight_offset": True}),
 ]
 
 
@@ -84,14 +88,14 @@ def quantize_command(
         raise click.UsageError(f"--output {output} is FILE, which it would replace; name another")
     name, matrix = find_matrix(file, tensor)
     n, k = matrix.shape
-    zero = formats.pop("weight_zero_point")
-    if weights or group_sizes or zero:
-        words = [(weight, size, zero) for weight, size in chosen]
+    said = {name: formats[name] for name in BESIDE if formats[name]}
+    if weights or group_sizes or said:
+        words = [(weight, size, said) for weight, size in chosen]
     else:
         words = [row for row in USUAL if row[1] is None or row[1] <= k]
     specs = [
-        make_spec(n, k, {**formats, "weight": weight, "group_size": size, "weight_zero_point": z})
-        for weight, size, z in words
+        make_spec(n, k, {**formats, "weight": weight, "group_size": size, **beside})
+        for weight, size, beside in words
     ]
     if output is not None:
         (spec,) = specs
@@ -119,7 +123,9 @@ def clipped(matrix: np.ndarray, specs: list[MatmulSpec]) -> list[str]:
     weights = [
         spec.weight
         for spec in specs
-        if spec.weight.startswith("u") and not spec.weight_zero_point and matrix.min() < 0
+        if spec.weight.startswith("u")
+        and not (spec.weight_zero_point or spec.weight_offset)
+        and matrix.min() < 0
     ]
     notes = [
         f"{weight} without --weight-zero-point: negative weights are clipped to 0"

@@ -63,7 +63,7 @@ def kernel_of(
         architecture=row.architecture or machine.architecture(),
         layout=layout,
         arguments=arguments(plan),
-        x_offset=plan.x_offset,
+        x_offset=plan.x_shift,
         functions=tuple(function for _, function in choices),
         cost_ns=layout.k_padded / layout.depth * SLOT_NS,
         versions=versions(),

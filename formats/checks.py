@@ -108,6 +108,8 @@ def opened(
         raise ArrayError(f"x is {x.dtype}{x.shape}; expected {spec.activation} of (M, {spec.k})")
     if x_scale is not None or x_zero_point is not None:
         raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
+    if x.offset is not None:
+        raise ArrayError("x has offsets; expected zero points or none: weights alone have offsets")
     if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
         raise ArrayError("x has zero points; the spec has activation_zero_point=False")
     if x.scale.ndim == 2 and spec.activation_scale == "group" and x.group_size != spec.group_size:
@@ -134,6 +136,8 @@ def check_weight(spec: MatmulSpec, w: object) -> None:
         )
     if w.zero_point is not None and w.zero_point.any() and not spec.weight_zero_point:
         raise ArrayError("w has zero points; the spec has weight_zero_point=False")
+    if w.offset is not None and w.offset.any() and not spec.weight_offset:
+        raise ArrayError("w has offsets; the spec has weight_offset=False")
 
 
 def check_bias(spec: MatmulSpec, bias: npt.ArrayLike | None) -> np.ndarray | None:

@@ -16,7 +16,8 @@ import numpy as np
 
 from .checks import shape_of, takes
 from .integers import INTEGERS
-from .quantize import QTensor, pack_int4, scale_shape, spread
+from .quantize import QTensor, pack_int4
+from .ranges import scale_shape, spread
 from .reference import reference
 from .spec import CHOICES, FLOAT_TYPES, MatmulSpec
 from .values import numpy_dtype
@@ -59,9 +60,12 @@ class Problem:
         """Numbers of their own for each array."""
         return np.random.default_rng([self.seed, what])
 
-    def weight(self) -> QTensor:
-        """A quantized weight with the extremes of its format in it."""
-        return weight(self._random(1), self.spec)
+    def weight(self, rare: bool = False) -> QTensor:
+        """A quantized weight with the extremes of its format in it; see `weight_scales`.
+
+        Not `rare` where it is timed: there are chips on which subnormal numbers take longer.
+        """
+        return weight(self._random(1), self.spec, rare=rare)
 
     def activation(self) -> np.ndarray:
         """X as a kernel takes it: integers, packed ones, or floats."""
@@ -80,6 +84,7 @@ def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulS
     """Any valid combination of formats; `pick` chooses from a sequence."""
     out = pick(CHOICES["out"])
     bare = out == "int32"
+    beside = pick([None, "zero points"] if bare else [None, "zero points", "offsets"])
     given = pick(CHOICES["input"])
     dynamic = given is not None and pick([False, True])
     group_size = pick([None, "tensor"] if bare else [None, "tensor", *GROUP_SIZES])
@@ -89,7 +94,8 @@ def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulS
         "weight": pick(CHOICES["weight"]),
         "activation": pick(CHOICES["activation"]),
         "group_size": group_size,
-        "weight_zero_point": pick([False, True]),
+        "weight_zero_point": beside == "zero points",
+        "weight_offset": beside == "offsets",
         "activation_zero_point": pick([False, True]),
         "activation_scale": pick([s for s in CHOICES["activation_scale"] if s not in without]),
     }
@@ -112,14 +118,25 @@ def integers(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np
     return values.astype(np.int8 if INTEGERS[dtype].signed else np.uint8)
 
 
-def weight(rng: np.random.Generator, spec: MatmulSpec) -> QTensor:
-    """A quantized weight for `spec`."""
+def weight(rng: np.random.Generator, spec: MatmulSpec, *, rare: bool = True) -> QTensor:
+    """A quantized weight for `spec`; see `weight_scales`."""
     values = integers(rng, spec.weight, (spec.n, spec.k))
     shape = scale_shape((spec.n, spec.k), spec.group_size)
-    scale = rng.uniform(0.001, 0.1, shape).astype(np.float32)
+    scale = weight_scales(rng, shape, rare=rare)
     zero = integers(rng, spec.weight, shape).astype(np.int32) if spec.weight_zero_point else None
+    offset = rng.uniform(-1, 1, shape).astype(np.float32) if spec.weight_offset else None
     data = pack_int4(values) if spec.four_bit_weight else values
-    return QTensor(data, scale, zero, spec.weight, spec.group_size, (spec.n, spec.k))
+    return QTensor(data, scale, zero, spec.weight, spec.group_size, (spec.n, spec.k), offset)
+
+
+def weight_scales(rng: np.random.Generator, shape: tuple[int, ...], *, rare: bool) -> np.ndarray:
+    """Positive scales; with `rare` sometimes also negative, zero or subnormal ones."""
+    scale = rng.uniform(0.001, 0.1, shape).astype(np.float32)
+    if not rare:
+        return scale
+    factors = rng.choice([-1.0, 0.0, 2.0**-140], shape).astype(np.float32)
+    share = rng.choice([0.0, 0.3])
+    return np.where(rng.random(shape) < share, factors * scale, scale).astype(np.float32)
 
 
 def activation(rng: np.random.Generator, spec: MatmulSpec, m: int) -> np.ndarray:
@@ -169,7 +186,7 @@ def call_arguments(rng: np.random.Generator, spec: MatmulSpec, m: int) -> dict[s
 
 def check(problem: Problem, kernel: Compiled) -> str | None:
     """Run `problem` on `kernel`; what differs from the reference, or None."""
-    x, w = problem.activation(), problem.weight()
+    x, w = problem.activation(), problem.weight(rare=True)
     bind, call = problem.bind_arguments(), problem.call_arguments()
     return difference(
         kernel.bind(w, **bind)(x, **call), reference(problem.spec, x, w, **bind, **call)

@@ -28,7 +28,7 @@ class ErrorRow:
     ----------
     format : of the weight: "float32", "int8 channel", "int4 g=128", "uint4 g=32 zero points".
     activation : of X: "float32", "int8 tensor", "uint8 row zero points".
-    bytes : of the weight as `QTensor` stores it: integers, scales and zero points.
+    bytes : of the weight as `QTensor` stores it: integers, scales, and zero points or offsets.
     ratio : `bytes` over those of float32.
     snr_db : signal-to-noise ratio of the weight, 10 log10(sum w² / sum (w - dequantized)²); inf
         when nothing is lost.
@@ -103,7 +103,8 @@ def error_report(
             symmetric=not spec.activation_zero_point,
         )
         count = q.data.nbytes + q.scale.nbytes
-        count += q.zero_point.nbytes if q.zero_point is not None else 0
+        for beside in (q.zero_point, q.offset):
+            count += 0 if beside is None else beside.nbytes
         errors = original.errors(dequantize(q), dequantize(qx))
         labels = weight_label(spec), activation_label(spec)
         rows.append(ErrorRow(*labels, count, count / size, *errors))
@@ -118,9 +119,10 @@ def quantize_weight(
         weight,
         spec.weight,
         group_size=spec.group_size,
-        symmetric=not spec.weight_zero_point,
+        symmetric=None if spec.weight_offset else not spec.weight_zero_point,
         method=method,
         percentile=percentile,
+        offset=spec.weight_offset,
     )
 
 
@@ -158,7 +160,8 @@ def weight_label(spec: MatmulSpec) -> str:
     """The format of a spec's weight, in words."""
     size = spec.group_size
     groups = f"g={size}" if isinstance(size, int) else size or "channel"
-    return f"{spec.weight} {groups}" + (" zero points" if spec.weight_zero_point else "")
+    beside = " zero points" if spec.weight_zero_point else " offsets" if spec.weight_offset else ""
+    return f"{spec.weight} {groups}{beside}"
 
 
 def activation_label(spec: MatmulSpec) -> str:

@@ -15,15 +15,26 @@ import numpy.typing as npt
 
 from ..errors import ArrayError, SpecError
 from .integers import INTEGERS
-from .ranges import BLOCK, group_range, least_error, percentile_range, pieces
+from .ranges import (
+    BLOCK,
+    group_range,
+    least_error,
+    least_error_around,
+    percentile_range,
+    pieces,
+    scale_shape,
+    spread,
+    spread_rows,
+)
 from .spec import as_group_size, as_size
 from .values import (
     FLOAT32_MAX,
     as_array,
     as_matrix,
+    beside_rows,
+    held,
+    refuse_infinite,
     refuse_integers,
-    refuse_masked,
-    refuse_scales,
     scales,
     zero_points,
 )
@@ -40,10 +51,16 @@ class QTensor:
     ----------
     data : (rows, K) of int8 (for int7 too) or uint8; for int4 and uint4 (rows, ceil(K / 2)) of
         uint8, see `pack_int4`.
-    scale : float32, of shape () for group_size "tensor", (rows,) for None, (rows, groups) else.
+    scale : float32, of shape () for group_size "tensor", (rows,) for None, (rows, groups) else;
+        any finite numbers, of which those of activations must be positive.
     zero_point : int32 of the same shape as `scale`, or None when symmetric.
     dtype : "int8", "uint8", "int4", "uint4" or "int7" (-64 to 63).
     group_size : None (one scale per row), "tensor", or the number of k per scale.
+    offset : float32 of the same shape as `scale`, or None: what is added to scale * q, instead of
+        a zero point.
+
+    Arrays may be given as NumPy's, as torch tensors, or as any with DLPack; scales and offsets also
+    as float16 or bfloat16, zero points as any integers, and what is one per row as (rows, 1).
     """
 
     data: np.ndarray
@@ -52,17 +69,16 @@ class QTensor:
     dtype: str
     group_size: int | str | None
     shape: tuple[int, int]
+    offset: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_format(self.dtype)
         object.__setattr__(self, "group_size", as_group_size(self.group_size))
         object.__setattr__(self, "shape", as_shape(self.shape))
-        for name in ("data", "scale", "zero_point"):
-            array = getattr(self, name)
-            there = array is not None or name != "zero_point"
-            if there and not isinstance(array, (np.ndarray, np.generic)):
-                raise ArrayError(f"{name} is {type(array).__name__}; expected a NumPy array")
-            refuse_masked(name, array)
+        for name in ("data", "scale", "zero_point", "offset"):
+            value = getattr(self, name)
+            if value is not None or name in ("data", "scale"):
+                object.__setattr__(self, name, held(name, value))
         rows, k = self.shape
         row = INTEGERS[self.dtype]
         expected = (rows, -(-k // 2) if row.packed else k), row.stored
@@ -74,46 +90,20 @@ class QTensor:
         if row.holes:
             refuse_integers("data", self.data, self.dtype)
         shape = scale_shape(self.shape, self.group_size)
-        check_stored("scale", self.scale, shape, np.float32)
-        refuse_scales("scale", self.scale)
+        for name in ("scale", "offset"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, stored_floats(name, value, shape))
         if self.zero_point is not None:
-            check_stored("zero_point", self.zero_point, shape, np.int32)
-            refuse_integers("zero_point", self.zero_point, self.dtype)
+            zero_point = stored_zero_points(self.zero_point, shape, self.dtype)
+            object.__setattr__(self, "zero_point", zero_point)
+            if self.offset is not None:
+                raise ArrayError("offset and zero_point are both given; expected one of them")
 
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""
         if not INTEGERS[self.dtype].packed:
             return self.data
         return unpack_int4(self.data, self.shape[1], signed=self.dtype == "int4")
-
-
-def scale_shape(shape: tuple[int, int], group_size: int | str | None) -> tuple[int, ...]:
-    """The shape of the scales of a matrix of `shape`."""
-    rows, k = shape
-    if group_size == "tensor":
-        return ()
-    if group_size is None:
-        return (rows,)
-    assert isinstance(group_size, int)
-    return (rows, -(-k // group_size))
-
-
-def spread(
-    scale: npt.ArrayLike, shape: tuple[int, int], group_size: int | str | None
-) -> np.ndarray:
-    """`scale` (or zero points) repeated so that it broadcasts against a matrix of `shape`."""
-    values = np.asarray(scale)
-    if isinstance(group_size, int):
-        # A group may be far longer than K.
-        return np.repeat(values, min(group_size, shape[1]), axis=1)[:, : shape[1]]
-    return values[:, None] if values.ndim == 1 else values
-
-
-def spread_rows(
-    scale: np.ndarray, rows: slice, shape: tuple[int, int], group_size: int | str | None
-) -> np.ndarray:
-    """What `spread` gives for these rows of the matrix."""
-    return spread(scale[rows] if scale.ndim else scale, shape, group_size)
 
 
 def quantize(
@@ -126,6 +116,7 @@ def quantize(
     symmetric: bool | None = None,
     method: str = "absmax",
     percentile: float | None = None,
+    offset: bool = False,
 ) -> QTensor:
     """Quantize a matrix.
 
@@ -148,12 +139,18 @@ def quantize(
         ..., 0.2 that leaves the least squared error, so never more than "absmax" does, see
         `ranges.least_error`.
     percentile : for that method, more than 50 and at most 100; 99.9 when left out.
+    offset : find floats that are added instead of zero points, as ggml's Q4_1 has them:
+        scale = (max(x) - min(x)) / (qmax - qmin), offset = min(x) - scale * qmin, of ranges that
+        need not have zero in them; q = clip(round((x - offset) / scale)). Where all numbers are the
+        same the scale is 0. "mse" shrinks such a range around its middle, and what is left of its
+        promise beside "absmax" is up to the rounding of float32. Weights alone may have offsets.
 
     Raises
     ------
     SpecError
-        An unknown dtype, method or group_size, a percentile out of range or without its method, or
-        a method beside a given scale.
+        An unknown dtype, method or group_size, a percentile out of range or without its method, a
+        method beside a given scale, or an offset beside a given scale or zero point, or beside
+        symmetric=True.
     ArrayError
         x is not a finite matrix, a scale is not positive and finite, a zero point is outside
         dtype, or the range of an asymmetric format, from its least to its greatest number, is
@@ -165,6 +162,8 @@ def quantize(
     if scale is not None and method != "absmax":
         raise SpecError(f"method={method!r} finds the scale, but a scale was given; give only one")
     share = check_percentile(percentile, method)
+    if offset:
+        check_offset(offset, scale=scale, zero_point=zero_point, symmetric=symmetric or None)
     group_size = as_group_size(group_size)
     given = np.atleast_2d(as_array("x", x))
     nothing = given.ndim == 2 and given.shape[0] == 0 < given.shape[1]
@@ -172,37 +171,50 @@ def quantize(
     shape = values.shape[0], values.shape[1]
     per_scale = scale_shape(shape, group_size)
     if symmetric is None:
-        symmetric = zero_point is None and INTEGERS[dtype].signed
+        symmetric = zero_point is None and INTEGERS[dtype].signed and not offset
     if symmetric and zero_point is not None:
         raise SpecError("symmetric=True has no zero_point, but one was given")
 
     if nothing:
         low = high = np.zeros(per_scale, np.float32)
     elif method == "percentile":
-        low, high = percentile_range(values, group_size, share, symmetric=symmetric)
+        ends = {"symmetric": symmetric, "with_zero": not offset}
+        low, high = percentile_range(values, group_size, share, **ends)
     else:
-        low, high = group_range(values, group_size)
+        low, high = group_range(values, group_size, with_zero=not offset)
     least, greatest = INTEGERS[dtype].range
     if scale is not None:
         s = broadcast("scale", scales("scale", scale), per_scale)
     else:
         s = np.maximum(-low, high) if symmetric else width(low, high)
         s = s / np.float32(greatest if symmetric else greatest - least)
-        s = np.where(s > 0, s, np.float32(1)).astype(np.float32)
+        s = np.where(s > 0, s, np.float32(not offset)).astype(np.float32)
 
     z: np.ndarray | None = None
-    if zero_point is not None:
+    b: np.ndarray | None = None
+    if offset:
+        b = np.asarray(low - s * np.float32(least))
+    elif zero_point is not None:
         z = broadcast("zero_point", zero_points("zero_point", zero_point, dtype), per_scale)
     elif not symmetric:
         z = np.asarray(np.clip(np.rint(np.float32(least) - low / s), least, greatest), np.int32)
 
     if method == "mse" and not nothing:
-        s = least_error(values, s, z, dtype, group_size)
+        if b is None:
+            s = least_error(values, s, z, dtype, group_size)
+        else:
+            s, b = least_error_around(values, s, b, dtype, group_size)
 
     data = np.empty(shape, np.int8 if INTEGERS[dtype].signed else np.uint8)
     for rows in pieces(shape[0], BLOCK // shape[1]):
-        with np.errstate(over="ignore"):  # infinity is clipped like any number out of range
-            q = np.rint(values[rows] / spread_rows(s, rows, shape, group_size))
+        some = values[rows]
+        if b is not None:
+            some = some - spread_rows(b, rows, shape, group_size)
+        # Infinity is clipped like any number out of range, and 0 / 0 is what a scale of 0 covers.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            q = np.rint(some / spread_rows(s, rows, shape, group_size))
+        if b is not None:
+            q = np.nan_to_num(q)
         if z is not None:
             q = q + spread_rows(z, rows, shape, group_size)
         data[rows] = np.clip(q, least, greatest)
@@ -210,7 +222,17 @@ def quantize(
         fill = spread(z, shape, group_size) if z is not None else np.zeros(())
         last = np.broadcast_to(fill, shape)[:, -1].astype(data.dtype)
         data = pack_int4(data, fill=last)
-    return QTensor(data, s, z, dtype, group_size, shape)
+    return QTensor(data, s, z, dtype, group_size, shape, b)
+
+
+def check_offset(offset: object, **others: object) -> None:
+    """Refuse what has no meaning beside offsets that are to be found."""
+    if offset is not True:
+        raise SpecError(f"offset={offset!r}; expected True or False")
+    for name, value in others.items():
+        if value is not None:
+            given = "symmetric=True" if name == "symmetric" else f"a {name}"
+            raise SpecError(f"{given} was given with offset=True; expected one of them")
 
 
 def width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -228,7 +250,7 @@ def width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def dequantize(q: QTensor) -> np.ndarray:
-    """float32 (rows, K): scale * (q - zero_point), the product rounded once."""
+    """float32 (rows, K): scale * (q - zero_point) or scale * q + offset, rounded once."""
     q = check_qtensor("q", q)
     integers = q.unpacked()
     values = np.empty(q.shape, np.float32)
@@ -237,7 +259,11 @@ def dequantize(q: QTensor) -> np.ndarray:
         if q.zero_point is not None:
             steps = steps - spread_rows(q.zero_point, rows, q.shape, q.group_size)
         scale = spread_rows(q.scale, rows, q.shape, q.group_size)
-        np.multiply(scale, steps.astype(np.float32), out=values[rows])
+        if q.offset is None:
+            np.multiply(scale, steps.astype(np.float32), out=values[rows])
+        else:  # through float64, where the product is exact
+            offset = spread_rows(q.offset, rows, q.shape, q.group_size)
+            values[rows] = scale.astype(np.float64) * steps + offset
     return values
 
 
@@ -332,10 +358,20 @@ def check_percentile(percentile: float | None, method: str) -> float:
     return float(percentile)
 
 
-def check_stored(
-    name: str, array: np.ndarray, shape: tuple[int, ...], dtype: type[np.generic]
-) -> None:
-    """Refuse scales or zero points of another shape or type."""
-    if array.shape != shape or array.dtype != dtype:
-        expected = np.dtype(dtype).name
-        raise ArrayError(f"{name} is {array.dtype.name}{array.shape}; expected {expected}{shape}")
+def stored_floats(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales or offsets as float32 of `shape`, into which those of 16 bits go exactly."""
+    array = beside_rows(value, shape)
+    short = array.dtype.name in ("float16", "bfloat16")
+    if array.shape != shape or not (short or array.dtype == np.float32):
+        raise ArrayError(f"{name} is {value.dtype.name}{value.shape}; expected float32{shape}")
+    array = array.astype(np.float32, copy=False)
+    refuse_infinite(name, array)
+    return array
+
+
+def stored_zero_points(value: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Zero points as int32 of `shape`, each of which the format `dtype` holds."""
+    array = beside_rows(value, shape)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise ArrayError(f"zero_point is {value.dtype.name}{value.shape}; expected int32{shape}")
+    return zero_points("zero_point", array, dtype)

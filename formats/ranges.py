@@ -1,10 +1,11 @@
-"""The range of numbers that one scale covers: all of them, a percentile, or what errs least."""
+"""What one scale covers, and its range: all numbers, a percentile of them, or what errs least."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from .integers import INTEGERS
 
@@ -21,8 +22,39 @@ def pieces(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def group_range(x: np.ndarray, group_size: int | str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest value (zero included) of whatever shares a scale."""
+def scale_shape(shape: tuple[int, int], group_size: int | str | None) -> tuple[int, ...]:
+    """The shape of the scales of a matrix of `shape`."""
+    rows, k = shape
+    if group_size == "tensor":
+        return ()
+    if group_size is None:
+        return (rows,)
+    assert isinstance(group_size, int)
+    return (rows, -(-k // group_size))
+
+
+def spread(
+    scale: npt.ArrayLike, shape: tuple[int, int], group_size: int | str | None
+) -> np.ndarray:
+    """`scale` (or zero points) repeated so that it broadcasts against a matrix of `shape`."""
+    values = np.asarray(scale)
+    if isinstance(group_size, int):
+        # A group may be far longer than K.
+        return np.repeat(values, min(group_size, shape[1]), axis=1)[:, : shape[1]]
+    return values[:, None] if values.ndim == 1 else values
+
+
+def spread_rows(
+    scale: np.ndarray, rows: slice, shape: tuple[int, int], group_size: int | str | None
+) -> np.ndarray:
+    """What `spread` gives for these rows of the matrix."""
+    return spread(scale[rows] if scale.ndim else scale, shape, group_size)
+
+
+def group_range(
+    x: np.ndarray, group_size: int | str | None, *, with_zero: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest value of whatever shares a scale, zero among them or not."""
     if group_size == "tensor":
         low, high = x.min(), x.max()
     elif group_size is None:
@@ -32,18 +64,28 @@ def group_range(x: np.ndarray, group_size: int | str | None) -> tuple[np.ndarray
         starts = np.arange(0, x.shape[1], min(group_size, x.shape[1]))
         low = np.minimum.reduceat(x, starts, axis=1)
         high = np.maximum.reduceat(x, starts, axis=1)
+    return including_zero(low, high) if with_zero else (low, high)
+
+
+def including_zero(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges with zero in them."""
     zero = np.float32(0)
     return np.minimum(low, zero), np.maximum(high, zero)
 
 
 def percentile_range(
-    x: np.ndarray, group_size: int | str | None, percentile: float, *, symmetric: bool
+    x: np.ndarray,
+    group_size: int | str | None,
+    percentile: float,
+    *,
+    symmetric: bool,
+    with_zero: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The range without its outliers, zero included; its tails will be clipped.
+    """The range without its outliers, zero among it or not; its tails will be clipped.
 
     Symmetric: ± the percentile of |x|. Asymmetric: the percentile of x, and as low down as that
     is high up, minus the percentile of -x. Between two numbers it is interpolated linearly. Where
-    that leaves nothing but zero, all of the range is taken.
+    that leaves nothing but one number, all of the range is taken.
 
     Percentile calibration is described in Wu et al., "Integer Quantization for Deep Learning
     Inference: Principles and Empirical Evaluation", 2020 (arXiv 2004.09602), section 4.
@@ -53,9 +95,9 @@ def percentile_range(
         low = -high
     else:
         low, high = -upper(-x, group_size, percentile), upper(x, group_size, percentile)
-    zero = np.float32(0)
-    low, high = np.minimum(low, zero), np.maximum(high, zero)
-    least, greatest = group_range(x, group_size)
+    if with_zero:
+        low, high = including_zero(low, high)
+    least, greatest = group_range(x, group_size, with_zero=with_zero)
     nothing = low == high
     return np.where(nothing, least, low), np.where(nothing, greatest, high)
 
@@ -124,6 +166,24 @@ def least_error(
         )
         found[rows] = np.where(np.asarray(after < before)[:, None], shrunk, given)
     return found.reshape(scale.shape)
+
+
+def least_error_around(
+    values: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    dtype: str,
+    group_size: int | str | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and offsets of ranges that shrink around their middle, see `least_error`."""
+    shape = values.shape[0], values.shape[1]
+    middle = np.int32(sum(INTEGERS[dtype].range) // 2)
+    anchor = offset + scale * middle.astype(np.float32)
+    beside = values - spread(anchor, shape, group_size)
+    usable = np.where(scale > 0, scale, np.float32(1))
+    found = least_error(beside, usable, np.full_like(scale, middle, np.int32), dtype, group_size)
+    scale = np.where(scale > 0, found, scale)
+    return scale, np.asarray(anchor - scale * middle.astype(np.float32))
 
 
 def lines(x: np.ndarray, group_size: int | str | None) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What a `MatmulSpec` means, in NumPy. Tests and `quantmm verify` compare every kernel with this.
 
     acc[m, n, g] = sum over k in group g of (qX[m, k] - zX[m]) * (qW[n, k] - zW[n, g])     int32
+    xsum[m, g]   = sum over k in group g of (qX[m, k] - zX[m])                             int32
     t[m, n]      = acc[m, n, 0] * sW[n, 0];  t = fma(acc[m, n, g], sW[n, g], t) for g = 1, 2, ...
+    (offsets)      each followed by  t = fma(xsum[m, g], bW[n, g], t)
     y[m, n]      = t * sX[m],  with a bias fma(t, sX[m], bias[n]);  activation_fn;  + residual
                    (without bias and activation_fn  fma(t, sX[m], residual[m, n]))
 
@@ -9,6 +11,7 @@ Where X has a scale for each of several groups, they are applied group by group,
 
     u[m, n, g]   = acc[m, n, g] * sW[n, g]           with zX[m, g] in acc
     t[m, n]      = u[m, n, 0] * sX[m, 0];  t = fma(u[m, n, g], sX[m, g], t) for g = 1, 2, ...
+    (offsets)      each followed by  t = fma(xsum[m, g] * sX[m, g], bW[n, g], t)
     y[m, n]      = t,  with a bias t + bias[n];  activation_fn;  + residual
 
 Every step is one float32 rounding (half to even); int32 is converted to float32 first. fma rounds
@@ -28,7 +31,8 @@ import numpy.typing as npt
 from ..errors import ArrayError
 from .checks import check_bias, check_weight, missing, numbers, opened, takes, takes_residual
 from .integers import INTEGERS
-from .quantize import QTensor, quantize, spread, unpack_int4
+from .quantize import QTensor, quantize, unpack_int4
+from .ranges import spread
 from .spec import MatmulSpec
 from .values import as_array, to_float32
 
@@ -95,15 +99,18 @@ def reference(
         if spec.out == "int32":
             return acc.astype(np.int32)
         y = acc.astype(np.float32) * np.broadcast_to(w.scale.reshape(-1), (spec.n,))
+        if w.offset is not None:
+            y = fma(group_sum(xs), w.offset.reshape(-1), y)
     else:
         y = np.zeros((m, spec.n), np.float32)
         for g in range(spec.groups):
             k = slice(g * spec.k_of_group, (g + 1) * spec.k_of_group)
             acc = (xs[:, k] @ ws[:, k].T).astype(np.float32)
-            if spec.x_groups > 1:
-                y = fma(acc * w.scale[:, g], sx[:, [g]], y)
-            else:
-                y = fma(acc, w.scale[:, g], y)
+            own = sx[:, [g]] if spec.x_groups > 1 else None
+            y = fma(acc, w.scale[:, g], y) if own is None else fma(acc * w.scale[:, g], own, y)
+            if w.offset is not None:
+                xsum = group_sum(xs[:, k])
+                y = fma(xsum if own is None else xsum * own, w.offset[:, g], y)
     added = check_residual(spec, residual, m)
     if spec.x_groups > 1:
         y = y if added_bias is None else y + added_bias
@@ -213,6 +220,11 @@ def check_residual(spec: MatmulSpec, residual: npt.ArrayLike | None, m: int) -> 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """The sum a * b + c in float32, rounded once (double rounding through float64 aside)."""
     return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
+
+
+def group_sum(xs: np.ndarray) -> np.ndarray:
+    """The sum of each row of exact integers, as a column of float32."""
+    return xs.sum(axis=1, keepdims=True).astype(np.float32)
 
 
 def apply(function: str | None, y: np.ndarray) -> np.ndarray:

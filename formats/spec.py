@@ -23,7 +23,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "out": (*FLOAT_TYPES, "int32", "int8", "uint8"),
     "activation_fn": (None, "relu", "gelu", "gelu_tanh", "silu"),
 }
-FLAGS = ("weight_zero_point", "activation_zero_point", "dynamic", "bias", "residual")
+FLAGS = (
+    "weight_zero_point",
+    "weight_offset",
+    "activation_zero_point",
+    "dynamic",
+    "bias",
+    "residual",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class MatmulSpec:
     group_size : None for one weight scale per row of W, "tensor" for one in all, or the number of
         consecutive k that share a scale (a multiple of 8; the last group may be shorter).
     weight_zero_point, activation_zero_point : whether zero points are subtracted.
+    weight_offset : whether a float is added instead: w = scale q + offset, an offset for each
+        weight scale.
     activation_scale : "row", "group" or "tensor": what one activation scale (and zero point)
         covers. With "row" a call takes a number for each row of X, or one for all of them; with
         "group" one for each row and each of the weight's groups of k, or one for all; with
@@ -73,6 +82,7 @@ class MatmulSpec:
     activation_fn: str | None = None
     residual: bool = False
     m: int | None = None
+    weight_offset: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n", "k", "m"):
@@ -103,13 +113,18 @@ class MatmulSpec:
                 f"activation_scale='group' with group_size={self.group_size!r}, which has no "
                 "groups; expected a group_size that is a multiple of 8"
             )
+        if self.weight_offset and self.weight_zero_point:
+            raise SpecError(
+                "weight_offset=True and weight_zero_point=True; expected one of them, because "
+                "either says which weight the integer 0 is"
+            )
         if self.out == "int32":
             if isinstance(self.group_size, int) and self.group_size < self.k:
                 raise SpecError(
                     f"out='int32' has one accumulator per output, group_size={self.group_size} "
                     f"has {self.groups}; expected group_size None or 'tensor'"
                 )
-            for name in ("bias", "residual", "activation_fn"):
+            for name in ("weight_offset", "bias", "residual", "activation_fn"):
                 if getattr(self, name):
                     raise SpecError(
                         f"out='int32' is the bare accumulator; {name} needs a float or int8 out"

@@ -50,6 +50,30 @@ def as_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
+def held(name: str, value: Any) -> np.ndarray:
+    """The array that a `QTensor` holds: of NumPy, or over the memory of torch or any library.
+
+    Raises
+    ------
+    ArrayError
+        It is no array, or has a mask.
+    """
+    if not isinstance(value, (np.ndarray, np.generic)) and not hasattr(value, "__dlpack__"):
+        raise ArrayError(f"{name} is {type(value).__name__}; expected an array")
+    return np.asarray(as_array(name, value))
+
+
+def beside_rows(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`array` in `shape`, if it has that with dimensions of 1 behind: a number per row in a column.
+
+    Any other is left as it is.
+    """
+    more = array.shape[len(shape) :]
+    if array.shape[: len(shape)] == shape and len(more) <= 2 and set(more) == {1}:
+        return array.reshape(shape)
+    return array
+
+
 def refuse_masked(name: str, value: Any) -> None:
     """Refuse an array with a mask, or a list of them: what is masked would count."""
     parts = value if isinstance(value, (list, tuple)) else (value,)
@@ -114,7 +138,7 @@ def to_float32(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def scales(name: str, value: npt.ArrayLike) -> np.ndarray:
-    """`value` as float32, positive and finite.
+    """`value` as float32, positive and finite: what activations and results are divided by.
 
     Raises
     ------
@@ -134,6 +158,13 @@ def refuse_scales(name: str, scale: np.ndarray) -> None:
     fine = (scale > 0) & (scale < np.inf)
     if not fine.all():
         raise ArrayError(f"{name} {scale[~fine].flat[0]}; expected positive finite numbers")
+
+
+def refuse_infinite(name: str, values: np.ndarray) -> None:
+    """Refuse NaN and infinity."""
+    fine = np.isfinite(values)
+    if not fine.all():
+        raise ArrayError(f"{name} {values[~fine].flat[0]}; expected finite numbers")
 
 
 def zero_points(name: str, value: npt.ArrayLike, dtype: str) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Weights in files: float matrices read from .npy, .npz and .safetensors, quantized ones both ways.
 
 A quantized weight NAME lies in a .safetensors file as the tensors NAME.data, NAME.scale and, where
-it has them, NAME.zero_point, just as a `QTensor` holds them. The file's metadata has under
-"quantmm:NAME" a JSON object: version, dtype, group_size, shape, zero_point (whether there are
-any) and, where one was given, the fields of the MatmulSpec as spec. Other tensors may lie beside.
+it has them, NAME.zero_point or NAME.offset, just as a `QTensor` holds them. The file's metadata has
+under "quantmm:NAME" a JSON object: version, dtype, group_size, shape, zero_point (whether there are
+any), in version 2 offset (likewise) and, where one was given, the fields of the MatmulSpec as spec.
+Other tensors may lie beside.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 KEY = "quantmm:"
-VERSION = 1
+#: The arrays of a `QTensor`, of which it need not have the last two.
+PARTS = ("data", "scale", "zero_point", "offset")
+#: Of an entry: 2 has offsets, which those who read 1 would leave out; any other is written as 1.
+VERSIONS = (1, 2)
 
 #: How many names a message lists.
 LISTED = 8
@@ -162,20 +166,21 @@ def save_weights(
         except ArrayError as error:
             raise ArrayError(f"{name}: {error}") from None
         entry: dict[str, Any] = {
-            "version": VERSION,
+            "version": 1 if q.offset is None else 2,
             "dtype": q.dtype,
             "group_size": q.group_size,
             "shape": q.shape,
             "zero_point": q.zero_point is not None,
         }
+        if q.offset is not None:
+            entry["offset"] = True
         if spec is not None:
             entry["spec"] = json.loads(spec.to_json())
         metadata[KEY + name] = json.dumps(entry)
         # safetensors reads memory as it lies. (np.ascontiguousarray would give () a dimension.)
-        tensors[f"{name}.data"] = np.asarray(q.data, order="C")
-        tensors[f"{name}.scale"] = np.asarray(q.scale, order="C")
-        if q.zero_point is not None:
-            tensors[f"{name}.zero_point"] = np.asarray(q.zero_point, order="C")
+        for part in PARTS:
+            if (array := getattr(q, part)) is not None:
+                tensors[f"{name}.{part}"] = np.asarray(array, order="C")
     try:
         content = to_bytes(tensors, metadata)
     except UnicodeEncodeError as error:
@@ -213,18 +218,21 @@ def read_weight(file: Any, name: str, text: str) -> tuple[QTensor, MatmulSpec | 
         raise SpecError(f"its metadata is not JSON: {error}") from None
     if not isinstance(entry, dict):
         raise SpecError(f"its metadata is {type(entry).__name__}; expected a JSON object")
-    if entry.get("version") != VERSION:
-        raise SpecError(f"version={entry.get('version')!r}; this quantmm reads {VERSION}")
+    if entry.get("version") not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise SpecError(f"version={entry.get('version')!r}; this quantmm reads {known}")
+    if entry["version"] == 1:
+        entry["offset"] = False
     shape: Any = entry.get("shape")
     whole = isinstance(shape, list) and [type(size) for size in shape] == [int, int]
     if not whole or min(shape) < 1:
         raise SpecError(f"shape={shape!r} in its metadata; expected two whole numbers")
-    for field, kind in (("dtype", str), ("zero_point", bool)):
+    for field, kind in (("dtype", str), ("zero_point", bool), ("offset", bool)):
         if not isinstance(entry.get(field), kind):
             raise SpecError(
                 f"{field}={entry.get(field)!r} in its metadata; expected {kind.__name__}"
             )
-    parts = ("data", "scale", "zero_point") if entry["zero_point"] else ("data", "scale")
+    parts = [part for part in PARTS if entry.get(part) is not False]
     there = set(file.keys())
     if missing := [part for part in parts if f"{name}.{part}" not in there]:
         raise ArrayError(f"no tensor {name}.{missing[0]}")
@@ -236,6 +244,7 @@ def read_weight(file: Any, name: str, text: str) -> tuple[QTensor, MatmulSpec | 
         entry["dtype"],
         entry.get("group_size"),
         (shape[0], shape[1]),
+        tensors.get("offset"),
     )
     spec = MatmulSpec.from_json(json.dumps(entry["spec"])) if "spec" in entry else None
     return check_pair((q, spec))

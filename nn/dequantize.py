@@ -16,33 +16,48 @@ from .formats import from_text
 from .namespace import LIBRARY
 
 
-def as_qtensor(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: MatmulSpec) -> QTensor:
+def as_qtensor(
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: MatmulSpec,
+    offset: Tensor | None = None,
+) -> QTensor:
     """A weight over the memory of its tensors, those of the CPU."""
+    beside = [None if each is None else each.detach().numpy() for each in (zero_point, offset)]
     return QTensor(
         data.detach().numpy(),
         scale.detach().numpy(),
-        None if zero_point is None else zero_point.detach().numpy(),
+        beside[0],
         spec.weight,
         spec.group_size,
         (spec.n, spec.k),
+        beside[1],
     )
 
 
-def compute(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
+def compute(
+    data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, offset: Tensor | None = None
+) -> Tensor:
     """float32 (n, k), see `quantmm.dequantize`."""
-    there = None if zero_point is None else zero_point.cpu()
-    w = as_qtensor(data.cpu(), scale.cpu(), there, from_text(spec))
+    zero_point, offset = (
+        None if tensor is None else tensor.cpu() for tensor in (zero_point, offset)
+    )
+    w = as_qtensor(data.cpu(), scale.cpu(), zero_point, from_text(spec), offset)
     return torch.from_numpy(quantize.dequantize(w)).to(data.device)
 
 
-def describe(data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
+def describe(
+    data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, offset: Tensor | None = None
+) -> Tensor:
     """The same without numbers."""
     fields = from_text(spec)
     return scale.new_empty((fields.n, fields.k))
 
 
 LIBRARY.define(
-    "dequantize(Tensor data, Tensor scale, Tensor? zero_point, str spec) -> Tensor",
+    "dequantize(Tensor data, Tensor scale, Tensor? zero_point, str spec, Tensor? offset=None)"
+    " -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("dequantize", compute, "CompositeExplicitAutograd")

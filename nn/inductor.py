@@ -14,14 +14,15 @@ from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch.profiler import record_function
 
+from ..runtime.linear import Linear
 from . import packed
 from .formats import DTYPES, kernel_spec
 from .product import STORED
 
 #: What compiles the operators of a graph, loaded by torch.compile alone.
 LOWERING = "torch._inductor.lowering"
-#: What generated code calls `write`.
-CALLED = "quantmm_write"
+#: What generated code calls `write` and `write_named`.
+CALLED = {"write": "quantmm_write", "write_named": "quantmm_write_named"}
 _offered: list[Any] = []
 
 
@@ -39,7 +40,24 @@ def write(x: Tensor, data: Tensor, scale: Tensor, *others: Any, out: Tensor) -> 
     *optional, zero_pointed, spec = others
     zero_point = optional.pop(0) if zero_pointed else None
     bias = optional[0] if optional else None
-    bound = packed.find(x.dtype, data, scale, zero_point, bias, spec)
+    into(packed.find(x.dtype, data, scale, zero_point, bias, spec), x, out)
+
+
+def write_named(x: Tensor, data: Tensor, *others: Any, out: Tensor) -> None:
+    """As `write`, for a weight of any tensors.
+
+    Parameters
+    ----------
+    others : tensors, their names among the arguments of the operator, and the spec.
+    """
+    *tensors, names, spec = others
+    named = dict(zip(names.split(), tensors, strict=True))
+    scale, zero_point, bias = (named.pop(name, None) for name in ("scale", "zero_point", "bias"))
+    into(packed.find(x.dtype, data, scale, zero_point, bias, spec, **named), x, out)
+
+
+def into(bound: Linear, x: Tensor, out: Tensor) -> None:
+    """Compute into `out` (m, n) for a contiguous x (m, k)."""
     if (stored := STORED.get(x.dtype)) is not None:
         x, out = x.view(stored), out.view(stored)
     if _profiler_enabled():
@@ -61,28 +79,40 @@ def offer(linear: Any) -> None:
         """A call of `write`, which the code that has it imports."""
 
         def codegen(self, wrapper: Any) -> None:
-            wrapper.add_import_once(f"from {__name__} import write as {CALLED}")
+            for name, called in CALLED.items():
+                if self.python_kernel_name == called:
+                    wrapper.add_import_once(f"from {__name__} import {name} as {called}")
             super().codegen(wrapper)
 
     by_dispatcher = lowering.fallback_handler(linear, add_to_fallback_set=False)
 
-    def lower(x: Any, data: Any, scale: Any, zero_point: Any, bias: Any, spec: str) -> Any:
-        given = (x, data, scale, zero_point, bias)
-        tensors = [tensor for tensor in given if tensor is not None]
+    def lower(
+        x: Any,
+        data: Any,
+        scale: Any,
+        zero_point: Any,
+        bias: Any,
+        spec: str,
+        offset: Any = None,
+    ) -> Any:
+        named = {"scale": scale, "zero_point": zero_point, "bias": bias, "offset": offset}
+        there = {name: tensor for name, tensor in named.items() if tensor is not None}
+        tensors = [x, data, *there.values()]
         on_cpu = all(tensor.get_device().type == "cpu" for tensor in tensors)
         if V.graph.cpp_wrapper or not on_cpu or x.get_dtype() not in DTYPES:
-            return by_dispatcher(*given, spec)
+            return by_dispatcher(x, data, scale, zero_point, bias, spec, offset)
         fields = kernel_spec(spec, x.get_dtype())
         *lead, k = x.get_size()
         rows = lowering.view(x, [lowering.sympy_product(lead), k])
         layout = ir.FixedLayout(
             x.get_device(), x.get_dtype(), [rows.get_size()[0], fields.n], [fields.n, 1]
         )
+        by_name = offset is not None
         kernel = Written(
             layout=layout,
             inputs=[ir.ExternKernel.require_contiguous(each) for each in (rows, *tensors[1:])],
-            constant_args=(zero_point is not None, spec),
-            python_kernel_name=CALLED,
+            constant_args=(" ".join(there) if by_name else zero_point is not None, spec),
+            python_kernel_name=CALLED["write_named" if by_name else "write"],
             op_overload=linear,
         )
         return lowering.view(ir.TensorBox.create(kernel), [*lead, fields.n])

@@ -14,7 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 from ..errors import ModuleError, SpecError, StateError
 from ..formats.checks import check_bias, check_weight
 from ..formats.named import FLOATS
-from ..formats.quantize import QTensor, check_qtensor, quantize, scale_shape
+from ..formats.quantize import QTensor, check_qtensor, quantize
+from ..formats.ranges import scale_shape
 from ..formats.spec import MatmulSpec, stored_as
 from . import packed
 from .dequantize import as_qtensor, dequantize
@@ -40,12 +41,14 @@ class Linear(nn.Module):
     data : (n, k) of int8 or uint8, 4-bit formats (n, ceil(k / 2)) of uint8, see `pack_int4`.
     scale : float32 of the shape that `QTensor` names.
     zero_point : int32 of the same shape, or None.
+    offset : float32 of the same shape, or None.
     bias : float32 (n,), or None.
     """
 
     data: Tensor
     scale: Tensor
     zero_point: Tensor | None
+    offset: Tensor | None
     bias: Tensor | None
 
     def __init__(
@@ -89,6 +92,8 @@ class Linear(nn.Module):
             self.register_buffer("scale", ones(shape, dtype=torch.float32, device=device))
             zero_point = zeros(shape, dtype=torch.int32, device=device)
             self.register_buffer("zero_point", zero_point if spec.weight_zero_point else None)
+            offset = zeros(shape, dtype=torch.float32, device=device)
+            self.register_buffer("offset", offset if spec.weight_offset else None)
             added = zeros(spec.n, dtype=torch.float32, device=device)
             self.register_buffer("bias", added if spec.bias else None)
 
@@ -125,7 +130,8 @@ class Linear(nn.Module):
             cast(npt.ArrayLike, weight),
             spec.weight,
             group_size=spec.group_size,
-            symmetric=not spec.weight_zero_point,
+            symmetric=None if spec.weight_offset else not spec.weight_zero_point,
+            offset=spec.weight_offset,
         )
         made = cls.from_quantized(w, cast("npt.ArrayLike | None", bias), spec)
         return made.to(weight.device).train(module.training)
@@ -156,6 +162,7 @@ class Linear(nn.Module):
                 weight=w.dtype,
                 group_size=w.group_size,
                 weight_zero_point=w.zero_point is not None,
+                weight_offset=w.offset is not None,
                 bias=bias is not None,
                 **FLOATS,
             )
@@ -167,18 +174,25 @@ class Linear(nn.Module):
         if spec.weight_zero_point:
             zeros = np.zeros(w.scale.shape, np.int32)
             module.zero_point = owned(zeros if w.zero_point is None else w.zero_point)
+        if spec.weight_offset:
+            zeros = np.zeros(w.scale.shape, np.float32)
+            module.offset = owned(zeros if w.offset is None else w.offset)
         if added is not None:
             module.bias = owned(added)
         return module
 
     def to_quantized(self) -> QTensor:
         """The weight as a `QTensor` with a copy of its numbers."""
-        zero_point = None if self.zero_point is None else self.zero_point.cpu().clone()
-        return as_qtensor(self.data.cpu().clone(), self.scale.cpu().clone(), zero_point, self.spec)
+        zero_point, offset = (
+            None if tensor is None else tensor.cpu().clone()
+            for tensor in (self.zero_point, self.offset)
+        )
+        data, scale = self.data.cpu().clone(), self.scale.cpu().clone()
+        return as_qtensor(data, scale, zero_point, self.spec, offset)
 
     def dequantize(self) -> Tensor:
         """The weight as float32 (n, k)."""
-        return dequantize(self.data, self.scale, self.zero_point, self._text)
+        return dequantize(self.data, self.scale, self.zero_point, self._text, self.offset)
 
     def forward(self, x: Tensor) -> Tensor:
         """Y = x Wᵀ + bias.
@@ -199,9 +213,15 @@ class Linear(nn.Module):
         # A module looks attributes up in this dictionary, in ten times the time.
         own = cast(dict[str, Any], self._buffers)
         data, scale, zero_point, bias = own["data"], own["scale"], own["zero_point"], own["bias"]
-        if is_plain(x, scale, bias):
-            return product(packed.find(x.dtype, data, scale, zero_point, bias, self._text), x)
-        return linear(x, data, scale, zero_point, bias, self._text)
+        offset, text = own["offset"], self._text
+        if is_plain(x, scale, bias, offset):
+            return product(packed.find(x.dtype, data, scale, zero_point, bias, text, offset), x)
+        return linear(x, data, scale, zero_point, bias, text, offset)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What was pickled, also before weights had offsets."""
+        super().__setstate__(state)
+        self._buffers.setdefault("offset", None)
 
     def extra_repr(self) -> str:
         """What stands between the brackets when the module is printed."""

@@ -33,8 +33,8 @@ from .product import check_shape, product
 
 NAME = "quantmm::linear"
 LIBRARY.define(
-    "linear(Tensor x, Tensor data, Tensor scale, Tensor? zero_point, Tensor? bias, str spec)"
-    " -> Tensor",
+    "linear(Tensor x, Tensor data, Tensor scale, Tensor? zero_point, Tensor? bias, str spec,"
+    " Tensor? offset=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 #: The operator itself, which is quicker to call than what torch.ops looks up by its arguments.
@@ -51,7 +51,7 @@ def compute(x: Tensor, *weight: Any) -> Tensor:
     return product(packed.find(x.dtype, *weight), x)
 
 
-def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
+def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None, offset: Tensor | None) -> bool:
     """Whether nobody but the kernel has a say in a call, and no gradient is recorded.
 
     Then a module may compute at once: torch's way into the operator and back takes as long as all
@@ -60,7 +60,10 @@ def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
     if torch.is_grad_enabled() and (
-        x.requires_grad or scale.requires_grad or (bias is not None and bias.requires_grad)
+        x.requires_grad
+        or scale.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (offset is not None and offset.requires_grad)
     ):
         return False
     return (
@@ -83,6 +86,7 @@ def describe(
     zero_point: Tensor | None,
     bias: Tensor | None,
     spec: str,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """A result without numbers, for tensors without numbers."""
     inductor.offer(linear)  # before it compiles a graph, it asks for the shapes in it
@@ -103,24 +107,25 @@ def differentiate(
     zero_point: Tensor | None,
     bias: Tensor | None,
     spec: str,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Record the gradient of x where one is wanted, and compute."""
     if torch.is_grad_enabled():
-        for name, tensor in (("scale", scale), ("bias", bias)):
+        for name, tensor in (("scale", scale), ("bias", bias), ("offset", offset)):
             if tensor is not None and tensor.requires_grad:
                 raise UnsupportedError(
                     f"{name} requires a gradient; expected x alone to, because quantized weights "
                     "are not trained"
                 )
         if x.requires_grad:
-            return record(x, data, scale, zero_point, bias, spec)
+            return record(x, data, scale, zero_point, bias, spec, offset)
     if forward_ad._current_level >= 0:
-        return record(x, data, scale, zero_point, bias, spec)
+        return record(x, data, scale, zero_point, bias, spec, offset)
     if keys == PLAIN:
-        return compute(x, data, scale, zero_point, bias, spec)
+        return compute(x, data, scale, zero_point, bias, spec, offset)
     with _AutoDispatchBelowAutograd():
         return linear.redispatch(
-            keys & _after_autograd_keyset, x, data, scale, zero_point, bias, spec
+            keys & _after_autograd_keyset, x, data, scale, zero_point, bias, spec, offset
         )
 
 

@@ -56,6 +56,7 @@ def find(
     zero_point: Tensor | None,
     bias: Tensor | None,
     spec: str,
+    offset: Tensor | None = None,
 ) -> Linear:
     """The bound kernel for an x of `dtype`.
 
@@ -67,31 +68,30 @@ def find(
     SpecError
         `spec` is not the JSON of a spec that a module can have.
     """
-    key = (id(data), id(scale), id(zero_point), id(bias), spec, dtype)
+    key = (id(data), id(scale), id(zero_point), id(bias), id(offset), spec, dtype)
     found = _packed.get(key)
-    stamp = stamp_of(data, scale, zero_point, bias)
+    stamp = stamp_of(data, scale, zero_point, bias, offset)
     if found is not None and found.stamp == stamp:
         return found.linear
     with _packing:
         found = _packed.get(key)
         if found is not None and found.stamp == stamp:
             return found.linear
-        linear = pack(data, scale, zero_point, bias, kernel_spec(spec, dtype))
-        tensors = [tensor for tensor in (data, scale, zero_point, bias) if tensor is not None]
+        linear = pack(data, scale, zero_point, bias, kernel_spec(spec, dtype), offset)
+        tensors = [data, scale, *(each for each in (zero_point, bias, offset) if each is not None)]
         forget = functools.partial(_forget, _packed, key)
         sources = tuple(weakref.ref(tensor, forget) for tensor in tensors)
         _packed[key] = Packed(linear, stamp, sources)
         return linear
 
 
-def stamp_of(data: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> Stamp:
+def stamp_of(data: Tensor, scale: Tensor, *others: Tensor | None) -> Stamp:
     """What differs once a tensor was changed."""
     try:
         stamp: Stamp = (data._version, data.data_ptr(), scale._version, scale.data_ptr())
-        if zero_point is not None:
-            stamp += (zero_point._version, zero_point.data_ptr())
-        if bias is not None:
-            stamp += (bias._version, bias.data_ptr())
+        for other in others:
+            if other is not None:
+                stamp += (other._version, other.data_ptr())
     except RuntimeError:
         raise ArrayError(
             "the weight has tensors that were made in torch.inference_mode, whose changes torch "
@@ -106,13 +106,14 @@ def pack(
     zero_point: Tensor | None,
     bias: Tensor | None,
     spec: MatmulSpec,
+    offset: Tensor | None = None,
 ) -> Linear:
     """Bind the tensors to the kernel for `spec`."""
-    named = {"data": data, "scale": scale, "zero_point": zero_point, "bias": bias}
+    named = {"data": data, "scale": scale, "zero_point": zero_point, "bias": bias, "offset": offset}
     for name, tensor in named.items():
         if tensor is not None and not tensor.is_cpu:
             raise ArrayError(f"{name} is on {tensor.device}; expected the CPU, where kernels run")
-    w = as_qtensor(data, scale, zero_point, spec)
+    w = as_qtensor(data, scale, zero_point, spec, offset)
     return kernel_for(spec).bind(w, None if bias is None else bias.detach())
 
 

@@ -62,9 +62,9 @@ def part_of(w: QTensor, rows: slice) -> QTensor:
         return values if values is None or not values.ndim else values[rows]
 
     shape = rows.stop - rows.start, w.shape[1]
-    scale, zero_point = some(w.scale), some(w.zero_point)
+    scale, zero_point, offset = some(w.scale), some(w.zero_point), some(w.offset)
     assert scale is not None
-    return QTensor(w.data[rows], scale, zero_point, w.dtype, w.group_size, shape)
+    return QTensor(w.data[rows], scale, zero_point, w.dtype, w.group_size, shape, offset)
 
 
 def packed_rows(
@@ -82,10 +82,17 @@ def packed_rows(
     sums -= zero * np.diff(np.append(starts, spec.k)).astype(np.int32)
     if not spec.activation_zero_point:
         sums *= np.int32(x_offset)  # the whole correction
-    scale = np.reshape(w.scale, (-1, groups) if w.scale.ndim else (1, 1))
+
+    def floats(values: np.ndarray) -> np.ndarray:
+        """Numbers per group, or one for all, as they lie in the layout."""
+        given = np.reshape(values, (-1, groups) if values.ndim else (1, 1))
+        return layout.pack_columns(np.broadcast_to(given, zero.shape))
+
+    offset = np.zeros((), np.float32) if w.offset is None else w.offset
     return {
         "w": layout.pack(integers),
         "w_sum": layout.pack_columns(sums),
         "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
-        "w_scale": layout.pack_columns(np.broadcast_to(scale, zero.shape)),
+        "w_scale": floats(w.scale),
+        "w_offset": floats(offset),
     }

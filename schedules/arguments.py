@@ -51,8 +51,9 @@ def taken(name: str) -> Callable[[AnyPlan], bool]:
     return lambda plan: takes(name, plan.spec)
 
 
-#: In the order in which kernels take them. w_extra is what the instruction adds for W alone; x_sum
-#: is an argument on GPUs, where another kernel writes it.
+#: In the order in which kernels take them. w_extra is what the instruction adds for W alone. x_sum
+#: is an argument on GPUs, where another kernel writes it: sums of X as it is stored, or where they
+#: are multiplied with offsets, of X without its zero points.
 ARGUMENTS = (
     Argument("x", "x", lambda plan: stored_as(plan.spec.x_dtype)),
     Argument("w", "weight", lambda plan: plan.layout.stored_dtype),
@@ -65,9 +66,15 @@ ARGUMENTS = (
         lambda plan: plan.spec.weight_zero_point,
     ),
     Argument("w_scale", "group", dtype("float32"), lambda plan: plan.spec.out != "int32"),
+    Argument("w_offset", "group", dtype("float32"), lambda plan: plan.spec.weight_offset),
     Argument("x_scale", "scale of x", dtype("float32"), taken("x_scale")),
     Argument("x_zero_point", "scale of x", dtype("int32"), taken("x_zero_point")),
-    Argument("x_sum", "row and group", dtype("int32"), lambda plan: False),
+    Argument(
+        "x_sum",
+        "row and group",
+        lambda plan: "float32" if plan.spec.weight_offset else "int32",
+        lambda plan: False,
+    ),
     Argument("bias", "column", dtype("float32"), lambda plan: plan.spec.bias),
     Argument(
         "residual",

@@ -1,15 +1,16 @@
 """Plans: what a spec and a target decide together, made once and carried.
 
 How a spec's integers reach the instruction is which pairing of signs that has, and what is added to
-them. With X' = X + x_offset and W' = W + w_offset, as the instruction reads them,
+them. With X' = X + x_shift and W' = W + w_shift, as the instruction reads them,
 
-    sum (X - zx) (W - zw) = sum X' W' - (zx + x_offset) sum (W - zw) - (zw + w_offset) sum X'
+    sum (X - zx) (W - zw) = sum X' W' - (zx + x_shift) sum (W - zw) - (zw + w_shift) sum X'
 
 over the k of one group. The sum of W - zw is known when the weight is packed; the sum of X' is only
-needed where zw + w_offset is not zero. An instruction may add a sum over X' alone to sum X' W', and
-another one over W' alone (`targets.forms`); they are subtracted first, and the latter is known when
-the weight is packed. All of it is exact modulo 2**32, and so in int32 whenever the left side fits
-(gemmlowp, doc/low-precision.md, has the correction with its zero points).
+needed where zw + w_shift is not zero, or where a weight's offset is multiplied with that of X - zx.
+An instruction may add a sum over X' alone to sum X' W', and another one over W' alone
+(`targets.forms`); they are subtracted first, and the latter is known when the weight is packed. All
+of it is exact modulo 2**32, and so in int32 whenever the left side fits (gemmlowp,
+doc/low-precision.md, has the correction with its zero points).
 """
 
 from __future__ import annotations
@@ -36,26 +37,31 @@ class Plan(Generic[T, L]):
     Attributes
     ----------
     instruction : of those that the target has for these operands, the one that stands for them.
-    x_offset, w_offset : what is added to activations and weights before the instruction reads them.
+    x_shift, w_shift : what is added to activations and weights before the instruction reads them.
     layout : of the packed weight.
     """
 
     spec: MatmulSpec
     target: T
     instruction: Instruction
-    x_offset: int
-    w_offset: int
+    x_shift: int
+    w_shift: int
     layout: L
 
     @property
     def needs_x_sum(self) -> bool:
+        """Whether sums of the activations enter the result."""
+        return self.corrects_with_x_sum or self.spec.weight_offset
+
+    @property
+    def corrects_with_x_sum(self) -> bool:
         """Whether sums of the activations enter the correction."""
-        return self.spec.weight_zero_point or self.w_offset != 0
+        return self.spec.weight_zero_point or self.w_shift != 0
 
     @property
     def needs_w_sum(self) -> bool:
         """Whether sums of the weights enter the correction."""
-        return self.spec.activation_zero_point or self.x_offset != 0
+        return self.spec.activation_zero_point or self.x_shift != 0
 
     @property
     def needs_x_extra(self) -> bool:

@@ -181,7 +181,8 @@ def reference_of(problem: Problem, x: np.ndarray, w: QTensor, columns: slice) ->
     scale = part(w.scale)
     assert scale is not None
     shape = count, spec.k
-    weight = QTensor(w.data[columns], scale, part(w.zero_point), w.dtype, w.group_size, shape)
+    others = w.dtype, w.group_size, shape, part(w.offset)
+    weight = QTensor(w.data[columns], scale, part(w.zero_point), *others)
     given = {**problem.bind_arguments(), **problem.call_arguments()}
     if "bias" in given:
         given["bias"] = given["bias"][columns]

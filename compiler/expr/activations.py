@@ -5,7 +5,8 @@
     xq[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
     xp[mo, mi, kb, r, ...]         what the instruction reads: xq itself, or two components,
                                    magnitudes and signs or even and odd k
-    x_sum[mo, mi, g, r]            sums of xq over each group
+    x_sum[mo, mi, g, r]            sums of xq over each group, as they correct sums of products
+    x_part, x_exact                the same as they are, and of X itself in float32: with offsets
     x_extra[mo, mi, g, r]          sums that the instruction adds for X alone
 
 Only what a spec needs is there: integers that arrive quantized are only copied. Positions of xq
@@ -25,13 +26,13 @@ from tvm.ir import Expr
 from ...schedules.cpu.plan import CpuPlan
 from ...targets import WeightLayout
 from . import components
-from .scales import PerScale, Rows, Spans, in_tiles, quantized, scales
+from .scales import PerScale, Rows, Spans, exact_sum, in_tiles, quantized, scales
 
 #: Sums of activations are formed in vectors of this many int32.
 SUM_LANES = 16
 
 #: What the multiplication reads of the packed activations. Other stages serve these alone.
-RESULTS = ("xp", "x_scale", "x_zero_point", "x_sum", "x_extra")
+RESULTS = ("xp", "x_scale", "x_zero_point", "x_sum", "x_exact", "x_extra")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Packed:
     scale, zero_point : of a group of a row; no zero point where the spec has none.
     sums, extra : of the integers of a group, and what the instruction adds for them beside the dot
         product, (o, i, group, r), where the correction needs them.
+    exact_sums : of X without its zero points, float32, where offsets are multiplied with them; in
+        units of the group's scale where that has its own.
     """
 
     stages: dict[str, te.Tensor]
@@ -51,6 +54,7 @@ class Packed:
     zero_point: PerScale | None
     sums: Callable[..., Expr] | None
     extra: Callable[..., Expr] | None = None
+    exact_sums: Callable[..., Expr] | None = None
 
     @property
     def scratch(self) -> tuple[str, ...]:
@@ -74,18 +78,18 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         if spec.packed_activation:
             half = layout.k_block // 2
             nibble = x[row, start // 2 + kk % half].astype("int32") >> (kk // half * 4) & 15
-            return ((nibble ^ 8) + (plan.x_offset - 8)).astype(dtype)
+            return ((nibble ^ 8) + (plan.x_shift - 8)).astype(dtype)
         value = x[row, start + kk]
         if spec.input is None:
             # The other sign of a byte is its upper bit.
             value = value.astype(dtype)
             return (
                 value ^ tirx.const(-128 if dtype == "int8" else 128, dtype)
-                if plan.x_offset
+                if plan.x_shift
                 else value
             )
         zero = None if zero_point is None else zero_point(o, i, g, r)
-        return quantized(spec, target, value, scale(o, i, g, r), zero, plan.x_offset).astype(dtype)
+        return quantized(spec, target, value, scale(o, i, g, r), zero, plan.x_shift).astype(dtype)
 
     def at_position(o: Expr, i: Expr, kb: Expr, r: Expr, kk: Expr) -> Expr:
         g = kb // (layout.k_blocks // layout.groups)
@@ -108,12 +112,18 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         index = (*place, kk // one.depth, kk % one.depth) if in_components else at
         return xq[index].astype("int32")
 
-    if plan.needs_x_sum:
-        # With zero points the weight's part of the correction differs from column to column;
-        # without, these are the correction.
-        factor = 1 if spec.weight_zero_point else -plan.w_offset
-        # A matrix instruction's activations lie in pieces of its depth.
-        piece = layout.k_block if one.rows == 1 else one.depth
+    # With zero points the weight's part of the correction differs from column to column; without,
+    # these are the correction.
+    factor = 1 if spec.weight_zero_point else -plan.w_shift
+    # A matrix instruction's activations lie in pieces of its depth.
+    piece = layout.k_block if one.rows == 1 else one.depth
+    if spec.weight_offset:
+        stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_part")
+        stages["x_exact"] = exact_sums(plan, stages["x_part"], scale, zero_point)
+        if plan.corrects_with_x_sum:
+            part = stages["x_part"]
+            stages["x_sum"] = te.compute(part.shape, lambda *at: part[at] * factor, "x_sum")
+    elif plan.corrects_with_x_sum:
         stages |= group_sums(layout, layout.k_block, piece, rows, integer, "x_sum", factor)
     if plan.needs_x_extra:
         term, before = components.extra(one.form, integer, stages["xp"])
@@ -124,7 +134,7 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         stage = stages.get(name)
         return None if stage is None else lambda *at: stage[at]
 
-    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_extra"))
+    return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_extra"), sums("x_exact"))
 
 
 def in_blocks(
@@ -179,6 +189,21 @@ def group_sums(
         name,
     )
     return {f"{name}_lanes": in_lanes, name: sums}
+
+
+def exact_sums(
+    plan: CpuPlan, sums: te.Tensor, scale: PerScale, zero_point: PerScale | None
+) -> te.Tensor:
+    """What offsets are multiplied with, from the sums of what the instruction reads."""
+
+    def exact(o: Expr, i: Expr, g: Expr, r: Expr) -> Expr:
+        shift = tirx.const(plan.x_shift, "int32")
+        if zero_point is not None:
+            shift = shift + zero_point(o, i, g, r)
+        value = exact_sum(plan.spec, sums[o, i, g, r], shift, g)
+        return value * scale(o, i, g, r) if plan.spec.x_groups > 1 else value
+
+    return te.compute(sums.shape, exact, "x_exact")
 
 
 def position(layout: WeightLayout, kk: Expr) -> Expr:

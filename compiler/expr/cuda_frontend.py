@@ -7,6 +7,7 @@ X is not of that form, or its rows' scales or sums are to be found, `prepare` wr
     x_scale[row], x_zero_point[row]
     xq[row, k]                      the integers, groups padded to steps
     x_sum[row, g]                   their sums                               zero points of weights
+    x_part, x_sum                   their sums; of X without its zero points offsets of weights
 
     x_tile[i, kp, r, q]             a piece of K of a tile's rows            in shared memory
     w_tile[nb, s, c, q]             a step of weights                        in shared memory
@@ -39,7 +40,7 @@ from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
 from .activations import Packed
 from .epilogue import Epilogue
 from .frontend import last_again, placeholders
-from .scales import PerScale, Rows, Spans, given, quantized, scales
+from .scales import PerScale, Rows, Spans, exact_sum, given, quantized, scales
 
 #: A number of an array or of a stage, by its place.
 Element = Callable[..., Expr]
@@ -74,9 +75,10 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     """X as the kernels read it, row by row.
 
     Arguments: x (M, k) as the caller has it; x_scale and x_zero_point (1,) or (M,) where they are
-    given and X arrives as floats; then what `prepared` names: xq (M, x_columns), x_scale (M,)
-    float32, x_zero_point (M,) int32, x_sum (M, sum_columns) int32. Where groups have scales of
-    their own, those are given as (M, groups) and written as (M, sum_columns).
+    given and X arrives as floats, and x_zero_point where offsets are multiplied with sums; then
+    what `prepared` names: xq (M, x_columns), x_scale (M,) float32, x_zero_point (M,) int32, x_sum
+    (M, sum_columns) int32, or with offsets float32. Where groups have scales of their own, those
+    are given as (M, groups) and written as (M, sum_columns).
     """
     spec, layout, target = plan.spec, plan.layout, plan.target
     m = tirx.Var("m", "int32")
@@ -87,8 +89,11 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     scale: PerScale | None = None
     zero_point: PerScale | None = None
     scale_columns = layout.sum_columns if spec.x_groups > 1 else 1
+    spans = Spans(spec, rows, scale_columns)
     if spec.input is not None:
-        scale, zero_point = scales(Spans(spec, rows, scale_columns), target, inputs, stages)
+        scale, zero_point = scales(spans, target, inputs, stages)
+    elif spec.weight_offset and spec.activation_zero_point:
+        zero_point = given(spans, inputs["x_zero_point"])
     dtype = x_sign(spec)
 
     def integer(row: Expr, g: Expr, k: Expr) -> Expr:
@@ -131,11 +136,21 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
             value = padded_integer(row, g * padded + k, layout.sum_columns * padded)
             return te.sum(value.astype("int32"), axis=k)
 
-        outputs["x_sum"] = te.compute((m, layout.sum_columns), sum_of, "x_sum")
+        name = "x_part" if spec.weight_offset else "x_sum"
+        outputs["x_sum"] = sums = te.compute((m, layout.sum_columns), sum_of, name)
+        if spec.weight_offset:
+            none = tirx.const(0, "int32")
+
+            def exact(row: Expr, g: Expr) -> Expr:
+                shift = none if zero_point is None else zero_point(none, row, g, none)
+                return exact_sum(spec, sums[row, g], shift, g)
+
+            outputs["x_sum"] = te.compute(sums.shape, exact, "x_sum")
     read = [x]
-    if spec.input is not None and not spec.dynamic:
-        read.append(inputs["x_scale"])
-        if spec.activation_zero_point:
+    if not spec.dynamic:
+        if spec.input is not None:
+            read.append(inputs["x_scale"])
+        if zero_point is not None:
             read.append(inputs["x_zero_point"])
     return te.create_prim_func([*read, *(outputs[name] for name in prepared(plan))])
 
@@ -152,9 +167,10 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     """The products and the epilogue in tiles of `tile.rows` x `tile.blocks` * 8.
 
     Shapes of the arguments: x (M, x_columns / piece, piece); w `layout.shape`; w_sum int32,
-    w_zero_point and w_scale (n_blocks, groups, 8); bias (n_blocks, 1, 8); x_scale and x_zero_point
-    (1,) or (M,), or for groups (M, groups) where they are given, (M, sum_columns) where they were
-    found; x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y in tiles.
+    w_zero_point, w_scale and w_offset (n_blocks, groups, 8); bias (n_blocks, 1, 8); x_scale and
+    x_zero_point (1,) or (M,), or for groups (M, groups) where they are given, (M, sum_columns)
+    where they were found; x_sum (M, sum_columns); out_scale and out_zero_point (1,); residual and y
+    in tiles.
     """
     layout = plan.layout
     plan = dataclasses.replace(plan, instruction=instruction)
@@ -166,7 +182,7 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     x_shape = rows.m, layout.x_columns // layout.piece, layout.piece
     own = {
         "x": (x_shape, instruction.x_dtype),
-        "x_sum": ((rows.m, layout.sum_columns), "int32"),
+        "x_sum": ((rows.m, layout.sum_columns), "float32" if plan.spec.weight_offset else "int32"),
     }
     if plan.spec.x_groups > 1 and plan.spec.dynamic:
         own["x_scale"] = (rows.m, layout.sum_columns), "float32"
@@ -174,7 +190,7 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     inputs = placeholders(plan, rows, shape, own)
 
     block = last_again(shape[3], layout.n_blocks)
-    packed = Packed({}, *given_numbers(plan, rows, inputs))
+    packed = given_numbers(plan, rows, inputs)
     parts = layout.groups if layout.groups > 1 else tile.warps[2]
     sums = products(layout, instruction, rows, tile, parts, inputs, shape, block)
     part = te.reduce_axis((0, parts), "part")
@@ -223,19 +239,24 @@ def of_a_step(instruction: Instruction) -> Instruction:
     return dataclasses.replace(instruction, rows=rows, lanes=COLUMNS)
 
 
-def given_numbers(
-    plan: CudaPlan, rows: Rows, inputs: dict[str, te.Tensor]
-) -> tuple[PerScale, PerScale | None, Element | None]:
+def given_numbers(plan: CudaPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
     """Scale, zero point and sums of a row of X, which are arguments whatever found them."""
     spec = plan.spec
-    zero_point = sums = None
+    zero_point = None
     # What was found has numbers for the groups behind the last one, what a caller gives has not.
     spans = Spans(spec, rows, spec.groups if spec.dynamic else plan.layout.groups)
     if spec.activation_zero_point:
         zero_point = given(spans, inputs["x_zero_point"])
-    if plan.needs_x_sum:
-        sums = lambda o, i, g, r: inputs["x_sum"][rows.at(o, i, r), g]  # noqa: E731
-    return given(spans, inputs["x_scale"]), zero_point, sums
+    scale = given(spans, inputs["x_scale"])
+
+    def sums(o: Expr, i: Expr, g: Expr, r: Expr) -> Expr:
+        value = inputs["x_sum"][rows.at(o, i, r), g]
+        scaled = spec.weight_offset and spec.x_groups > 1
+        return value * scale(o, i, g, r) if scaled else value
+
+    if spec.weight_offset:
+        return Packed({}, scale, zero_point, None, exact_sums=sums)
+    return Packed({}, scale, zero_point, sums if plan.needs_x_sum else None)
 
 
 def staged_x(

@@ -15,7 +15,7 @@ from tvm.ir import Expr
 from ...formats.spec import MatmulSpec
 from ...schedules.plan import Plan
 from ...targets import Chip
-from ..rewrite.rounding import multiply_add
+from ..rewrite.rounding import add_product, multiply_add
 from . import functions
 from .activations import Packed
 
@@ -74,9 +74,9 @@ class Epilogue:
         if self.plan.needs_w_sum:
             w_sum = self.per_column("w_sum", group, at)
             if self.packed.zero_point is not None:
-                w_sum = (self.packed.zero_point(o, i, group, r) + self.plan.x_offset) * w_sum
+                w_sum = (self.packed.zero_point(o, i, group, r) + self.plan.x_shift) * w_sum
             value = value - w_sum
-        if self.plan.needs_x_sum:
+        if self.plan.corrects_with_x_sum:
             assert self.packed.sums is not None
             x_sum = self.packed.sums(o, i, group, r)
             if self.spec.weight_zero_point:
@@ -94,17 +94,33 @@ class Epilogue:
         result = self.exact(value, group, at).astype("float32") * scale
         return result * self.x_scale(group, at) if self.spec.x_groups > 1 else result
 
+    def offset_terms(self, group: Expr | int, at: Place) -> tuple[Expr, Expr] | None:
+        """The sum of X over a group in float32, and the offset that it is multiplied with."""
+        if not self.spec.weight_offset:
+            return None
+        assert self.packed.exact_sums is not None
+        o, i, r, *_ = at
+        return self.packed.exact_sums(o, i, group, r), self.per_column("w_offset", group, at)
+
     def of_part(self, value: Expr, part: Expr | int, at: Place) -> Expr:
-        """The sum of products over a part of K as it is added to the others'."""
-        return value if self.plan.layout.groups == 1 else self.scaled(value, part, at)
+        """The sum of products over a part of K as it is added to the others'.
+
+        With offsets it is two products, which `rounding.fuse_group_sums` adds one after the other.
+        """
+        if self.plan.layout.groups == 1:
+            return value
+        scaled, terms = self.scaled(value, part, at), self.offset_terms(part, at)
+        return scaled if terms is None else scaled + terms[0] * terms[1]
 
     def whole(self, value: Expr, at: Place) -> Expr:
         """What all parts of K gave together as the result before residual and format."""
         if self.spec.out == "int32":
             return self.exact(value, 0, at)
-        return self.finished(
-            value if self.plan.layout.groups > 1 else self.scaled(value, 0, at), at
-        )
+        if self.plan.layout.groups == 1:
+            value, terms = self.scaled(value, 0, at), self.offset_terms(0, at)
+            if terms is not None:
+                value = add_product(self.target, *terms, value)
+        return self.finished(value, at)
 
     def finished(self, value: Expr, at: Place) -> Expr:
         """`value` in units of a row's scale, if it has one, as the result before the residual."""

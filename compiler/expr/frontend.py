@@ -43,9 +43,9 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     """The TensorExpression of a plan in tiles of `rows` x `blocks * lanes`, by `instruction`.
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
-    w_extra (int32), w_zero_point and w_scale (n_blocks, groups, lanes); bias (n_blocks, 1, lanes);
-    x_scale and x_zero_point (1,), (M,) or (M, groups) as `spec.activation_scale` says; out_scale
-    and out_zero_point (1,); residual and y in tiles.
+    w_extra (int32), w_zero_point, w_scale and w_offset (n_blocks, groups, lanes); bias (n_blocks,
+    1, lanes); x_scale and x_zero_point (1,), (M,) or (M, groups) as `spec.activation_scale` says;
+    out_scale and out_zero_point (1,); residual and y in tiles.
     """
     spec, layout, tile = plan.spec, plan.layout, parameters.tile
     names = arguments(plan)

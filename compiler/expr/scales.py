@@ -201,6 +201,14 @@ def both_ends(
     return lambda *at: high[at], lambda *at: low[at]
 
 
+def exact_sum(spec: MatmulSpec, value: Expr, shift: Expr, group: Expr) -> Expr:
+    """A sum over a group of numbers to which `shift` was added, in float32 and without that."""
+    last = spec.groups - 1
+    size = tirx.const(spec.k_of_group, "int32")
+    short = tirx.const(spec.k - last * spec.k_of_group, "int32")
+    return (value - shift * tirx.Select(group == last, short, size)).astype("float32")
+
+
 def ordered(raw: Expr) -> Expr:
     """The bits of a float32 as an int32 that sorts like it, and back: its own inverse."""
     return raw ^ ((raw >> 31) & 0x7FFFFFFF)

@@ -25,13 +25,28 @@ def multiply_add(target: Chip, a: Expr, b: Expr, c: Expr) -> Expr:
     return (a * b + c).astype("float32")
 
 
-def fuse_group_sums(func: tirx.PrimFunc, target: Chip) -> tirx.PrimFunc:
-    """A scheduled function whose block "total" adds scaled sums with one rounding each.
+def add_product(target: Chip, a: Expr, b: Expr, c: Expr) -> Expr:
+    """As `multiply_add`, where `c` is a product itself.
 
-    A reduction cannot say this by itself: its combiner only sees the finished product.
+    LLVM may contract a sum of two products from either side, so it is told.
     """
     if target.multiply_add == "contracted":
-        return func
+        return tirx.call_llvm_pure_intrin("float32", "llvm.fma", a, b, c)
+    return multiply_add(target, a, b, c)
+
+
+def fuse_group_sums(func: tirx.PrimFunc, target: Chip) -> tirx.PrimFunc:
+    """A scheduled function whose block "total" adds products with one rounding each.
+
+    A reduction cannot say this by itself: its combiner only sees the finished term, a product or
+    the sum of two, of which the first is added first.
+    """
+
+    def chained(total: Expr, term: Expr) -> Expr:
+        if isinstance(term, tirx.Add):
+            return chained(chained(total, term.a), term.b)
+        assert isinstance(term, tirx.Mul), "products are added"
+        return multiply_add(target, term.a, term.b, total)
 
     fused = 0
 
@@ -41,9 +56,9 @@ def fuse_group_sums(func: tirx.PrimFunc, target: Chip) -> tirx.PrimFunc:
         if not stmt.buffer.name.startswith("total") or not isinstance(value, tirx.Add):
             return stmt
         fused += 1
-        assert isinstance(value.b, tirx.Mul), "a scaled sum is added"
-        sums = multiply_add(target, value.b.a, value.b.b, value.a)
-        return tirx.BufferStore(stmt.buffer, sums, stmt.indices)
+        if target.multiply_add == "contracted" and isinstance(value.b, tirx.Mul):
+            return stmt
+        return tirx.BufferStore(stmt.buffer, chained(value.a, value.b), stmt.indices)
 
     body = tvm_ffi.structural_map(func.body, [(tirx.BufferStore, once)])
     assert fused, "a schedule with groups adds their sums up"

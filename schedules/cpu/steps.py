@@ -72,8 +72,8 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     if program.x_piece < contiguous:
         _, kk = schedule.split(kk, [None, program.x_piece])
     schedule.vectorize(kk)
-    for sums in ("x_sum", "x_extra"):
-        if sums in program.packing:
+    for sums in ("x_part", "x_sum", "x_extra"):
+        if f"{sums}_lanes" in program.packing:
             sum_in_lanes(schedule, sums)
     if "x_odd" in program.packing:
         schedule.compute_inline(schedule.get_sblock("x_odd"))

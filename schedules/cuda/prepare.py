@@ -5,7 +5,7 @@ grid over rows: a thread block
                                         groups with scales of their own each warp finds some
   x_scale, x_zero_point = f(x_range)
   for k: xq = quantize(x)               what was just read is still in L1
-  for group: x_sum = sum of xq          where zero points of weights need it
+  for group: x_sum = sum of xq          where zero points or offsets of weights need it
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
     for other in others:
         row = sch.merge(row, other)
     if "x_sum" in there:
-        group, position = sch.get_loops(sch.get_sblock("x_sum"))[-2:]
-        over_groups(sch, group, position)
+        sum_groups(sch, in_parts="x_part" in there)
     for name in RESULTS[:2]:
         if name in there and len(sch.get_loops(sch.get_sblock(name))) > 1:
             together(sch, sch.get_loops(sch.get_sblock(name))[-1])
@@ -59,6 +58,26 @@ def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
     sch.bind(row, "blockIdx.x")
     together(sch, k)
     return sch.mod["main"]
+
+
+def sum_groups(sch: Schedule, *, in_parts: bool) -> None:
+    """The sums of a row's groups; those of which "x_sum" is computed stay in registers."""
+    if not in_parts:
+        over_groups(sch, *sch.get_loops(sch.get_sblock("x_sum"))[-2:])
+        return
+    _, group = sch.get_loops(sch.get_sblock("x_sum"))
+    several = int(sch.get(group).extent) > 1
+    if several:
+        _, group = sch.split(group, [None, WARPS])
+        sch.bind(group, "threadIdx.y")
+    sums = sch.get_sblock("x_part")
+    sch.set_scope(sums, 0, "local")
+    sch.compute_at(sums, group, preserve_unit_loops=True)
+    position = sch.get_loops(sums)[-1]
+    if several:
+        sch.bind(sch.split(position, [None, WARP])[1], "threadIdx.x")
+    else:
+        together(sch, position)
 
 
 def over_groups(sch: Schedule, group: LoopRV | None, k: LoopRV) -> None:

@@ -141,7 +141,7 @@ def stage_numbers(sch: Schedule, program: CudaProgram, round_: LoopRV) -> None:
     total = sch.get_sblock("total")
     names = [read.source.name for read in sch.get(total).reads]
     for at, name in enumerate(names):
-        if name not in ("w_scale", "w_zero_point", "w_sum"):
+        if name not in ("w_scale", "w_offset", "w_zero_point", "w_sum"):
             continue
         shared = sch.cache_read(total, at, SHARED)
         local = sch.cache_read(shared, 0, "local")

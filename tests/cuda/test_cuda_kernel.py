@@ -76,7 +76,7 @@ def built_alone(patch, spec, target, variant, seed=None):
 
 
 def check(kernel, problem):
-    x, w = problem.activation(), problem.weight()
+    x, w = problem.activation(), problem.weight(rare=True)
     bind, call = problem.bind_arguments(), problem.call_arguments()
     y = kernel.bind(w, **bind)(x, **call)
     return difference(y, qmm.reference(problem.spec, x, w, **bind, **call))
@@ -101,6 +101,8 @@ FORMATS = [
     {"weight": "int4", "out": "int8"},
     {"weight": "uint4", "group_size": 32, "weight_zero_point": True, "out": "float16"},
     {"group_size": 320, "activation": "uint8", "activation_zero_point": True, "bias": True},
+    {"weight": "int4", "group_size": 32, "weight_offset": True, "activation_zero_point": True},
+    {"weight_offset": True, "input": "float32", "dynamic": True, "activation_zero_point": True},
 ]
 #: Activations with a scale for each group, found in the call or given.
 FORMATS += [
@@ -120,9 +122,12 @@ FORMATS += [
         ("cuda-sm86", FORMATS[3]),
         ("cuda-sm90", FORMATS[0]),
         ("cuda-sm90", FORMATS[1]),
-        ("cuda-sm75-dp4a", FORMATS[4]),
+        ("cuda-sm75-dp4a", FORMATS[6]),
+        ("cuda-sm80", FORMATS[6]),
+        ("cuda-sm75", FORMATS[7]),
         ("cuda-sm80", FORMATS[4]),
-        ("cuda-sm75", FORMATS[5]),
+        ("cuda-sm75-dp4a", FORMATS[4]),
+        ("cuda-sm90", FORMATS[5]),
     ],
 )
 def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):

@@ -423,20 +423,24 @@ def test_qtensor_errors():
         qmm.QTensor(data, scale, None, "int4", None, (2, 3))
     with pytest.raises(ArrayError, match=r"scale is float32\(3,\); expected float32\(2,\)"):
         qmm.QTensor(data, np.ones(3, np.float32), None, "int8", None, (2, 3))
-    with pytest.raises(ArrayError, match="zero_point is int64"):
-        qmm.QTensor(data, scale, np.zeros(2, np.int64), "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match=r"zero_point is int64\(3,\); expected int32\(2,\)"):
+        qmm.QTensor(data, scale, np.zeros(3, np.int64), "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match=r"zero_point is float32\(2,\); expected int32\(2,\)"):
+        qmm.QTensor(data, scale, scale, "int8", None, (2, 3))
     with pytest.raises(ArrayError, match="zero_point 128; int8 holds -128 to 127"):
         qmm.QTensor(data, scale, np.full(2, 128, np.int32), "int8", None, (2, 3))
+    with pytest.raises(ArrayError, match="zero_point 4294967296; int8 holds -128 to 127"):
+        qmm.QTensor(data, scale, np.full(2, 2**32), "int8", None, (2, 3))
     for outside in (-65, 64):
         with pytest.raises(ArrayError, match=f"data {outside}; int7 holds -64 to 63"):
             qmm.QTensor(np.full_like(data, outside), scale, None, "int7", None, (2, 3))
     with pytest.raises(ArrayError, match="zero_point 64; int7 holds -64 to 63"):
         qmm.QTensor(data, scale, np.full(2, 64, np.int32), "int7", None, (2, 3))
-    with pytest.raises(ArrayError, match="data is list; expected a NumPy array"):
+    with pytest.raises(ArrayError, match="data is list; expected an array"):
         qmm.QTensor(data.tolist(), scale, None, "int8", None, (2, 3))
-    with pytest.raises(ArrayError, match="scale is list; expected a NumPy array"):
+    with pytest.raises(ArrayError, match="scale is list; expected an array"):
         qmm.QTensor(data, [1.0, 1.0], None, "int8", None, (2, 3))
-    with pytest.raises(ArrayError, match="zero_point is list; expected a NumPy array"):
+    with pytest.raises(ArrayError, match="zero_point is list; expected an array"):
         qmm.QTensor(data, scale, [0, 0], "int8", None, (2, 3))
     with pytest.raises(ArrayError, match="shape=6; expected"):
         qmm.QTensor(data, scale, None, "int8", None, 6)

@@ -58,24 +58,27 @@ def code_of(module, x):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("zero_point", "bias", "dtype", "lead"),
+    ("beside", "bias", "dtype", "lead"),
     [
-        (False, False, torch.float32, (3,)),
-        (False, True, torch.float16, (2, 1, 3)),
-        (True, False, torch.bfloat16, ()),
-        (True, True, torch.float32, (2, 2)),
-        (False, True, torch.float32, (0,)),
-        (True, True, torch.float16, (2, 0)),
+        (None, False, torch.float32, (3,)),
+        (None, True, torch.float16, (2, 1, 3)),
+        ("weight_zero_point", False, torch.bfloat16, ()),
+        ("weight_zero_point", True, torch.float32, (2, 2)),
+        (None, True, torch.float32, (0,)),
+        ("weight_zero_point", True, torch.float16, (2, 0)),
+        ("weight_offset", True, torch.float16, (2, 2)),
+        ("weight_offset", False, torch.float32, (3,)),
     ],
 )
-def test_inductor_calls_the_kernel_without_the_dispatcher(zero_point, bias, dtype, lead):
-    weight = {"weight": "uint8", "weight_zero_point": True} if zero_point else {}
+def test_inductor_calls_the_kernel_without_the_dispatcher(beside, bias, dtype, lead):
+    weight = {"weight": "uint8", beside: True} if beside else {}
     spec = tm.qmm.MatmulSpec(n=33, k=70, bias=bias, input="float32", dynamic=True, **weight)
     module = tm.layer(format=spec)
     x = torch.randn(*lead, 70).to(dtype)
     y, code = code_of(module, x)
     assert torch.equal(y, module(x))
-    assert "quantmm_write(" in code
+    called = "quantmm_write_named(" if beside == "weight_offset" else "quantmm_write("
+    assert called in code
     assert "torch.ops.quantmm" not in code
 
 

@@ -25,7 +25,7 @@ def packs(monkeypatch):
     pack = packed.pack
 
     def counted(*arguments):
-        specs.append(arguments[-1])
+        specs.append(arguments[4])
         return pack(*arguments)
 
     monkeypatch.setattr(packed, "pack", counted)
@@ -80,8 +80,8 @@ def test_changes_are_seen(change):
 def found_for(module):
     """What is kept for a module and float32."""
     own = module._buffers
-    key = (*(id(own[name]) for name in ("data", "scale", "zero_point", "bias")), module._text)
-    return packed._packed.get((*key, torch.float32))
+    names = ("data", "scale", "zero_point", "bias", "offset")
+    return packed._packed.get((*(id(own[name]) for name in names), module._text, torch.float32))
 
 
 def test_nothing_is_kept_of_a_module_that_is_gone():

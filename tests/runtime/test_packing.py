@@ -18,7 +18,7 @@ from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import CUDA_TARGETS, TARGETS
 from quantmm.targets.cuda_layout import cuda_layout
 
-NAMES = ("w", "w_sum", "w_extra", "w_zero_point", "w_scale")
+NAMES = ("w", "w_sum", "w_extra", "w_zero_point", "w_scale", "w_offset")
 
 
 @given(st.integers(1, 500), st.sampled_from([1, 4, 8, 16]), st.integers(1, 300))
@@ -41,7 +41,7 @@ def layouts(spec):
             plan = plan_for(spec, target)
         except qmm.QuantmmError:
             continue
-        yield plan.layout, plan.x_offset
+        yield plan.layout, plan.x_shift
     size = spec.group_size if isinstance(spec.group_size, int) else None
     bits = 4 if spec.four_bit_weight else 8
     assert CUDA_TARGETS
@@ -51,12 +51,13 @@ def layouts(spec):
 @given(st.data())
 def test_pieces_make_the_weight_that_all_rows_make(data):
     n, k = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 80))
+    beside = data.draw(st.sampled_from([None, "weight_zero_point", "weight_offset"]))
     spec = qmm.MatmulSpec(
         n=n,
         k=k,
         weight=data.draw(st.sampled_from(["int8", "uint8", "int4", "uint4"])),
         group_size=data.draw(st.sampled_from([None, "tensor", 8, 16, 32])),
-        weight_zero_point=data.draw(st.booleans()),
+        **({beside: True} if beside else {}),
     )
     w = problems.weight(np.random.default_rng(data.draw(st.integers(0, 99))), spec)
     for layout, x_offset in layouts(spec):
