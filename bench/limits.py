@@ -202,7 +202,7 @@ def read_kernel(target: Target, threads: int, rows: int) -> Callable[..., Any]:
 def function(func: tirx.PrimFunc, target: Target) -> Callable[..., Any]:
     """A scheduled function, compiled."""
     module = tvm.compile(tvm.IRModule({"main": func}), target=llvm_target(target))
-    return Built(module, machine.architecture()).function("main")
+    return Built({"main": module}, machine.architecture()).function("main")
 
 
 def best(threads: int, kernel: Callable[..., Any], *arrays: np.ndarray) -> float:

@@ -89,7 +89,7 @@ def widest_gemm(row: targets.Target) -> tuple[Variant, str]:
     spec = qmm.MatmulSpec(n=4096, k=4096, m=4096)
     plan = plan_for(spec, row)
     (variant,) = choose_variants(plan)
-    return variant, str(machine_code(plan, (variant,)).mod.inspect_source("asm"))
+    return variant, str(machine_code(plan, variant).mod.inspect_source("asm"))
 
 
 def main() -> None:

@@ -1,33 +1,44 @@
-"""The code of a kernel that was built in this process: run by TVM's JIT, or linked for a file."""
+"""The code of a kernel that was built in this process: run by TVM's JIT, or linked for a file.
+
+Each function is a module of its own, so that all cores compile them: neither TVM nor LLVM holds a
+lock meanwhile, Python's included.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import tvm
 
 from ..errors import KernelFileError
 from ..runtime import launcher
+from ..targets import physical_cores
 from .launcher_code import launcher_module
 from .linker import link
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 class Built:
-    """Functions that TVM compiled for a CPU."""
+    """Functions that TVM compiled for a CPU, by name."""
 
-    def __init__(self, executable: tvm.runtime.Executable, architecture: str) -> None:
-        self._executable = executable
+    def __init__(
+        self, executables: Mapping[str, tvm.runtime.Executable], architecture: str
+    ) -> None:
+        self._executables = executables
         self._architecture = architecture
         self._content: bytes | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
-        """One of them; TVM's JIT compiles all at the first one."""
-        module = self._executable
+        """One of them, which TVM's JIT compiles."""
+        module = self._executables[name]
         return launcher.function(module, name, lambda: launcher_module(module.mod))
 
     def content(self) -> bytes:
@@ -41,10 +52,22 @@ class Built:
             No linker was found, or linking failed.
         """
         if self._content is None:
-            module = self._executable.mod
-            code = [machine_code(module), machine_code(launcher_module(module))]
+            modules = [each.mod for each in self._executables.values()]
+            code = side_by_side(machine_code, [*modules, launcher_module(modules[0])])
             self._content = linked(code, self._architecture)
         return self._content
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`work` for every item, on all cores; it begins while later items are not made yet."""
+    context = tvm.transform.PassContext.current()
+
+    def within(item: T) -> R:
+        with context:  # of the calling thread: others begin without
+            return work(item)
+
+    with ThreadPoolExecutor(physical_cores()) as pool:
+        return [*pool.map(within, items)]
 
 
 def machine_code(module: Any) -> bytes:

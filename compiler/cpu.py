@@ -19,7 +19,7 @@ from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record, Tuned
 from ..targets import Target, WeightLayout, machine
 from ..versions import versions
-from .built import Built
+from .built import Built, side_by_side
 from .expr import frontend
 from .llvm import llvm_target
 from .rewrite import stack
@@ -54,7 +54,11 @@ def kernel_of(
 ) -> Kernel:
     """A kernel of these functions."""
     row, layout = plan.target, plan.layout
-    module = machine_code(plan, tuple(variant for variant, _ in choices))
+    llvm = llvm_target(row)
+    largest_first = [variant for variant, _ in reversed(choices)]  # it takes longest
+    funcs = (lower(plan, variant) for variant in largest_first)
+    modules = side_by_side(lambda func: compiled(func, llvm), funcs)
+    names = [variant.name for variant in largest_first]
     info = KernelInfo(
         spec=plan.spec,
         target=row.name,
@@ -68,7 +72,8 @@ def kernel_of(
         cost_ns=layout.k_padded / layout.depth * SLOT_NS,
         versions=versions(),
     )
-    return Kernel(info, Built(module, info.architecture), num_threads)
+    code = Built(dict(zip(names, modules, strict=True)), info.architecture)
+    return Kernel(info, code, num_threads)
 
 
 def choose(plan: CpuPlan, record: Record | None = None) -> list[tuple[Variant, Function]]:
@@ -143,11 +148,15 @@ def lower(plan: CpuPlan, variant: Variant) -> tirx.PrimFunc:
     return func.with_attr("global_symbol", variant.name)
 
 
-def machine_code(plan: CpuPlan, variants: tuple[Variant, ...]) -> tvm.runtime.Executable:
-    """The variants compiled into one module, for the LLVM options of the target."""
-    llvm = llvm_target(plan.target)
-    mod = tvm.IRModule({variant.name: lower(plan, variant) for variant in variants})
-    return tvm.compile(mod, target=llvm, tir_pipeline=stack.PIPELINE)
+def machine_code(plan: CpuPlan, variant: Variant) -> tvm.runtime.Executable:
+    """The module of one variant, for the LLVM options of the target."""
+    return compiled(lower(plan, variant), llvm_target(plan.target))
+
+
+def compiled(func: tirx.PrimFunc, target: tvm.target.Target) -> tvm.runtime.Executable:
+    """The module of one function."""
+    mod = tvm.IRModule({func.attrs["global_symbol"]: func})
+    return tvm.compile(mod, target=target, tir_pipeline=stack.PIPELINE)
 
 
 def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
@@ -163,4 +172,4 @@ def emit_code(spec: MatmulSpec, target: str | Target, m: int, form: str) -> str:
         return str(program_of(plan, variant).func.script())
     if form == "tir":
         return str(lower(plan, variant).script())
-    return str(machine_code(plan, (variant,)).mod.inspect_source(form))
+    return str(machine_code(plan, variant).mod.inspect_source(form))

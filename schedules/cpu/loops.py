@@ -22,8 +22,10 @@ def loops_over(schedule: Schedule, block: SBlockRV, *names: str) -> list[LoopRV]
     """
     loops = schedule.get_loops(block)
     stmt = schedule.get(block)
-    places = bindings(schedule.get(loops[-1]), stmt)
-    return [innermost(schedule, loops, name, places, stmt.name_hint) for name in names]
+    inward = [schedule.get(loop) for loop in loops]
+    places = bindings(inward[-1], stmt)
+    around = [(loop, each.loop_var) for loop, each in zip(loops, inward, strict=True)]
+    return [innermost(around, name, places, stmt.name_hint) for name in names]
 
 
 def bindings(around: tirx.For, block: SBlock) -> dict[str, Expr]:
@@ -45,14 +47,14 @@ def axis_name(var: tirx.Var) -> str:
 
 
 def innermost(
-    schedule: Schedule, loops: list[LoopRV], name: str, places: dict[str, Expr], block: str
+    loops: list[tuple[LoopRV, tirx.Var]], name: str, places: dict[str, Expr], block: str
 ) -> LoopRV:
-    """The last of `loops` that moves along the axis."""
+    """The last of `loops`, given with their variables, that moves along the axis."""
     if name not in places:
         raise LookupError(f"{block} has no axis {name}; it has {', '.join(places)}")
     variables: list[tirx.Var] = []
     tvm_ffi.structural_walk(places[name], (tirx.Var, variables.append))
-    for loop in reversed(loops):
-        if any(schedule.get(loop).loop_var.same_as(var) for var in variables):
+    for loop, of_loop in reversed(loops):
+        if any(of_loop.same_as(var) for var in variables):
             return loop
     raise LookupError(f"no loop around {block} walks along its axis {name}")

@@ -75,7 +75,7 @@ def test_inner_loop(target, fields, strategy, rows):
 
 def code_for(spec, target, variant):
     """The assembly of one variant."""
-    return str(machine_code(plan_for(spec, target), (variant,)).mod.inspect_source("asm"))
+    return str(machine_code(plan_for(spec, target), variant).mod.inspect_source("asm"))
 
 
 def test_the_checks_see_spills_and_stores():
