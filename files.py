@@ -1,4 +1,4 @@
-"""Writing files: whole, or not at all, and one process after the other."""
+"""Writing files: whole, or not at all, and one process after the other; the user's folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import QuantmmError
@@ -38,6 +38,30 @@ def destination(path: Path, error: type[QuantmmError]) -> Path:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise error(f"cannot write {path}: a device, pipe or socket; expected a file or a new name")
     return target
+
+
+def users_folder(
+    find: Callable[..., Path], name: str, what: str, error: type[QuantmmError]
+) -> Path:
+    """The folder `name` of ours in one of the user's own, whether it exists or not.
+
+    Parameters
+    ----------
+    find : platformdirs' function for the user's folder.
+    what : what it is called in messages.
+
+    Raises
+    ------
+    error
+        This user has no such place.
+    """
+    try:
+        path = find("quantmm", appauthor=False) / name
+    except RuntimeError as reason:  # a user whom the system does not know
+        raise error(f"this user has no {what}: {reason}") from None
+    if not path.is_absolute():  # a user without a home folder
+        raise error(f"the {what} would be {path}; expected an absolute path")
+    return path
 
 
 def write_whole(

@@ -15,7 +15,6 @@ from typing import Any, TextIO
 import click
 import numpy as np
 
-from .. import targets
 from ..bench import sass
 from ..compiler.compile import compile
 from ..errors import KernelFileError, QuantmmError
@@ -197,12 +196,12 @@ def inspect(
 def emitted(spec: MatmulSpec, target: str, m: int, form: str) -> str:
     """The code that computes `m` rows, as text."""
     row = devices.find(target)
-    forms = CUDA_FORMS if isinstance(row, targets.CudaTarget) else CPU_FORMS
+    forms = CUDA_FORMS if row.device == "cuda" else CPU_FORMS
     if form not in forms:
         raise click.UsageError(f"--emit {form}: {row.name} has {', '.join(forms)}")
     with without_torch():
         from ..compiler import cpu, cuda
-    if isinstance(row, targets.CudaTarget):
+    if row.device == "cuda":
         if form == "sass":
             return sass.text(compile(dataclasses.replace(spec, m=m), row).cubin)
         return cuda.emit_code(spec, row, m, form)

@@ -1,29 +1,25 @@
 """The code of a kernel that was built in this process: run by TVM's JIT, or linked for a file.
 
-Each function is a module of its own, so that all cores compile them: neither TVM nor LLVM holds a
-lock meanwhile, Python's included.
+Each function is a module of its own, so that all cores compile them, and that the JIT compiles only
+those which are called.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import tvm
 
 from ..errors import KernelFileError
 from ..runtime import launcher
-from ..targets import physical_cores
 from .launcher_code import launcher_module
 from .linker import link
-
-T = TypeVar("T")
-R = TypeVar("R")
+from .side_by_side import side_by_side
 
 
 class Built:
@@ -56,18 +52,6 @@ class Built:
             code = side_by_side(machine_code, [*modules, launcher_module(modules[0])])
             self._content = linked(code, self._architecture)
         return self._content
-
-
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`work` for every item, on all cores; it begins while later items are not made yet."""
-    context = tvm.transform.PassContext.current()
-
-    def within(item: T) -> R:
-        with context:  # of the calling thread: others begin without
-            return work(item)
-
-    with ThreadPoolExecutor(physical_cores()) as pool:
-        return [*pool.map(within, items)]
 
 
 def machine_code(module: Any) -> bytes:

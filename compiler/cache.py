@@ -26,7 +26,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from ..errors import CacheError
-from ..files import write_whole
+from ..files import users_folder, write_whole
 from ..formats.spec import MatmulSpec
 from ..runtime import kernel_file
 from ..runtime.code import library_of
@@ -75,13 +75,7 @@ def folder() -> Path:
     CacheError
         This user has no place for caches.
     """
-    try:
-        path = user_cache_path("quantmm", appauthor=False) / "kernels"
-    except RuntimeError as error:  # a user whom the system does not know
-        raise CacheError(f"this user has no cache folder: {error}") from None
-    if not path.is_absolute():  # a user without a home folder
-        raise CacheError(f"the cache folder would be {path}; expected an absolute path")
-    return path
+    return users_folder(user_cache_path, "kernels", "cache folder", CacheError)
 
 
 def key(
@@ -102,7 +96,7 @@ def key(
         "target": dataclasses.asdict(row),
         "record": record and dataclasses.asdict(record),
         "environment": environment(),
-        "cuda": nvrtc.version() if isinstance(row, CudaTarget) else None,
+        "cuda": nvrtc.version() if row.device == "cuda" else None,
     }
     try:
         text = json.dumps(parts, sort_keys=True, default=listed)

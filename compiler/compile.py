@@ -71,16 +71,16 @@ def compile(
         num_threads = check_threads(num_threads)  # before the work
     on_cpu: records.Record | None = None
     on_gpu: cuda_records.CudaRecord | None = None
-    if log is not False and isinstance(row, Target):
+    if log is not False and row.device == "cpu":
         threads = num_threads or default_threads()
         on_cpu = records.find(spec, row, threads, log, any_record=any_record)
-    elif log is not False and isinstance(row, CudaTarget):
+    elif log is not False and row.device == "cuda":
         on_gpu = cuda_records.find(spec, row, log, any_record=any_record)
     record = on_cpu or on_gpu
     if cache and (found := kernel_cache.find(spec, row, num_threads, record)):
         return found
     with _building:
-        if isinstance(row, CudaTarget):
+        if row.device == "cuda":
             with without_torch():
                 from . import cuda
             kernel = cuda.build(spec, row, on_gpu)

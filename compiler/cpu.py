@@ -19,7 +19,7 @@ from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record, Tuned
 from ..targets import Target, WeightLayout, machine
 from ..versions import versions
-from .built import Built, side_by_side
+from .built import Built
 from .expr import frontend
 from .llvm import llvm_target
 from .rewrite import stack
@@ -27,6 +27,7 @@ from .rewrite.float_mode import with_usual_floats
 from .rewrite.rounding import fuse_group_sums
 from .rewrite.stores import store_cpu_tiles
 from .rewrite.sums_start import can_start_from_x_sum, start_from_x_sum
+from .side_by_side import side_by_side
 
 #: Nanoseconds of an issue slot, in which costs count a step along K: one per cycle at 3.3 GHz.
 SLOT_NS = 0.3

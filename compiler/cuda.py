@@ -13,9 +13,9 @@ from ..runtime.cuda_code import CudaCode
 from ..runtime.cuda_info import PREPARE, CudaFunction, CudaInfo, Launch
 from ..runtime.kernel import Kernel
 from ..schedules.arguments import arguments
-from ..schedules.cuda import dp4a, gemv, mma, prepare, splitk, strategies
+from ..schedules.cuda import prepare, strategies
 from ..schedules.cuda.plan import CudaPlan, plan_for
-from ..schedules.cuda.strategies import CudaVariant
+from ..schedules.cuda.strategies import STRATEGIES, CudaVariant
 from ..schedules.cuda_records import CudaRecord, function_for
 from ..schedules.plan import x_sign
 from ..targets.cuda import CudaTarget
@@ -27,13 +27,7 @@ from .expr import cuda_frontend as frontend
 from .rewrite.arrays import read_rows
 from .rewrite.rounding import fuse_group_sums
 from .rewrite.stores import store_gpu_tiles
-
-RECIPES = {
-    "gemv": gemv.schedule,
-    "splitk": splitk.schedule,
-    "mma": mma.schedule,
-    "dp4a": dp4a.schedule,
-}
+from .side_by_side import side_by_side
 
 
 def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None) -> Kernel:
@@ -52,7 +46,8 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
     record = usable(record, plan)
     variants = choose_variants(plan, record)
     code, launches = source(plan, variants)
-    cubin, ptx = (nvrtc.compile_cuda(code, target.arch, form=form) for form in ("cubin", "ptx"))
+    forms: tuple[nvrtc.Form, ...] = ("cubin", "ptx")
+    cubin, ptx = side_by_side(lambda form: nvrtc.compile_cuda(code, target.arch, form=form), forms)
     info = CudaInfo(
         spec=spec,
         target=target.name,
@@ -100,7 +95,7 @@ def usable(record: CudaRecord | None, plan: CudaPlan) -> CudaRecord | None:
 def lower(plan: CudaPlan, variant: CudaVariant) -> tirx.PrimFunc:
     """One variant as a scheduled function over the caller's arrays."""
     program = frontend.multiply(plan, variant.instruction, variant.tile)
-    func = RECIPES[variant.strategy](program)
+    func = STRATEGIES[variant.strategy].schedule(program)
     if plan.layout.groups > 1:
         func = fuse_group_sums(func, plan.target)
     return store_gpu_tiles(func, plan.spec.n, variant.tile.rows)

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from platformdirs import user_data_path
 
 from ..errors import RecordError
+from ..files import users_folder
 from ..formats.spec import MatmulSpec
 from ..targets import Instruction, Target, machine
 from ..targets.forms import PAIRED
@@ -112,13 +113,7 @@ def default_folder() -> Path:
     RecordError
         This user has no place for data.
     """
-    try:
-        path = user_data_path("quantmm", appauthor=False) / "tuned"
-    except RuntimeError as error:  # a user whom the system does not know
-        raise RecordError(f"this user has no folder for a log: {error}") from None
-    if not path.is_absolute():  # a user without a home folder
-        raise RecordError(f"the log would be {path}; expected an absolute path")
-    return path
+    return users_folder(user_data_path, "tuned", "log folder", RecordError)
 
 
 def header(row: Target, threads: int) -> dict[str, Any]:

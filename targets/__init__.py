@@ -51,7 +51,7 @@ def find_cpu(name: str | Target | CudaTarget) -> Target:
         See `find`; or it is a GPU's, as "cuda" is.
     """
     row = None if name == "cuda" else find(name)
-    if isinstance(row, Target):
+    if row is not None and row.device == "cpu":
         return row
     raise TargetError(f"target {row.name if row else name} is a GPU's; expected one of a CPU")
 

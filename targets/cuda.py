@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from .target import Instruction, MultiplyAdd
 
@@ -42,6 +43,8 @@ class CudaTarget:
     shared_bytes : shared memory that one block may ask for (CUDA C++ Programming Guide, "Technical
         Specifications per Compute Capability").
     """
+
+    device: ClassVar[Literal["cuda"]] = "cuda"
 
     name: str
     description: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from .forms import BYTES, Form
 
@@ -11,6 +11,8 @@ from .forms import BYTES, Form
 #: function that is called, or through float64.
 MultiplyAdd = Literal["contracted", "called", "float64"]
 
+#: The kind of device of a row, by which what differs between the two is told apart.
+Device = Literal["cpu", "cuda"]
 
 #: Rows up to which a kernel streams the weights in one pass (gemv), and memory bounds the time. An
 #: instruction that is worse for few rows takes over behind them, see `Instruction.from_rows`.
@@ -19,6 +21,10 @@ GEMV_ROWS = 4
 
 class Chip(Protocol):
     """What the float arithmetic of a kernel depends on."""
+
+    @property
+    def device(self) -> Device:
+        """The kind of device that it is a chip of."""
 
     @property
     def half_floats(self) -> bool:
@@ -154,6 +160,8 @@ class Target:
     cache_bytes : the share of a cache for a block of packed activations. They are streamed once
         per panel of weights: for vectors the last level is fast enough, for AMX's tiles L2 is.
     """
+
+    device: ClassVar[Literal["cpu"]] = "cpu"
 
     name: str
     description: str

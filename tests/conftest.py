@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import platformdirs
 import pytest
 import quantmm as qmm
+import when_called
 from hypothesis import HealthCheck, settings
 from quantmm.cli import main as cli_main
 from quantmm.compiler.compile import compile
@@ -39,6 +40,20 @@ def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setitem(compile.__kwdefaults__, "cache", False)
         # One process imports scikit-learn for one test and torch for another.
         patch.setattr(threads._process, "warned", {"several"})
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def functions_when_called() -> Iterator[None]:
+    """Functions of a kernel are compiled when a test calls them, or saves the kernel.
+
+    In the profile "deep" all are, as anywhere else.
+    """
+    if settings.get_current_profile_name() == "deep":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        when_called.install(patch)
         yield
 
 

@@ -36,18 +36,24 @@ SPECS = (
 ROWS = (1, 70)
 
 
-def digests() -> dict[str, dict[str, str]]:
-    """By kind of device and target, the digest of all kernels' code."""
+def cpu_digests() -> dict[str, str]:
+    """The version, and by target the digest of all kernels' code."""
     # The row without an architecture has the code of this machine's.
     cpus = {row.name: f"{fields_of(row)} {code_of(row)}" for row in TARGETS if row.architecture}
+    return {"version": str(versions.SCHEDULE_VERSION), **cpus}
+
+
+def cuda_digests() -> dict[str, str]:
+    """The same for GPUs."""
     gpus = {
         row.name: digest(cuda.emit_code(spec, row, m, "cuda") for spec in SPECS for m in ROWS)
         for row in CUDA_TARGETS
     }
-    return {
-        "cpu": {"version": str(versions.SCHEDULE_VERSION), **cpus},
-        "cuda": {"version": str(versions.CUDA_SCHEDULE_VERSION), **gpus},
-    }
+    return {"version": str(versions.CUDA_SCHEDULE_VERSION), **gpus}
+
+
+#: By kind of device.
+DIGESTS = {"cpu": cpu_digests, "cuda": cuda_digests}
 
 
 def code_of(row: Target) -> str:
@@ -82,7 +88,7 @@ def changed(known: str | None, found: str) -> bool:
 
 def main() -> int:
     """Write the file, unless code changed and its version did not."""
-    found = digests()
+    found = {kind: digests() for kind, digests in DIGESTS.items()}
     if PATH.exists():
         known = json.loads(PATH.read_text())
         for kind, rows in found.items():

@@ -27,7 +27,7 @@ def joined(newer: Fields, older: Fields, row: Target | CudaTarget) -> dict[str, 
     """
     spec = MatmulSpec.from_json(newer["spec"])
     try:
-        if isinstance(row, CudaTarget):
+        if row.device == "cuda":
             both = [cuda_records.parsed("", json.dumps(each)) for each in (older, newer)]
             return dict(json.loads(cuda_records.as_line(spec, [*both[0], *both[1]])))
         if newer["instructions"] != older["instructions"]:

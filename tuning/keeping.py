@@ -62,10 +62,10 @@ class Kernel:
             row = targets.find(self.header["target"])
         except QuantmmError as error:
             return str(error)
-        field = "gpu" if isinstance(row, targets.CudaTarget) else "threads"
+        field = "gpu" if row.device == "cuda" else "threads"
         if field not in self.header:
             return f"its header has no {field}"
-        if isinstance(row, targets.CudaTarget):
+        if row.device == "cuda":
             here = cuda_records.header(row.name, cuda_versions(), self.header["gpu"])
         else:
             here = records.header(row, self.header["threads"])
@@ -139,7 +139,7 @@ def check(log: Path) -> list[str]:
             spec = MatmulSpec.from_json(fields["spec"])
             name, line = f"{path / KERNELS}, line {number}", json.dumps(fields)
             try:
-                if isinstance(row, targets.CudaTarget):
+                if row.device == "cuda":
                     cuda_records.parsed(name, line)
                 else:
                     records.parsed(name, line, spec, row)
@@ -153,7 +153,7 @@ def why_none_applies(
     header: dict[str, Any], row: targets.Target | targets.CudaTarget
 ) -> str | None:
     """Why no machine would use a database with this header; None when the one that it names may."""
-    if isinstance(row, targets.CudaTarget):
+    if row.device == "cuda":
         here = cuda_records.header(row.name, cuda_versions(), header.get("gpu"))
     else:
         here = records.header(row, header.get("threads", 0)) | {"cpu": header.get("cpu")}
@@ -238,7 +238,7 @@ def row_of(database: Database) -> targets.Target | targets.CudaTarget | None:
         row = targets.find(header["target"])
     except QuantmmError:
         return None
-    if isinstance(row, targets.Target) and records.digest_of(row) != header.get("target_digest"):
+    if row.device == "cpu" and records.digest_of(row) != header.get("target_digest"):
         return None
     return row
 

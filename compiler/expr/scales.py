@@ -14,7 +14,7 @@ from tvm.ir import Expr
 
 from ...formats.integers import INTEGERS
 from ...formats.spec import MatmulSpec
-from ...targets import Chip, Target
+from ...targets import Chip
 from . import functions
 
 #: The bits of float32 numbers.
@@ -163,7 +163,7 @@ def own_range(
     def end(key: Stage, bound: Callable[[Expr, Expr], Expr]) -> Stage:
         return lambda *at: functions.from_bits(ordered(bound(key(*at), tirx.const(0, "int32"))))
 
-    high, low = both_ends(spans, keys, k, stages, at_once=isinstance(target, Target))
+    high, low = both_ends(spans, keys, k, stages, at_once=target.device == "cpu")
     top, bottom = end(high, tirx.max), end(low, tirx.min)
     scale = scale_stage(lambda *at: top(*at) - bottom(*at), greatest - least)
 

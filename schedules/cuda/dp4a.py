@@ -51,7 +51,7 @@ def schedule(program: CudaProgram) -> tirx.PrimFunc:
     warp = share_warps(sch, program, "sums", -3)
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, warp, preserve_unit_loops=True)
-    within = 3 if layout.halves == 1 else 4
+    within = 1 + program.k_loops
     r, nb, c, t, s, *inner = sch.get_loops(acc)[-within - 3 :]
     chunk, s = sch.split(s, [None, min(tile.steps, layout.group_steps)])
     sch.reorder(chunk, s, nb, r, c, t, *inner)

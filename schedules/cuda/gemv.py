@@ -57,7 +57,7 @@ def schedule(program: CudaProgram) -> tirx.PrimFunc:
     sch.bind(warp, "threadIdx.y")
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, warp, preserve_unit_loops=True)
-    within = 3 if program.layout.halves == 1 else 4
+    within = 1 + program.k_loops
     r, nb, c, t, s, *inner = sch.get_loops(acc)[-within - 3 :]
     sch.reorder(s, nb, r, c, t, *inner)
     by_dot_products(sch, program, s, "global")

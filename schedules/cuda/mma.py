@@ -50,7 +50,7 @@ def schedule(program: CudaProgram) -> tirx.PrimFunc:
     outer = sum_groups(sch, program, warp) if summed else None
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, outer[1] if outer else warp, preserve_unit_loops=True)
-    reduction = 2 if layout.halves == 1 else 3
+    reduction = program.k_loops
     rf, nb, r, c, s, *inner = sch.get_loops(acc)[-4 - reduction :]
     chunk, s = sch.split(s, [None, min(tile.steps, layout.group_steps)])
     sch.reorder(chunk, s, rf, nb, r, c, *inner)

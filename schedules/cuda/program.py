@@ -57,3 +57,8 @@ class CudaProgram:
     instruction: Instruction
     tile: CudaTile
     parts: int
+
+    @property
+    def k_loops(self) -> int:
+        """Loops of "acc" along K: over steps, both weights of a byte where it has two, and k."""
+        return 2 if self.layout.halves == 1 else 3

@@ -55,7 +55,7 @@ def schedule(program: CudaProgram) -> tirx.PrimFunc:
     lanes(sch, r, c)
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, part, preserve_unit_loops=True)
-    reduction = 2 if layout.halves == 1 else 3
+    reduction = program.k_loops
     rf, nb, r, c, s, *inner = sch.get_loops(acc)[-4 - reduction :]
     if layout.groups > 1:
         first = s

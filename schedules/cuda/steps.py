@@ -177,7 +177,7 @@ def on_tensor_core(sch: Schedule, program: CudaProgram, first: LoopRV) -> None:
     """Zero the sums before the loop `first`, and write the products as the instruction."""
     in_registers(sch, "acc")
     acc = sch.get_sblock("acc")
-    within = 3 if program.layout.halves == 1 else 4
+    within = 1 + program.k_loops
     rf, nb = sch.get_loops(acc)[-within - 2 : -within]
     zero = sch.decompose_reduction(acc, first)
     blocks, layout = int(sch.get(nb).extent), program.layout
@@ -197,7 +197,7 @@ def by_dot_products(sch: Schedule, program: CudaProgram, first: LoopRV, scope: s
     sch.set_scope("acc", 0, "warp")
     sch.transform_layout("acc", ("write", 0), lambda *at: (*at[:-2], at[-2] * QUARTERS + at[-1]))
     acc = sch.get_sblock("acc")
-    within = 3 if program.layout.halves == 1 else 4
+    within = 1 + program.k_loops
     nb, r, column = sch.get_loops(acc)[-within - 2 : -within + 1]
     zero = sch.decompose_reduction(acc, first)
     *_, zero_r, zero_nb, c, t = sch.get_loops(zero)

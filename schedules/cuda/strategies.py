@@ -1,62 +1,71 @@
-"""Strategies for GPUs, and which of them with which tiles a kernel is made of."""
+"""The table of strategies for GPUs. Adding one is adding its file, with a schedule, and a row.
+
+Nothing here imports `tvm`: the files with the schedules are imported when code is generated.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...targets import Instruction
 from ...targets.cuda import CudaTarget
 from ...targets.cuda_layout import COLUMNS, CudaLayout
 from ..plan import x_sign
+from . import tiles
 from .cost import DOT_PRODUCTS, MATRIX_PRODUCTS, CudaCost
 from .plan import CudaPlan
-from .program import SKEW, CudaTile
+from .program import CudaProgram, CudaTile
+from .tiles import ENOUGH_SUMS
 
-#: Rows of the tiles of gemv, with blocks of 8 columns: fewer where N gives too few thread blocks.
-GEMV_TILES = {1: 4, 2: 2, 4: 1, 8: 1}
-#: Rows of those of splitk; and the tiles of the others, with their warps.
-SPLITK_ROWS = (16, 32, 64)
-MMA_TILES: tuple[CudaTile, ...] = (
-    CudaTile(64, 8, (2, 2, 1)),
-    CudaTile(128, 16, (2, 2, 1)),
-    CudaTile(128, 32, (2, 4, 1)),
-)
-#: With groups a warp has sums of integers and of floats, and half the registers for each.
-GROUPED_MMA_TILES: tuple[CudaTile, ...] = (CudaTile(64, 8, (2, 2, 1)), CudaTile(128, 16, (2, 4, 1)))
-#: Where groups of 4-bit weights have zero points too, those would not fit.
-CROWDED_MMA_TILES: tuple[CudaTile, ...] = (CudaTile(64, 8, (2, 2, 1)), CudaTile(128, 8, (4, 4, 1)))
-#: Rows up to which a splitk with groups keeps both in registers.
-GROUPED_SPLITK_ROWS = 32
-DP4A_TILES: tuple[CudaTile, ...] = (CudaTile(32, 8, (4, 2, 1)),)
-#: Blocks of columns of a thread block of splitk: so few that every multiprocessor has one.
-SPLITK_BLOCKS = 4
-#: Results at most that a thread of splitk adds up from all warps. Two warps of 64 rows would have
-#: 32, beside 64 sums of a lane's own: up to 246 registers, with only 64 threads in a block.
-MOST_RESULTS = 16
-#: K that a round of the pipeline brings to shared memory, and at most for a group that is longer.
-ROUND_DEPTH, LONGEST_ROUND = 128, 256
-#: Groups of a round at most. Their products are written out one by one: eight of 16 k make the loop
-#: of mma twice as long, 941 instructions instead of 488, and spill; TVM has no vector for dp4a's.
-MOST_GROUPS = 4
-#: Stages of a pipeline at most, and how many hide the latency of memory by themselves. Tiles of so
-#: many sums have no more: two of their rounds are 48 or 64 KB and more, and to find a round among
-#: three costs a loop of 64 products 7 to 14 instructions less than among four.
-STAGES, ENOUGH_STAGES = 4, 3
-ENOUGH_SUMS = 128 * 128
+if TYPE_CHECKING:
+    from tvm import tirx
+
 #: M from which tiles of still more sums are offered. They save bytes out of L2; with fewer rows it
 #: is memory that bounds the time, where all tiles read the weights once.
 LARGE_M = 1024
-#: Thread blocks of a gemv of which several share every multiprocessor: while one waits for memory
-#: or adds its sums up, others have loads under way.
-MANY_BLOCKS = 512
-#: Bytes of shared memory for the sums of groups that a gemv adds up at a time.
-GEMV_SUMS = 16 << 10
+
+
+@dataclass(frozen=True)
+class CudaStrategy:
+    """One way to multiply.
+
+    Attributes
+    ----------
+    name : which functions of kernels and records have, and the module of this package with
+        `schedule(program)`.
+    tiles : those with which it serves a plan.
+    products : of a target, by which it multiplies.
+    """
+
+    name: str
+    tiles: Callable[[CudaPlan], Sequence[CudaTile]]
+    products: Callable[[CudaTarget], tuple[Instruction, ...]]
+
+    def schedule(self, program: CudaProgram) -> tirx.PrimFunc:
+        """`program` as a scheduled function over tiles."""
+        recipe = importlib.import_module(f".{self.name}", __package__)
+        func: tirx.PrimFunc = recipe.schedule(program)
+        return func
+
+
+#: Every strategy by its name, in the order of a kernel's functions.
+STRATEGIES = {
+    each.name: each
+    for each in (
+        CudaStrategy("gemv", tiles.gemv_tiles, lambda target: target.dots),
+        CudaStrategy("dp4a", tiles.dp4a_tiles, lambda target: target.dots),
+        CudaStrategy("splitk", tiles.splitk_tiles, lambda target: target.matrix),
+        CudaStrategy("mma", tiles.mma_tiles, lambda target: target.matrix),
+    )
+}
 
 
 @dataclass(frozen=True)
 class CudaVariant:
-    """One kernel: a strategy ("gemv", "splitk", "mma" or "dp4a"), tile and product."""
+    """One kernel: the name of a strategy, tile and product."""
 
     strategy: str
     tile: CudaTile
@@ -85,117 +94,15 @@ class CudaVariant:
 
 def variants(plan: CudaPlan) -> tuple[CudaVariant, ...]:
     """The kernels of which one may serve a number of rows: one per number of rows in a tile."""
-    target, layout, x_dtype = plan.target, plan.layout, x_sign(plan.spec)
-    dot = paired(target.dots, x_dtype, layout.dtype)
-    found = [
-        CudaVariant("gemv", gemv(layout, rows, blocks), dot) for rows, blocks in GEMV_TILES.items()
-    ]
-    if not target.matrix:
-        for tile in DP4A_TILES:
-            found.append(CudaVariant("dp4a", blocked(target, layout, tile), dot))
-        return tuple(found)
-    product = paired(target.matrix, x_dtype, layout.dtype)
-    for rows in SPLITK_ROWS:
-        if layout.groups > 1 and rows > GROUPED_SPLITK_ROWS:
-            continue
-        if narrow := splitk(target, layout, rows):
-            found.append(CudaVariant("splitk", narrow, product))
-    for tile in mma_tiles(target, layout, plan.spec.weight_zero_point):
-        found.append(CudaVariant("mma", blocked(target, layout, tile), product))
-    return tuple(found)
-
-
-def mma_tiles(target: CudaTarget, layout: CudaLayout, zero_points: bool) -> list[CudaTile]:
-    """Tiles whose sums fit into registers, made narrower until they fit into shared memory."""
-    tiles = MMA_TILES
-    if layout.groups > 1:
-        crowded = zero_points and layout.bits == 4
-        tiles = CROWDED_MMA_TILES if crowded else GROUPED_MMA_TILES
-    fitting = dict[tuple[int, int], CudaTile]()
-    for tile in tiles:
-        blocks = tile.blocks
-        while tile_bytes(tile.rows, blocks) > target.shared_bytes:
-            blocks //= 2
-        narrowed = dataclasses.replace(tile, blocks=blocks)
-        fitting.setdefault((tile.rows, blocks), narrowed)
-    return [*fitting.values()]
-
-
-def paired(instructions: tuple[Instruction, ...], x_dtype: str, w_dtype: str) -> Instruction:
-    """The instruction for these signs."""
-    return next(i for i in instructions if (i.x_dtype, i.w_dtype) == (x_dtype, w_dtype))
-
-
-def gemv(layout: CudaLayout, rows: int, blocks: int) -> CudaTile:
-    """Warps share out steps, or groups a round of them at a time."""
-    while blocks > 1 and layout.n_blocks // blocks < MANY_BLOCKS:
-        blocks //= 2
-    if layout.groups == 1:
-        return CudaTile(rows, blocks, (1, 1, 8 if layout.steps % 8 == 0 else 4))
-    warps = 8 if layout.groups % 8 == 0 else 4
-    most = max(warps, GEMV_SUMS // (4 * rows * blocks * COLUMNS))
-    counts = range(warps, min(most, layout.groups) + 1, warps)
-    return CudaTile(rows, blocks, (1, 1, warps), max(c for c in counts if layout.groups % c == 0))
-
-
-def splitk(target: CudaTarget, layout: CudaLayout, rows: int) -> CudaTile | None:
-    """A step or a group for every warp in a round; None where shared memory is too small."""
-    parts = layout.steps if layout.groups == 1 else layout.groups
-    for warps in (8, 4, 2):
-        steps = warps if layout.groups == 1 else warps * layout.group_steps
-        tile = CudaTile(rows, SPLITK_BLOCKS, (1, 1, warps), steps)
-        results = rows * SPLITK_BLOCKS * COLUMNS // (32 * warps)
-        if parts % warps or parts // warps < 2 or results > MOST_RESULTS:
-            continue
-        stages = min(stages_that_fit(target, layout, tile), parts // warps)
-        if stages >= 2:
-            return dataclasses.replace(tile, stages=stages)
-    return None
-
-
-def blocked(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> CudaTile:
-    """`tile` with the rounds of K and the stages of its pipeline.
-
-    A round brings whole groups where they are short and two rounds fit, else a part of one.
-    """
-    size = layout.group_steps * layout.depth
-    if layout.groups > 1 and size <= LONGEST_ROUND:
-        groups = max(1, min(ROUND_DEPTH // size, layout.groups // 2, MOST_GROUPS))
-        whole = dataclasses.replace(tile, steps=groups * layout.group_steps)
-        stages = min(stages_that_fit(target, layout, whole), layout.groups // groups)
-        if stages >= 2:
-            return dataclasses.replace(whole, stages=stages)
-    most = max(1, ROUND_DEPTH // layout.depth)
-    steps = max(s for s in range(1, most + 1) if layout.group_steps % s == 0)
-    part = dataclasses.replace(tile, steps=steps)
-    rounds = layout.group_steps // steps
-    return dataclasses.replace(part, stages=min(stages_that_fit(target, layout, part), rounds))
-
-
-def tile_bytes(rows: int, blocks: int) -> int:
-    """Shared memory of a tile of sums."""
-    return rows * (4 * blocks * COLUMNS + SKEW)
-
-
-def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> int:
-    """Rounds of K that shared memory holds, up to `STAGES`.
-
-    In half of it where that is enough: two blocks then share a multiprocessor, and one multiplies
-    while the other waits.
-    """
-    x_bytes = tile.rows * layout.depth * tile.steps
-    w_bytes = tile.blocks * COLUMNS * layout.piece * tile.steps
-    if target.matrix:
-        sums = tile.warps[2] if tile.warps[2] > 1 else 0  # one for every warp of a splitk
-    else:
-        sums = max(1, tile.steps // layout.group_steps)  # one for every group of a round
-    sums_bytes = 4 * tile.rows * tile.blocks * COLUMNS * sums
-    many = tile.rows * tile.blocks * COLUMNS >= ENOUGH_SUMS
-    half, whole = (
-        min(
-            ENOUGH_STAGES if many else STAGES,
-            (target.shared_bytes // blocks - sums_bytes) // (x_bytes + w_bytes),
-        )
-        for blocks in (2, 1)
+    return tuple(
+        CudaVariant(strategy.name, tile, paired(strategy.products(plan.target), plan))
+        for strategy in STRATEGIES.values()
+        if strategy.products(plan.target)
+        for tile in strategy.tiles(plan)
     )
-    return half if half >= ENOUGH_STAGES else whole
+
+
+def paired(instructions: tuple[Instruction, ...], plan: CudaPlan) -> Instruction:
+    """The instruction for the signs of a plan."""
+    signs = x_sign(plan.spec), plan.layout.dtype
+    return next(each for each in instructions if (each.x_dtype, each.w_dtype) == signs)

@@ -29,7 +29,8 @@ STORED = re.compile(r"%[xyz]mm\d+, -?\w*\(|^\s+st\w+\s+(?:\{ )?[qvd]\d")
 def cases():
     """Every strategy and number of rows for int8; few, several and many for the other formats.
 
-    Rows with one register file have the same tiles: the first of them stands for its heights.
+    Rows with one register file have the same tiles: the first of them stands for its heights, and
+    others have few and many.
     """
     files = set()
     for target in SPECIAL:
@@ -37,7 +38,7 @@ def cases():
         first = registers not in files
         files.add(registers)
         for name, fields in FORMATS.items():
-            low, high = target.tile_rows[0], target.tile_rows[-2:]
+            low, high = target.tile_rows[0], target.tile_rows[-2 if first else -1 :]
             tiles = [(each, rows) for each in (GEMV, GEMM) for rows in each.heights(target)]
             if name != "w8" or not first:
                 tiles = [each for each in tiles if each == (GEMV, low) or each[1] in high]

@@ -21,6 +21,14 @@ def runnable(row):
     return row if qmm.targets.why_not_here(row) is None else qmm.targets.emulated(row)
 
 
+#: Of activations and weights.
+SIGNS = (
+    ("int8", "int8"),
+    ("uint8", "uint8"),
+    ("int8", "uint8"),
+    ("int8", "int7"),
+    ("uint8", "int7"),
+)
 #: A number of rows for each strategy, by which its function is asked for.
 STRATEGIES = {GEMV: 4, GEMM: 20, PAIRED: 26}
 
@@ -39,16 +47,13 @@ def every_strategy(spec, row):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize(
-    "signs",
+    ("k", "group_size", "signs"),
     [
-        ("int8", "int8"),
-        ("uint8", "uint8"),
-        ("int8", "uint8"),
-        ("int8", "int7"),
-        ("uint8", "int7"),
+        *((*size, signs) for size in ((333, None), (200, 64)) for signs in SIGNS),
+        (4, None, SIGNS[0]),
+        (1, None, SIGNS[1]),
     ],
 )
-@pytest.mark.parametrize(("k", "group_size"), [(333, None), (4, None), (1, None), (200, 64)])
 def test_the_ends_of_every_range(row, signs, k, group_size):
     activation, weight = signs
     spec = qmm.MatmulSpec(

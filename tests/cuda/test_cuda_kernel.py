@@ -29,7 +29,7 @@ from quantmm.runtime import driver as drivers
 from quantmm.runtime.cuda_code import CudaCode
 from quantmm.runtime.devices import why_no_gpu
 from quantmm.schedules import plan as plans
-from quantmm.schedules.cuda import strategies
+from quantmm.schedules.cuda import strategies, tiles
 from quantmm.schedules.cuda.plan import plan_for
 
 SPEC = qmm.MatmulSpec(n=24, k=256)
@@ -51,28 +51,41 @@ def on_emulation(kernel, source=None, seed=None, capability=None):
     return gpu
 
 
+#: Numbers of rows whose variants most tests are content with.
+FEW = (1, 3, 19, 40)
+
+
+def few_variants(plan, record=None):
+    """The variants that FEW rows use."""
+    every, processors = strategies.variants(plan), plan.target.multiprocessors
+    best = [min(every, key=lambda v, m=m: v.cost(plan.layout).time(m, processors)) for m in FEW]
+    return tuple(dict.fromkeys(best))
+
+
+def without_machine_code(spec, target, choose):
+    """A kernel for the emulation, which runs its source, of the variants that `choose` gives."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
+        patch.setattr(cuda, "choose_variants", choose)
+        return qmm.compile(spec, target, cache=False)
+
+
 @functools.cache
-def compiled(spec, target):
-    return qmm.compile(spec, target, cache=False)
+def compiled(spec, target, choose=few_variants):
+    return without_machine_code(spec, target, choose)
 
 
-def built(spec, target="cuda-sm80", seed=None):
+def built(spec, target="cuda-sm80", seed=None, choose=few_variants):
     """A kernel that no other test has, compiled once for them all."""
-    first = compiled(spec, target)
+    first = compiled(spec, target, choose)
     kernel = qmm.Kernel(first.info, first.code, source=first.source)
     return kernel, on_emulation(kernel, seed=seed)
 
 
-def built_anew(spec, target, seed=None):
-    kernel = qmm.compile(spec, target, cache=False)
+def built_alone(spec, target, variant, seed=None):
+    """A kernel of one variant."""
+    kernel = without_machine_code(spec, target, lambda *_: (variant,))
     return kernel, on_emulation(kernel, seed=seed)
-
-
-def built_alone(patch, spec, target, variant, seed=None):
-    """A kernel of one variant, without machine code."""
-    patch.setattr(nvrtc, "compile_cuda", lambda source, arch, form: form.encode())
-    patch.setattr(cuda, "choose_variants", lambda *_: (variant,))
-    return built_anew(spec, target, seed)
 
 
 def check(kernel, problem):
@@ -91,8 +104,7 @@ def test_every_spec_on_every_target_agrees_with_the_reference(seed):
     spec = random_spec(lambda choices: draw.choice(list(choices)), n, k)
     target = draw.choice(qmm.targets.CUDA_TARGETS)
     variant = draw.choice(strategies.variants(plan_for(spec, target)))
-    with pytest.MonkeyPatch.context() as patch:
-        kernel, _ = built_alone(patch, spec, target, variant, seed=draw.choice([None, 1, 2]))
+    kernel, _ = built_alone(spec, target, variant, seed=draw.choice([None, 1, 2]))
     assert check(kernel, Problem(spec, m, seed % 1000)) is None, (target.name, spec, m)
 
 
@@ -132,7 +144,7 @@ FORMATS += [
 )
 def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
     spec = qmm.MatmulSpec(n=40, k=600, **fields)
-    kernel, gpu = built(spec, target, seed=3)
+    kernel, gpu = built(spec, target, seed=3, choose=cuda.choose_variants)
     for variant in kernel.info.variants:
         only = dataclasses.replace(kernel.info, variants=(variant,))
         alone = qmm.Kernel(only, kernel.code)
@@ -179,39 +191,42 @@ EDGE_FORMATS = {
         ("cuda-sm75-dp4a", "dp4a", 0),
     ],
 )
-def test_every_strategy_at_its_edges(monkeypatch, target, strategy, which, fields, panels, k):
+def test_every_strategy_at_its_edges(target, strategy, which, fields, panels, k):
     # One row and one column; then one more of them than a tile and a panel have.
     spec = qmm.MatmulSpec(n=1, k=k, **fields)
     variants = strategies.variants(plan_for(spec, ROWS[target]))
     variant = [each for each in variants if each.strategy == strategy][which]
     spec = dataclasses.replace(spec, n=(panels - 1) * 8 * variant.tile.blocks + 1)
-    kernel, gpu = built_alone(monkeypatch, spec, target, variant, seed=1)
-    for m, tiles in ((1, 1), (variant.tile.rows + 1, 2)):
+    kernel, gpu = built_alone(spec, target, variant, seed=1)
+    for m, rows_of_tiles in ((1, 1), (variant.tile.rows + 1, 2)):
         assert check(kernel, Problem(spec, m)) is None, (variant.name, m)
-        assert gpu.launches[-1][1][:2] == (panels, tiles)
+        assert gpu.launches[-1][1][:2] == (panels, rows_of_tiles)
 
 
-def test_the_last_panel_of_a_wide_gemv(monkeypatch):
-    spec = qmm.MatmulSpec(n=2 * 8 * strategies.MANY_BLOCKS + 1, k=1)
+def test_the_last_panel_of_a_wide_gemv():
+    spec = qmm.MatmulSpec(n=2 * 8 * tiles.MANY_BLOCKS + 1, k=1)
     first, *_ = strategies.variants(plan_for(spec, ROWS["cuda-sm80"]))
-    kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", first)
+    kernel, gpu = built_alone(spec, "cuda-sm80", first)
     assert check(kernel, Problem(spec, 1)) is None
     assert gpu.launches[-1][0] == "gemv_1x16_kernel"
 
 
-def test_panels_come_in_bands(monkeypatch):
+def test_panels_come_in_bands():
     spec = qmm.MatmulSpec(n=4090, k=1)
     variants = strategies.variants(plan_for(spec, ROWS["cuda-sm80"]))
     variant = next(each for each in variants if each.name == "mma_64x64")
-    kernel, gpu = built_alone(monkeypatch, spec, "cuda-sm80", variant)
+    kernel, gpu = built_alone(spec, "cuda-sm80", variant)
     assert check(kernel, Problem(spec, 65)) is None
     assert gpu.launches[-1][1] == (32, 2, 2)
 
 
 def test_a_kernel_that_lost_its_barriers_is_noticed():
-    kernel = qmm.compile(qmm.MatmulSpec(n=64, k=1024), "cuda-sm80", cache=False)
+    spec = qmm.MatmulSpec(n=64, k=1024)
+    *_, largest = strategies.variants(plan_for(spec, ROWS["cuda-sm80"]))
+    kernel, _ = built_alone(spec, "cuda-sm80", largest, seed=1)
+    assert check(kernel, Problem(spec, 70)) is None
     on_emulation(kernel, kernel.source.replace("__syncthreads();", ""), seed=1)
-    assert check(kernel, Problem(kernel.spec, 70)) is not None
+    assert check(kernel, Problem(spec, 70)) is not None
 
 
 def test_x_is_read_where_it_lies_or_made_ready_first():
@@ -295,7 +310,7 @@ def test_arrays_on_a_device_are_used_in_place(stride, offset):
 
 
 def test_a_weight_serves_every_kernel_of_its_layout():
-    kernel, gpu = built(SPEC)
+    kernel, gpu = built(SPEC, choose=cuda.choose_variants)
     x, w = Problem(SPEC, 19).activation(), Problem(SPEC, 19).weight()
     linear = kernel.bind(w, x_scale=0.5)
     expected = linear(x, num_threads=2)  # which means nothing here, and is no error
@@ -497,14 +512,15 @@ def test_a_weight_whose_last_offset_is_the_last_of_int32(monkeypatch, target):
     size = int(np.prod(layout.shape))
     for module in (plans, frontend):
         monkeypatch.setattr(module, "MAX_ELEMENTS", size - 1)
-    kernel, _ = built_anew(SPEC, target)
+    kernel = without_machine_code(SPEC, target, few_variants)
+    on_emulation(kernel)
     for m in (1, 17):
         assert check(kernel, Problem(SPEC, m)) is None
     monkeypatch.setattr(plans, "MAX_ELEMENTS", size - 2)
     with pytest.raises(
         UnsupportedError, match=f"is {size} bytes with its padding; expected at most"
     ):
-        built_anew(SPEC, target)
+        qmm.compile(SPEC, target, cache=False)
 
 
 def test_bound_numbers_are_repeated_for_every_row_once(monkeypatch):
@@ -604,8 +620,8 @@ def test_what_was_pickled_needs_a_gpu_where_it_is_called(monkeypatch):
 
 
 def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
-    kernel, gpu = built(SPEC)
-    device = gpu.devices()[0]
+    kernel = qmm.compile(dataclasses.replace(SPEC, m=1), "cuda-sm80", cache=False)
+    device = on_emulation(kernel).devices()[0]
     for capability, image in [
         ((8, 0), kernel.cubin),
         ((8, 9), kernel.cubin),
@@ -621,7 +637,7 @@ def test_machine_code_is_for_its_generation_and_ptx_for_later_ones():
 def test_without_a_gpu():
     if not why_no_gpu((7, 5)):
         pytest.skip("this machine has a GPU")
-    kernel = qmm.compile(SPEC, "cuda-sm86", cache=False)
+    kernel = compiled(SPEC, "cuda-sm86")
     with pytest.raises(TargetError, match="no CUDA driver"):
         kernel.bind(Problem(SPEC, 1).weight())
     with pytest.raises(TargetError, match="no CUDA driver"):
@@ -703,7 +719,8 @@ def test_alignment_of_a_row_counts():
 def test_the_command_line(quantmm, tmp_path):
     path = tmp_path / "k.qmm"
     sizes = ["--n", 24, "--k", 256]
-    status, out, _ = quantmm("compile", *sizes, "--target", "cuda-sm80,cuda-sm90", "-o", path)
+    targets = "cuda-sm80,cuda-sm90"
+    status, out, _ = quantmm("compile", *sizes, "--m", 1, "--target", targets, "-o", path)
     assert status == 0
     assert "cuda-sm90: mma.sync m16n8k32, cuda, " in out
     _, out, _ = quantmm("inspect", path)
