@@ -13,6 +13,8 @@ VERSION = "0.1.0"
 SCHEDULE_VERSION = 5
 #: The same of the recipes for GPUs.
 CUDA_SCHEDULE_VERSION = 3
+#: The same of the code of smooth activation functions, which only records of specs with one count.
+SMOOTH_VERSION = 2
 
 PACKAGE = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from .checks import shape_of, takes
 from .integers import INTEGERS
 from .quantize import QTensor, pack_int4
 from .ranges import scale_shape, spread
-from .reference import reference
+from .reference import Bounds, bounds
 from .spec import CHOICES, FLOAT_TYPES, MatmulSpec
 from .values import numpy_dtype
 
@@ -188,25 +188,30 @@ def check(problem: Problem, kernel: Compiled) -> str | None:
     """Run `problem` on `kernel`; what differs from the reference, or None."""
     x, w = problem.activation(), problem.weight(rare=True)
     bind, call = problem.bind_arguments(), problem.call_arguments()
-    return difference(
-        kernel.bind(w, **bind)(x, **call), reference(problem.spec, x, w, **bind, **call)
-    )
+    return difference(kernel.bind(w, **bind)(x, **call), bounds(problem.spec, x, w, **bind, **call))
 
 
-def difference(y: np.ndarray, expected: np.ndarray) -> str | None:
-    """How `y` differs: integers must be equal, floats at most one unit in the last place apart."""
-    if y.shape != expected.shape or y.dtype != expected.dtype:
-        return f"got {y.dtype.name}{y.shape}, expected {expected.dtype.name}{expected.shape}"
-    if expected.dtype.name in FLOAT_TYPES:
-        wrong = np.abs(places(y) - places(expected)) > 1
+def difference(y: np.ndarray, expected: np.ndarray | Bounds) -> str | None:
+    """How `y` differs: integers must be equal, floats at most one unit in the last place apart.
+
+    Where bounds are expected, it must lie between what equals them in that sense.
+    """
+    if not isinstance(expected, Bounds):
+        expected = Bounds(expected, expected)
+    low, high = expected.low, expected.high
+    if y.shape != low.shape or y.dtype != low.dtype:
+        return f"got {y.dtype.name}{y.shape}, expected {low.dtype.name}{low.shape}"
+    if low.dtype.name in FLOAT_TYPES:
+        wrong = (places(y) < places(low) - 1) | (places(y) > places(high) + 1)
     else:
-        wrong = y != expected
+        wrong = (y < low) | (y > high)
     if not wrong.any():
         return None
     i, j = np.argwhere(wrong)[0]
+    wanted = f"{low[i, j]}" if low[i, j] == high[i, j] else f"{low[i, j]} to {high[i, j]}"
     return (
         f"{np.count_nonzero(wrong)} of {y.size} differ, the first at [{i}, {j}]: "
-        f"got {y[i, j]}, expected {expected[i, j]}"
+        f"got {y[i, j]}, expected {wanted}"
     )
 
 

@@ -17,11 +17,17 @@ Where X has a scale for each of several groups, they are applied group by group,
 Every step is one float32 rounding (half to even); int32 is converted to float32 first. fma rounds
 once: it is computed here through float64, where the product is exact. A float16 or bfloat16 out is
 y rounded once more; int8 and uint8 are clip(round(y / sY) + zY); int32 is acc itself.
+
+gelu, gelu_tanh, silu, tanh and sigmoid are computed here in float64 and rounded to float32. A
+kernel computes them in float32, to 2 units in the last place, or to 2**-126 where that is more; so
+what it stores is what the steps behind the function make of a number that is that near. `bounds`
+has both ends of these: an int8 result, say, may be one of two neighbours, but only near a tie.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -38,6 +44,38 @@ from .values import as_array, to_float32
 
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
 
+#: The functions that a kernel computes to so many units in the last place, or to so much.
+SMOOTH = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+UNITS, LEAST = 2, np.float32(2.0**-126)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the greatest that a kernel's results may be, (..., n) each in `spec.out`."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def __getitem__(self, index: Any) -> Bounds:
+        """The bounds of some results."""
+        return Bounds(self.low[index], self.high[index])
+
+    def reshape(self, *shape: int) -> Bounds:
+        """The same bounds in another shape."""
+        return Bounds(self.low.reshape(*shape), self.high.reshape(*shape))
+
+
+def bounds(spec: MatmulSpec, x: npt.ArrayLike | QTensor, w: QTensor, **given: Any) -> Bounds:
+    """What a kernel may return where `reference` has the same arguments; see the formula.
+
+    Both ends are the reference unless the spec has a function of `SMOOTH`.
+    """
+    if spec.activation_fn not in SMOOTH:
+        y = reference(spec, x, w, **given)
+        return Bounds(y, y)
+    ends = [reference(spec, x, w, **given, units=units) for units in (-UNITS, UNITS)]
+    return Bounds(np.fmin(*ends), np.fmax(*ends))
+
 
 def reference(
     spec: MatmulSpec,
@@ -50,6 +88,7 @@ def reference(
     x_zero_point: npt.ArrayLike | None = None,
     out_scale: npt.ArrayLike | None = None,
     out_zero_point: npt.ArrayLike | None = None,
+    units: int = 0,
 ) -> np.ndarray:
     """Y = X Wᵀ as `spec` defines it, (..., n) in `spec.out`.
 
@@ -66,6 +105,8 @@ def reference(
     x_scale, x_zero_point : scalar, or `x.shape[:-1]` when `spec.activation_scale` is "row", and
         `(*x.shape[:-1], groups)` when it is "group"; not for dynamic specs.
     out_scale, out_zero_point : for int8 and uint8 outputs; an out_zero_point left out is 0.
+    units : by how many units in its last place the result of a smooth activation function is moved
+        before what follows; see `bounds`.
 
     Raises
     ------
@@ -85,7 +126,7 @@ def reference(
             arrays[name] = of_rows(name, value, each, len(each) - len(lead), scalar=True)
         rows = given.reshape(-1, given.shape[-1])
         arrays |= {"out_scale": out_scale, "out_zero_point": out_zero_point}
-        return reference(spec, rows, w, **arrays).reshape(*lead, spec.n)
+        return reference(spec, rows, w, **arrays, units=units).reshape(*lead, spec.n)
     qx, sx, zx = activations(spec, x, x_scale, x_zero_point)
     m = qx.shape[0]
     xs = qx.astype(np.float64) - spread(zx, qx.shape, spec.x_group_size)
@@ -120,7 +161,7 @@ def reference(
         return store(spec.out, fma(y, sx, added), *end)
     else:
         y = y * sx
-    y = apply(spec.activation_fn, y)
+    y = apply(spec.activation_fn, y, units)
     if added is not None:
         y = y + added
     return store(spec.out, y, *end)
@@ -227,24 +268,41 @@ def group_sum(xs: np.ndarray) -> np.ndarray:
     return xs.sum(axis=1, keepdims=True).astype(np.float32)
 
 
-def apply(function: str | None, y: np.ndarray) -> np.ndarray:
+def apply(function: str | None, y: np.ndarray, units: int = 0) -> np.ndarray:
     """The activation function, evaluated in float64 and rounded to float32."""
-    v = y.astype(np.float64)
     if function == "relu":
         return np.maximum(y, np.float32(0))
+    if function not in SMOOTH:
+        return y
+    # At minus infinity the functions are their limits, which they reach long before.
+    v = np.where(y == -np.inf, -1e4, y).astype(np.float64)
     if function == "gelu":
-        return (0.5 * v * _erfc(-v / math.sqrt(2))).astype(np.float32)
-    if function == "gelu_tanh":
-        return sigmoid_times(v, 2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))
-    if function == "silu":
-        return sigmoid_times(v, v)
-    return y
+        exact = 0.5 * v * _erfc(-v / math.sqrt(2))
+    elif function == "gelu_tanh":
+        exact = v * sigmoid(2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))
+    elif function == "silu":
+        exact = v * sigmoid(v)
+    else:
+        exact = np.tanh(v) if function == "tanh" else sigmoid(v)
+    return moved(exact.astype(np.float32), units)
 
 
-def sigmoid_times(v: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The quotient v / (1 + exp(-u)), rounded to float32; exp(-u) may be infinite."""
+def sigmoid(u: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-u)) in float64; exp(-u) may be infinite."""
     with np.errstate(over="ignore"):
-        return (v / (1 + np.exp(-u))).astype(np.float32)
+        return 1 / (1 + np.exp(-u))
+
+
+def moved(y: np.ndarray, units: int) -> np.ndarray:
+    """`y` and so many units in its last place; where that is less than `LEAST`, and `LEAST`."""
+    if not units:
+        return y
+    finite = np.isfinite(y)
+    distance = np.maximum(
+        abs(units) * np.spacing(np.abs(y), where=finite, out=np.zeros_like(y)), LEAST
+    )
+    with np.errstate(over="ignore"):
+        return np.where(finite, y + np.float32(np.sign(units)) * distance, y)
 
 
 def store(

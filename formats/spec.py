@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "activation_scale": ("tensor", "row", "group"),
     "input": (None, *FLOAT_TYPES),
     "out": (*FLOAT_TYPES, "int32", "int8", "uint8"),
-    "activation_fn": (None, "relu", "gelu", "gelu_tanh", "silu"),
+    "activation_fn": (None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
 }
 FLAGS = (
     "weight_zero_point",
@@ -57,7 +57,7 @@ class MatmulSpec:
     out : float type of Y, "int8" or "uint8" (requantized), or "int32" (the bare accumulator).
     bias, residual : whether a float32 bias[n] and a residual[m, n] are added.
     activation_fn : None, "relu", "gelu" (the erf form), "gelu_tanh" (its approximation through
-        tanh) or "silu", applied after the bias.
+        tanh), "silu", "tanh" or "sigmoid", applied after the bias.
     m : the only number of rows that will be called, or None for any.
 
     Raises

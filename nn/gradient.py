@@ -25,6 +25,8 @@ SLOPES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": lambda grad, v: aten.gelu_backward(grad, v),
     "gelu_tanh": lambda grad, v: aten.gelu_backward(grad, v, approximate="tanh"),
     "silu": lambda grad, v: aten.silu_backward(grad, v),
+    "tanh": lambda grad, v: aten.tanh_backward(grad, torch.tanh(v)),
+    "sigmoid": lambda grad, v: aten.sigmoid_backward(grad, torch.sigmoid(v)),
 }
 
 

@@ -31,10 +31,11 @@ from platformdirs import user_data_path
 
 from ..errors import RecordError
 from ..files import users_folder
+from ..formats.reference import SMOOTH
 from ..formats.spec import MatmulSpec
 from ..targets import Instruction, Target, machine
 from ..targets.forms import PAIRED
-from ..versions import PACKAGE, installed, tvm_library, versions
+from ..versions import PACKAGE, SMOOTH_VERSION, installed, tvm_library, versions
 from .cpu.plan import CpuPlan, instructions_of, k_block_sizes, plan_for, with_k_block
 from .cpu.program import Parameters
 from .cpu.strategies import name_now
@@ -144,8 +145,14 @@ def digest_of(row: Target) -> str:
 
 
 def instructions_digest(plan: CpuPlan) -> str:
-    """What a record depends on of the target's instructions: those for the plan's operands."""
-    return digest([changed(each, ()) for each in instructions_of(plan)])
+    """What a record depends on of the target's instructions: those for the plan's operands.
+
+    And of the code of a smooth activation function, if the spec has one.
+    """
+    found = [changed(each, ()) for each in instructions_of(plan)]
+    if plan.spec.activation_fn in SMOOTH:
+        found.append({"smooth": SMOOTH_VERSION})
+    return digest(found)
 
 
 def changed(row: Target | Instruction, without: Collection[str]) -> dict[str, Any]:

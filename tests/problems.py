@@ -88,5 +88,5 @@ def lay_out(rng, array):
 
 
 def assert_agrees(y, expected):
-    """Integers equal, floats within one unit in the last place."""
+    """Integers equal, floats within one unit in the last place; or between such bounds."""
     assert difference(y, expected) is None

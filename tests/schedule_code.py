@@ -18,9 +18,11 @@ import quantmm as qmm
 import tvm_ffi
 from quantmm import versions
 from quantmm.compiler import cpu, cuda
+from quantmm.compiler.expr.smooth import SMOOTH, activation
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.targets import CUDA_TARGETS, TARGETS, Target
+from quantmm.targets import CUDA_TARGETS, TARGETS, CudaTarget, Target
+from tvm import tirx
 
 PATH = Path(__file__).with_suffix(".json")
 
@@ -52,13 +54,28 @@ def cuda_digests() -> dict[str, str]:
     return {"version": str(versions.CUDA_SCHEDULE_VERSION), **gpus}
 
 
-#: By kind of device.
-DIGESTS = {"cpu": cpu_digests, "cuda": cuda_digests}
+def smooth_digests() -> dict[str, str]:
+    """By target, the digest of its smooth activation functions."""
+    rows = {row.name: smooth_code(row) for row in (*TARGETS, *CUDA_TARGETS)}
+    return {"version": str(versions.SMOOTH_VERSION), **rows}
+
+
+#: By kind of device, and of the smooth activation functions.
+DIGESTS = {"cpu": cpu_digests, "cuda": cuda_digests, "smooth": smooth_digests}
 
 
 def code_of(row: Target) -> str:
     """A digest of a row's kernels."""
     return digest(structure(spec, row, m) for spec in SPECS for m in ROWS)
+
+
+def smooth_code(row: Target | CudaTarget) -> str:
+    """A digest of a row's smooth activation functions."""
+    value = tirx.Var("v", "float32")
+    return digest(
+        str(tvm_ffi.structural_hash(activation(name, value, row), map_free_vars=True))
+        for name in SMOOTH
+    )
 
 
 def fields_of(row: Target) -> str:

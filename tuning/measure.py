@@ -20,7 +20,7 @@ import threadpoolctl
 from ..bench.rotation import COLD_ROWS, copies_for
 from ..formats.problem import Problem, difference
 from ..formats.quantize import QTensor
-from ..formats.reference import reference
+from ..formats.reference import Bounds, bounds
 from ..formats.spec import MatmulSpec
 from ..formats.values import numpy_dtype
 from ..runtime.kernel import Kernel
@@ -50,7 +50,7 @@ class Bench:
     def __init__(self) -> None:
         self._weight: tuple[Any, QTensor] | None = None
         self._problem: Problem | None = None
-        self._expected: np.ndarray | None = None
+        self._expected: Bounds | None = None
         self._linears: dict[Any, list[Linear]] = {}
         self._calls: dict[str, Iterator[Calls]] = {}
         self._threads = 1
@@ -147,7 +147,7 @@ class Bench:
                 return f"wrong for {m} rows: it writes behind them"
         return None
 
-    def _reference(self) -> np.ndarray:
+    def _reference(self) -> Bounds:
         """What the spec means, computed once for all contenders."""
         assert self._problem is not None
         assert self._weight is not None
@@ -155,10 +155,12 @@ class Bench:
             # BLAS threads of its own would go on polling, on the cores where kernels are timed.
             with threadpoolctl.threadpool_limits(1, "blas"):
                 parts = [
-                    reference_of(self._problem, self._x, self._weight[1], columns)
+                    ends_of(self._problem, self._x, self._weight[1], columns)
                     for columns in slices(self._problem.spec.n)
                 ]
-            self._expected = np.concatenate(parts, axis=1)
+            self._expected = Bounds(
+                *(np.concatenate(end, axis=1) for end in zip(*parts, strict=True))
+            )
         return self._expected
 
 
@@ -169,8 +171,10 @@ def slices(n: int) -> list[slice]:
     ]
 
 
-def reference_of(problem: Problem, x: np.ndarray, w: QTensor, columns: slice) -> np.ndarray:
-    """Some columns of the reference."""
+def ends_of(
+    problem: Problem, x: np.ndarray, w: QTensor, columns: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some columns of the reference's bounds."""
     count = columns.stop - columns.start
     spec = dataclasses.replace(problem.spec, n=count, m=None)
 
@@ -188,4 +192,5 @@ def reference_of(problem: Problem, x: np.ndarray, w: QTensor, columns: slice) ->
         given["bias"] = given["bias"][columns]
     if "residual" in given:
         given["residual"] = given["residual"][:, columns]
-    return reference(spec, x, weight, **given)
+    found = bounds(spec, x, weight, **given)
+    return found.low, found.high

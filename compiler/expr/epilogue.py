@@ -18,6 +18,7 @@ from ...targets import Chip
 from ..rewrite.rounding import add_product, multiply_add
 from . import functions
 from .activations import Packed
+from .smooth import activation
 
 Place = tuple[Expr, ...]
 
@@ -133,7 +134,7 @@ class Epilogue:
             result = multiply_add(self.target, value, self.x_scale(0, at), bias)
         else:
             result = value * self.x_scale(0, at)
-        return functions.activation(self.spec.activation_fn, result, self.target)
+        return activation(self.spec.activation_fn, result, self.target)
 
     def stored(self, value: Expr, at: Place) -> Expr:
         """What `finished` gave, with the residual, in the output's format."""

@@ -1,14 +1,11 @@
 """Float functions as TIR expressions, for vectors of any width and targets of any kind.
 
-Roundings are explicit: `to_integer` rounds half to even, conversions between float formats too. The
-activation functions are computed in float64 and rounded once, so they equal the reference's
-formulas in all but a few cases in a million, where they differ by one unit in the last place. What
-LLVM would turn into a call of libm per element (exp, rint) is written out.
+Roundings are explicit: `to_integer` rounds half to even, conversions between float formats too.
+What LLVM would turn into a call of libm per element (rint) is written out; see `smooth` for exp.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from tvm import tirx
@@ -20,29 +17,6 @@ from ...targets import Chip
 #: 1.5 * 2**23: a float32 of small magnitude added to it is rounded to an integer, half to even, and
 #: the sum's bits are those of this number plus that integer.
 ROUNDER = 12582912.0
-
-#: Phi(-a) = exp(-a * a / 2) * p(t) with t = (a - TAIL) / (a + TAIL): Chebyshev interpolation of
-#: erfcx(a / sqrt(2)) / 2 on 0 <= a <= 38, relative error below 1e-11, highest power first.
-TAIL = 4.0
-TAIL_COEFFICIENTS = (
-    -2.0964180575085366e-08,
-    1.1791694804025703e-07,
-    5.036553721675895e-07,
-    -7.630516684775405e-07,
-    -4.143359342729587e-06,
-    4.609121242484271e-06,
-    2.8559390288616643e-05,
-    -4.55533505300543e-05,
-    -0.0001871561635052721,
-    0.0006388148411845516,
-    0.0005075571603993553,
-    -0.008492095728139934,
-    0.03086480453492827,
-    -0.07170740731932715,
-    0.12437925532483302,
-    -0.1703977215487973,
-    0.09441064130204953,
-)
 
 
 def bits(value: Expr) -> Expr:
@@ -124,100 +98,14 @@ def int32(value: int) -> Expr:
     return tirx.const(value, "int32")
 
 
-def activation(function: str | None, value: Expr, target: Chip) -> Expr:
-    """`spec.activation_fn` of a float32."""
-    if function is None:
-        return value
-    if function == "relu":
-        zero = tirx.const(0, "float32")
-        if target.max_keeps_nan:
-            return tirx.max(zero, value)
-        return tirx.Select(value < zero, zero, value)
-    smooth = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}[function]
-    return let("v", value.astype("float64"), smooth).astype("float32")
-
-
-def silu(v: Expr) -> Expr:
-    """silu(v) = v / (1 + exp(-v)) in float64."""
-    return sigmoid_times(v, v)
-
-
-def gelu_tanh(v: Expr) -> Expr:
-    """gelu_tanh(v) = v / (1 + exp(-2 u)) with u = sqrt(2 / pi) (v + 0.044715 v**3).
-
-    That is v / 2 (1 + tanh(u)), as it is usually written.
-    """
-    cubic = v + v * v * v * double(0.044715)
-    return sigmoid_times(v, cubic * double(2 * math.sqrt(2 / math.pi)))
-
-
-def gelu(v: Expr) -> Expr:
-    """gelu(v) = v Phi(v) in float64, where Phi is the normal distribution's share below v."""
-    tail = normal_tail(tirx.max(v, -v))
-    return let("tail", tail, lambda t: v * tirx.Select(v < double(0), t, double(1) - t))
-
-
-def double(value: float) -> Expr:
-    """A float64 constant."""
-    return tirx.const(value, "float64")
-
-
-def sigmoid_times(v: Expr, u: Expr) -> Expr:
-    """The quotient v / (1 + exp(-u)) in float64."""
-    return v / (double(1) + exp(-u))
-
-
-def exp(x: Expr) -> Expr:
-    """exp(x) in float64 with a relative error below 1e-12; 0 below -700, finite above 700.
-
-    x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series, 2**n through the bits of the
-    exponent (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
-    """
-    high, low = 0.693147180369123816490, 1.90821492927058770002e-10  # ln 2; n * high is exact
-
-    def power_of_two(n: Expr) -> Callable[[Expr], Expr]:
-        def times(r: Expr) -> Expr:
-            result = double(1 / math.factorial(11))
-            for power in range(10, -1, -1):
-                result = result * r + double(1 / math.factorial(power))
-            exponent = n.astype("int64") << tirx.const(52, "int64")
-            return tirx.reinterpret("float64", tirx.reinterpret("int64", result) + exponent)
-
-        return times
-
-    def reduced(x: Expr) -> Expr:
-        # As ROUNDER, for float64; the difference would be simplified away, so n is read as bits.
-        shifted = x * double(1 / math.log(2)) + double(1.5 * 2.0**52)
-        return let(
-            "n",
-            tirx.reinterpret("int64", shifted).astype("int32"),
-            lambda n: let(
-                "r",
-                x - n.astype("float64") * double(high) - n.astype("float64") * double(low),
-                power_of_two(n),
-            ),
-        )
-
-    return let("x", clamp(x, double(-700), double(700)), reduced)
+def not_below(target: Chip, least: Expr, value: Expr) -> Expr:
+    """The greater of both; NaN where `value` is NaN."""
+    if target.max_keeps_nan:
+        return tirx.max(least, value)
+    return tirx.Select(value < least, least, value)
 
 
 def let(name: str, value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """`body(value)` with `value` computed once."""
     var = tirx.Var(name, str(value.ty))
     return tirx.Let(var, value, body(var))
-
-
-def normal_tail(a: Expr) -> Expr:
-    """The standard normal distribution's share beyond a >= 0, in float64."""
-
-    def polynomial(t: Expr) -> Expr:
-        result = double(TAIL_COEFFICIENTS[0])
-        for coefficient in TAIL_COEFFICIENTS[1:]:
-            result = result * t + double(coefficient)
-        return result
-
-    def tail(a: Expr) -> Expr:
-        t = (a - double(TAIL)) / (a + double(TAIL))
-        return exp(-(a * a) * double(0.5)) * let("t", t, polynomial)
-
-    return let("a", tirx.min(a, double(38)), tail)

@@ -26,9 +26,10 @@ def multiply_add(target: Chip, a: Expr, b: Expr, c: Expr) -> Expr:
 
 
 def add_product(target: Chip, a: Expr, b: Expr, c: Expr) -> Expr:
-    """As `multiply_add`, where `c` is a product itself.
+    """As `multiply_add`, where `c` is a product itself, or a * b is used a second time.
 
-    LLVM may contract a sum of two products from either side, so it is told.
+    LLVM may contract a sum of two products from either side, and contracts none that is used twice;
+    so it is told.
     """
     if target.multiply_add == "contracted":
         return tirx.call_llvm_pure_intrin("float32", "llvm.fma", a, b, c)

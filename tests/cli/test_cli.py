@@ -17,6 +17,7 @@ from quantmm.cli import tables as cli_tables
 from quantmm.cli import targets as cli_targets
 from quantmm.cli import verify as cli_verify
 from quantmm.formats import problem as problem_module
+from quantmm.formats.reference import Bounds
 from quantmm.runtime import threads
 from quantmm.targets import verified
 from quantmm.targets.verified import Record
@@ -139,13 +140,14 @@ def test_verify(quantmm):
 @pytest.fixture
 def wrong_reference(monkeypatch):
     """Every comparison fails."""
-    reference = problem_module.reference
+    bounds = problem_module.bounds
 
     def wrong(*arguments, **keywords):
-        return reference(*arguments, **keywords) + np.int32(1)
+        found = bounds(*arguments, **keywords)
+        return Bounds(found.low + np.int32(1), found.high + np.int32(1))
 
     with monkeypatch.context() as patch:
-        patch.setattr(problem_module, "reference", wrong)
+        patch.setattr(problem_module, "bounds", wrong)
         yield
 
 

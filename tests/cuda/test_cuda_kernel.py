@@ -22,6 +22,7 @@ from quantmm.compiler import cuda, nvrtc
 from quantmm.compiler.expr import frontend
 from quantmm.errors import ArrayError, CudaError, TargetError, ToolError, UnsupportedError
 from quantmm.formats.problem import Problem, difference, random_spec
+from quantmm.formats.reference import SMOOTH, bounds
 from quantmm.formats.spec import stored_as
 from quantmm.formats.values import numpy_dtype
 from quantmm.runtime import cuda_arrays, cuda_executor, cuda_info, kernel_file
@@ -92,7 +93,7 @@ def check(kernel, problem):
     x, w = problem.activation(), problem.weight(rare=True)
     bind, call = problem.bind_arguments(), problem.call_arguments()
     y = kernel.bind(w, **bind)(x, **call)
-    return difference(y, qmm.reference(problem.spec, x, w, **bind, **call))
+    return difference(y, bounds(problem.spec, x, w, **bind, **call))
 
 
 @problems.examples(25)
@@ -152,6 +153,23 @@ def test_every_kernel_of_a_target_agrees_with_the_reference(target, fields):
         assert check(alone, Problem(spec, m)) is None, (variant, m)
     ran = {name for name, _, _ in gpu.launches}
     assert ran == {launch.name for launch in kernel.info.launches.values()}
+
+
+@pytest.mark.parametrize("function", SMOOTH)
+def test_smooth_functions_over_their_whole_range(function):
+    rng = np.random.default_rng(0)
+    wide = rng.integers(0, 2**32, 300, dtype=np.uint32).view(np.float32)
+    special = np.array([np.inf, -np.inf, np.nan, -0.0, 3e38, -3e38, 1e-45], np.float32)
+    bends = [rng.uniform(-s, s, 40).astype(np.float32) for s in (1, 5, 20, 100)]
+    bias = np.concatenate([wide, special, *bends])
+    spec = qmm.MatmulSpec(n=len(bias), k=16, activation_fn=function, bias=True)
+    kernel, _ = built(spec)
+    problem, x = Problem(spec, 1), np.zeros((1, 16), np.int8)
+    given = {"bias": bias, "x_scale": 1.0}
+    y = kernel.bind(problem.weight(), **given)(x)
+    there = bounds(spec, x, problem.weight(), **given)
+    nan = np.isnan(bias) & np.isnan(y)
+    assert ((there.low <= y) & (y <= there.high) | nan).all()
 
 
 @pytest.mark.parametrize("zeros", [False, True])

@@ -16,6 +16,8 @@ ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda v: torch.nn.functional.gelu(v, approximate="tanh"),
     "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
 }
 func = torch.func
 

@@ -127,6 +127,15 @@ def test_fields_that_are_added_to_a_row_change_no_digest():
     assert records.digest_of(dataclasses.replace(ROW, description="")) == records.digest_of(ROW)
 
 
+def test_a_record_depends_on_the_code_of_its_smooth_function(monkeypatch):
+    plans = [plan_for(dataclasses.replace(SPEC, activation_fn=f), ROW) for f in ("relu", "silu")]
+    before = [records.instructions_digest(plan) for plan in plans]
+    monkeypatch.setattr(records, "SMOOTH_VERSION", 0)
+    relu, silu = (records.instructions_digest(plan) for plan in plans)
+    assert relu == before[0]
+    assert silu != before[1]
+
+
 def test_a_record_depends_on_the_instructions_that_its_code_has(log):
     used = instructions_of(plan_for(SPEC, ROW))
     x_dtype = {"int8": "uint8", "uint8": "int8"}[used[0].x_dtype]
