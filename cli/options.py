@@ -27,6 +27,7 @@ HELP = {
     "activation_fn": "Activation function after the bias.",
     "weight_zero_point": "The weight has zero points.",
     "weight_offset": "The weight has offsets: floats that are added.",
+    "weight_order": "The weight has its columns in another order than X.",
     "activation_zero_point": "The activation has zero points.",
     "dynamic": "Quantize each row, or group, from its own range.",
     "bias": "Add a bias.",

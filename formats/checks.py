@@ -110,6 +110,8 @@ def opened(
         raise ArrayError("x is a QTensor, which has a scale of its own; x_scale was given too")
     if x.offset is not None:
         raise ArrayError("x has offsets; expected zero points or none: weights alone have offsets")
+    if x.order is not None:
+        raise ArrayError("x has an order; expected the columns as they are: weights have orders")
     if x.zero_point is not None and not spec.activation_zero_point and x.zero_point.any():
         raise ArrayError("x has zero points; the spec has activation_zero_point=False")
     if x.scale.ndim == 2 and spec.activation_scale == "group" and x.group_size != spec.group_size:
@@ -138,6 +140,8 @@ def check_weight(spec: MatmulSpec, w: object) -> None:
         raise ArrayError("w has zero points; the spec has weight_zero_point=False")
     if w.offset is not None and w.offset.any() and not spec.weight_offset:
         raise ArrayError("w has offsets; the spec has weight_offset=False")
+    if w.order is not None and not spec.weight_order:
+        raise ArrayError("w has an order; the spec has weight_order=False")
 
 
 def check_bias(spec: MatmulSpec, bias: npt.ArrayLike | None) -> np.ndarray | None:

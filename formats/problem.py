@@ -105,6 +105,9 @@ def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulS
             "activation_fn": pick(CHOICES["activation_fn"]),
             "residual": pick([False, True]),
         }
+    bytes_of_x = given is not None or fields["activation"] != "int4"
+    if bytes_of_x and fields["activation_scale"] != "group":
+        fields["weight_order"] = pick([False, False, True])
     return MatmulSpec(n=n, k=k, input=given, dynamic=dynamic, out=out, **fields)
 
 
@@ -126,7 +129,9 @@ def weight(rng: np.random.Generator, spec: MatmulSpec, *, rare: bool = True) -> 
     zero = integers(rng, spec.weight, shape).astype(np.int32) if spec.weight_zero_point else None
     offset = rng.uniform(-1, 1, shape).astype(np.float32) if spec.weight_offset else None
     data = pack_int4(values) if spec.four_bit_weight else values
-    return QTensor(data, scale, zero, spec.weight, spec.group_size, (spec.n, spec.k), offset)
+    order = rng.permutation(spec.k).astype(np.int32) if spec.weight_order else None
+    shape = spec.n, spec.k
+    return QTensor(data, scale, zero, spec.weight, spec.group_size, shape, offset, order)
 
 
 def weight_scales(rng: np.random.Generator, shape: tuple[int, ...], *, rare: bool) -> np.ndarray:

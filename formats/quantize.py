@@ -33,6 +33,7 @@ from .values import (
     as_matrix,
     beside_rows,
     held,
+    permutation,
     refuse_infinite,
     refuse_integers,
     scales,
@@ -58,9 +59,14 @@ class QTensor:
     group_size : None (one scale per row), "tensor", or the number of k per scale.
     offset : float32 of the same shape as `scale`, or None: what is added to scale * q, instead of
         a zero point.
+    order : int32 (K,) or None: stored column k stands for column order[k] of the matrix, and is
+        multiplied with that column of X. So columns that share a scale can lie side by side
+        wherever they are in X: for GPTQ's act-order, where column c is in the group g_idx[c], it is
+        argsort(g_idx, stable) and the columns are stored sorted.
 
     Arrays may be given as NumPy's, as torch tensors, or as any with DLPack; scales and offsets also
-    as float16 or bfloat16, zero points as any integers, and what is one per row as (rows, 1).
+    as float16 or bfloat16, zero points and orders as any integers, and what is one per row as
+    (rows, 1).
     """
 
     data: np.ndarray
@@ -70,6 +76,7 @@ class QTensor:
     group_size: int | str | None
     shape: tuple[int, int]
     offset: np.ndarray | None = None
+    order: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_format(self.dtype)
@@ -98,6 +105,8 @@ class QTensor:
             object.__setattr__(self, "zero_point", zero_point)
             if self.offset is not None:
                 raise ArrayError("offset and zero_point are both given; expected one of them")
+        if self.order is not None:
+            object.__setattr__(self, "order", permutation("order", self.order, k))
 
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""
@@ -250,7 +259,10 @@ def width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def dequantize(q: QTensor) -> np.ndarray:
-    """float32 (rows, K): scale * (q - zero_point) or scale * q + offset, rounded once."""
+    """float32 (rows, K): scale * (q - zero_point) or scale * q + offset, rounded once.
+
+    Columns are in the order of X's, whatever order they are stored in.
+    """
     q = check_qtensor("q", q)
     integers = q.unpacked()
     values = np.empty(q.shape, np.float32)
@@ -264,7 +276,11 @@ def dequantize(q: QTensor) -> np.ndarray:
         else:  # through float64, where the product is exact
             offset = spread_rows(q.offset, rows, q.shape, q.group_size)
             values[rows] = scale.astype(np.float64) * steps + offset
-    return values
+    if q.order is None:
+        return values
+    ordered = np.empty_like(values)
+    ordered[:, q.order] = values
+    return ordered
 
 
 def pack_int4(values: npt.ArrayLike, fill: npt.ArrayLike = 0) -> np.ndarray:

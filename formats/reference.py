@@ -2,6 +2,7 @@
 
     acc[m, n, g] = sum over k in group g of (qX[m, k] - zX[m]) * (qW[n, k] - zW[n, g])     int32
     xsum[m, g]   = sum over k in group g of (qX[m, k] - zX[m])                             int32
+                   with weight_order qX[m, order[k]] for qX[m, k]
     t[m, n]      = acc[m, n, 0] * sW[n, 0];  t = fma(acc[m, n, g], sW[n, g], t) for g = 1, 2, ...
     (offsets)      each followed by  t = fma(xsum[m, g], bW[n, g], t)
     y[m, n]      = t * sX[m],  with a bias fma(t, sX[m], bias[n]);  activation_fn;  + residual
@@ -130,6 +131,8 @@ def reference(
     qx, sx, zx = activations(spec, x, x_scale, x_zero_point)
     m = qx.shape[0]
     xs = qx.astype(np.float64) - spread(zx, qx.shape, spec.x_group_size)
+    if w.order is not None:
+        xs = xs[:, w.order]
     ws = w.unpacked().astype(np.float64)
     if w.zero_point is not None:
         ws = ws - spread(w.zero_point, w.shape, w.group_size)

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 FLAGS = (
     "weight_zero_point",
     "weight_offset",
+    "weight_order",
     "activation_zero_point",
     "dynamic",
     "bias",
@@ -59,6 +60,8 @@ class MatmulSpec:
     activation_fn : None, "relu", "gelu" (the erf form), "gelu_tanh" (its approximation through
         tanh), "silu", "tanh" or "sigmoid", applied after the bias.
     m : the only number of rows that will be called, or None for any.
+    weight_order : whether columns of W are stored in another order than those of X, see
+        `QTensor.order`. Not with packed int4 activations or with groups of X.
 
     Raises
     ------
@@ -83,6 +86,7 @@ class MatmulSpec:
     residual: bool = False
     m: int | None = None
     weight_offset: bool = False
+    weight_order: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n", "k", "m"):
@@ -117,6 +121,16 @@ class MatmulSpec:
             raise SpecError(
                 "weight_offset=True and weight_zero_point=True; expected one of them, because "
                 "either says which weight the integer 0 is"
+            )
+        if self.weight_order and self.packed_activation:
+            raise SpecError(
+                "weight_order=True with packed int4 activations, two of which share a byte; "
+                "expected activation='int8' or 'uint8', or an input of floats"
+            )
+        if self.weight_order and self.activation_scale == "group":
+            raise SpecError(
+                "weight_order=True with activation_scale='group', whose groups are of columns side "
+                "by side in X; expected 'row' or 'tensor'"
             )
         if self.out == "int32":
             if isinstance(self.group_size, int) and self.group_size < self.k:

@@ -188,3 +188,24 @@ def refuse_integers(name: str, integers: np.ndarray, dtype: str) -> None:
     if integers.size and not (least <= integers.min() and integers.max() <= greatest):
         found = integers[(integers < least) | (integers > greatest)].flat[0]
         raise ArrayError(f"{name} {found}; {dtype} holds {least} to {greatest}")
+
+
+def permutation(name: str, value: npt.ArrayLike, count: int) -> np.ndarray:
+    """`value` as int32, the numbers from 0 to `count` - 1 in any order.
+
+    Raises
+    ------
+    ArrayError
+        It is something else.
+    """
+    array = as_array(name, value)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        found = f"{array.dtype.name}{array.shape}"
+        raise ArrayError(f"{name} is {found}; expected a permutation, int32({count},)")
+    if array.size and (array.min() < 0 or array.max() >= count):
+        beyond = array[(array < 0) | (array >= count)][0]
+        raise ArrayError(f"{name} holds {beyond}; expected each of 0 to {count - 1} once")
+    missed = np.bincount(array, minlength=count) == 0
+    if missed.any():
+        raise ArrayError(f"{name} lacks {missed.argmax()}; expected each of 0 to {count - 1} once")
+    return np.ascontiguousarray(array, np.int32)

@@ -1,9 +1,10 @@
 """Weights in files: float matrices read from .npy, .npz and .safetensors, quantized ones both ways.
 
 A quantized weight NAME lies in a .safetensors file as the tensors NAME.data, NAME.scale and, where
-it has them, NAME.zero_point or NAME.offset, just as a `QTensor` holds them. The file's metadata has
-under "quantmm:NAME" a JSON object: version, dtype, group_size, shape, zero_point (whether there are
-any), in version 2 offset (likewise) and, where one was given, the fields of the MatmulSpec as spec.
+it has them, NAME.zero_point or NAME.offset, and NAME.order, just as a `QTensor` holds them. The
+file's metadata has under "quantmm:NAME" a JSON object: version, dtype, group_size, shape,
+zero_point (whether there are any), in version 2 offset and order (likewise) and, where one was
+given, the fields of the MatmulSpec as spec.
 Other tensors may lie beside.
 """
 
@@ -36,9 +37,11 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 KEY = "quantmm:"
-#: The arrays of a `QTensor`, of which it need not have the last two.
-PARTS = ("data", "scale", "zero_point", "offset")
-#: Of an entry: 2 has offsets, which those who read 1 would leave out; any other is written as 1.
+#: The arrays of a `QTensor`, of which it need not have the last three.
+PARTS = ("data", "scale", "zero_point", "offset", "order")
+#: Those that entries of version 1 say nothing of: who reads that would leave them out. What has
+#: none of them is written as 1.
+SINCE_2 = ("offset", "order")
 VERSIONS = (1, 2)
 
 #: How many names a message lists.
@@ -166,14 +169,15 @@ def save_weights(
         except ArrayError as error:
             raise ArrayError(f"{name}: {error}") from None
         entry: dict[str, Any] = {
-            "version": 1 if q.offset is None else 2,
+            "version": 1,
             "dtype": q.dtype,
             "group_size": q.group_size,
             "shape": q.shape,
             "zero_point": q.zero_point is not None,
         }
-        if q.offset is not None:
-            entry["offset"] = True
+        since_2 = {part: getattr(q, part) is not None for part in SINCE_2}
+        if any(since_2.values()):
+            entry |= {"version": 2, **since_2}
         if spec is not None:
             entry["spec"] = json.loads(spec.to_json())
         metadata[KEY + name] = json.dumps(entry)
@@ -222,12 +226,12 @@ def read_weight(file: Any, name: str, text: str) -> tuple[QTensor, MatmulSpec | 
         known = " and ".join(map(str, VERSIONS))
         raise SpecError(f"version={entry.get('version')!r}; this quantmm reads {known}")
     if entry["version"] == 1:
-        entry["offset"] = False
+        entry |= dict.fromkeys(SINCE_2, False)
     shape: Any = entry.get("shape")
     whole = isinstance(shape, list) and [type(size) for size in shape] == [int, int]
     if not whole or min(shape) < 1:
         raise SpecError(f"shape={shape!r} in its metadata; expected two whole numbers")
-    for field, kind in (("dtype", str), ("zero_point", bool), ("offset", bool)):
+    for field, kind in (("dtype", str), *((part, bool) for part in ("zero_point", *SINCE_2))):
         if not isinstance(entry.get(field), kind):
             raise SpecError(
                 f"{field}={entry.get(field)!r} in its metadata; expected {kind.__name__}"
@@ -245,6 +249,7 @@ def read_weight(file: Any, name: str, text: str) -> tuple[QTensor, MatmulSpec | 
         entry.get("group_size"),
         (shape[0], shape[1]),
         tensors.get("offset"),
+        tensors.get("order"),
     )
     spec = MatmulSpec.from_json(json.dumps(entry["spec"])) if "spec" in entry else None
     return check_pair((q, spec))

@@ -249,6 +249,7 @@ class CudaExecutor:
             info.prepared == ("xq",)
             and self._spec.input is None
             and not self._spec.packed_activation
+            and not self._spec.weight_order
             and info.layout.reads_in_place
             and is_aligned(x, 1)
         )

@@ -11,7 +11,7 @@ from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
 from ..targets import WeightLayout
 from ..targets.cuda_layout import CudaLayout
-from .memory import aligned_empty
+from .memory import aligned, aligned_empty
 
 #: Weights that are packed at a time.
 PIECE = 2 << 20
@@ -29,6 +29,9 @@ def packed_weight(
     Packed some rows at a time, which leaves beside the result a few of these pieces in memory.
     """
     arrays: dict[str, np.ndarray] = {}
+    if "w_order" in names:
+        order = np.arange(spec.k, dtype=np.int32) if w.order is None else w.order
+        arrays["w_order"] = aligned(order)
     for rows in row_pieces(spec.n, layout.lanes, spec.k):
         some = dataclasses.replace(layout, n=rows.stop - rows.start)
         packed = packed_rows(spec, some, x_offset, part_of(w, rows))

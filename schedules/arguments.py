@@ -11,9 +11,9 @@ from ..formats.spec import MatmulSpec, stored_as
 from .plan import Plan
 
 #: What an argument has numbers for: the rows of X; the packed weight; each column and group of the
-#: weight, or each column; what an activation scale covers; each row and group; the call; or the
-#: elements of the result.
-Of = Literal["x", "weight", "group", "column", "scale of x", "row and group", "call", "result"]
+#: weight, or each column; each k; what an activation scale covers; each row and group; the call; or
+#: the elements of the result.
+Of = Literal["x", "weight", "group", "column", "k", "scale of x", "row and group", "call", "result"]
 
 AnyPlan = Plan[Any, Any]
 
@@ -67,6 +67,7 @@ ARGUMENTS = (
     ),
     Argument("w_scale", "group", dtype("float32"), lambda plan: plan.spec.out != "int32"),
     Argument("w_offset", "group", dtype("float32"), lambda plan: plan.spec.weight_offset),
+    Argument("w_order", "k", dtype("int32"), lambda plan: plan.spec.weight_order),
     Argument("x_scale", "scale of x", dtype("float32"), taken("x_scale")),
     Argument("x_zero_point", "scale of x", dtype("int32"), taken("x_zero_point")),
     Argument(

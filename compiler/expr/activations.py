@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
+from ...formats.spec import MatmulSpec
 from ...schedules.cpu.plan import CpuPlan
 from ...targets import WeightLayout
 from . import components
@@ -79,7 +80,7 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
             half = layout.k_block // 2
             nibble = x[row, start // 2 + kk % half].astype("int32") >> (kk // half * 4) & 15
             return ((nibble ^ 8) + (plan.x_shift - 8)).astype(dtype)
-        value = x[row, start + kk]
+        value = x[row, column_of(spec, inputs, start + kk)]
         if spec.input is None:
             # The other sign of a byte is its upper bit.
             value = value.astype(dtype)
@@ -135,6 +136,11 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
         return None if stage is None else lambda *at: stage[at]
 
     return Packed(stages, scale, zero_point, sums("x_sum"), sums("x_extra"), sums("x_exact"))
+
+
+def column_of(spec: MatmulSpec, inputs: dict[str, te.Tensor], k: Expr) -> Expr:
+    """The column of X that the weight's column `k`, as it is stored, is multiplied with."""
+    return inputs["w_order"][k] if spec.weight_order else k
 
 
 def in_blocks(

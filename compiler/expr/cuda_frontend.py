@@ -37,7 +37,7 @@ from ...schedules.cuda.program import FRAGMENT_ROWS, CudaProgram, CudaTile
 from ...schedules.plan import x_sign
 from ...targets import Instruction
 from ...targets.cuda_layout import COLUMNS, QUARTERS, CudaLayout
-from .activations import Packed
+from .activations import Packed, column_of
 from .epilogue import Epilogue
 from .frontend import last_again, placeholders
 from .scales import PerScale, Rows, Spans, exact_sum, given, quantized, scales
@@ -64,6 +64,7 @@ def arguments(plan: CudaPlan) -> tuple[str, ...]:
     What is found in X is an argument here, whoever found it.
     """
     found = {
+        "w_order": False,
         "x_scale": plan.spec.out != "int32",
         "x_zero_point": plan.spec.activation_zero_point,
         "x_sum": plan.needs_x_sum,
@@ -74,11 +75,11 @@ def arguments(plan: CudaPlan) -> tuple[str, ...]:
 def prepare(plan: CudaPlan) -> tirx.PrimFunc:
     """X as the kernels read it, row by row.
 
-    Arguments: x (M, k) as the caller has it; x_scale and x_zero_point (1,) or (M,) where they are
-    given and X arrives as floats, and x_zero_point where offsets are multiplied with sums; then
-    what `prepared` names: xq (M, x_columns), x_scale (M,) float32, x_zero_point (M,) int32, x_sum
-    (M, sum_columns) int32, or with offsets float32. Where groups have scales of their own, those
-    are given as (M, groups) and written as (M, sum_columns).
+    Arguments: x (M, k) as the caller has it; w_order (k,) where the weight has one; x_scale and
+    x_zero_point (1,) or (M,) where they are given and X arrives as floats, and x_zero_point where
+    offsets are multiplied with sums; then what `prepared` names: xq (M, x_columns), x_scale (M,)
+    float32, x_zero_point (M,) int32, x_sum (M, sum_columns) int32, or with offsets float32. Where
+    groups have scales of their own, those are given as (M, groups) and written as (M, sum_columns).
     """
     spec, layout, target = plan.spec, plan.layout, plan.target
     m = tirx.Var("m", "int32")
@@ -101,11 +102,12 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
             nibble = x[row, k // 2].astype("int32") >> (k % 2 * 4) & 15
             return ((nibble ^ 8) - 8).astype(dtype)
         if spec.input is None:
-            return x[row, k]
+            return x[row, column_of(spec, inputs, k)]
         assert scale is not None
         at = tirx.const(0, "int32"), row, g, tirx.const(0, "int32")
         zero = None if zero_point is None else zero_point(*at)
-        return quantized(spec, target, x[row, k], scale(*at), zero).astype(dtype)
+        value = x[row, column_of(spec, inputs, k)]
+        return quantized(spec, target, value, scale(*at), zero).astype(dtype)
 
     size, padded = layout.group_size or spec.k, layout.group_steps * layout.depth
 
@@ -146,7 +148,7 @@ def prepare(plan: CudaPlan) -> tirx.PrimFunc:
                 return exact_sum(spec, sums[row, g], shift, g)
 
             outputs["x_sum"] = te.compute(sums.shape, exact, "x_sum")
-    read = [x]
+    read = [x, inputs["w_order"]] if spec.weight_order else [x]
     if not spec.dynamic:
         if spec.input is not None:
             read.append(inputs["x_scale"])

@@ -43,9 +43,9 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     """The TensorExpression of a plan in tiles of `rows` x `blocks * lanes`, by `instruction`.
 
     Shapes of the arguments: x (M, k), or (M, ceil(k / 2)) for packed int4; w `layout.shape`; w_sum,
-    w_extra (int32), w_zero_point, w_scale and w_offset (n_blocks, groups, lanes); bias (n_blocks,
-    1, lanes); x_scale and x_zero_point (1,), (M,) or (M, groups) as `spec.activation_scale` says;
-    out_scale and out_zero_point (1,); residual and y in tiles.
+    w_extra (int32), w_zero_point, w_scale and w_offset (n_blocks, groups, lanes); w_order (k,);
+    bias (n_blocks, 1, lanes); x_scale and x_zero_point (1,), (M,) or (M, groups) as
+    `spec.activation_scale` says; out_scale and out_zero_point (1,); residual and y in tiles.
     """
     spec, layout, tile = plan.spec, plan.layout, parameters.tile
     names = arguments(plan)
@@ -123,6 +123,7 @@ def placeholders(
         "weight": counted(layout.shape),
         "group": (layout.n_blocks, layout.groups, layout.lanes),
         "column": (layout.n_blocks, 1, layout.lanes),
+        "k": (spec.k,),
         "scale of x": scales[spec.activation_scale],
         "row and group": (rows.m, layout.groups),
         "call": (1,),

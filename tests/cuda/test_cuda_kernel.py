@@ -172,6 +172,17 @@ def test_smooth_functions_over_their_whole_range(function):
     assert ((there.low <= y) & (y <= there.high) | nan).all()
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"input": "float16", "dynamic": True, "weight_zero_point": True}]
+)
+def test_columns_in_another_order(fields):
+    # K of whole steps, which without an order would be read where it lies.
+    spec = qmm.MatmulSpec(n=24, k=256, weight_order=True, **fields)
+    kernel, gpu = built(spec)
+    assert check(kernel, Problem(spec, 3)) is None
+    assert next(name for name, _, _ in gpu.launches) == "prepare_kernel"
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 def test_a_row_with_infinity_gives_nan(zeros):
     spec = qmm.MatmulSpec(

@@ -436,6 +436,15 @@ def test_qtensor_errors():
             qmm.QTensor(np.full_like(data, outside), scale, None, "int7", None, (2, 3))
     with pytest.raises(ArrayError, match="zero_point 64; int7 holds -64 to 63"):
         qmm.QTensor(data, scale, np.full(2, 64, np.int32), "int7", None, (2, 3))
+    for order, message in [
+        ([0, 1], r"order is int64\(2,\); expected a permutation, int32\(3,\)"),
+        ([0.0, 1.0, 2.0], r"order is float64\(3,\); expected a permutation"),
+        ([0, 1, 3], "order holds 3; expected each of 0 to 2 once"),
+        ([0, -1, 2], "order holds -1; expected each of 0 to 2 once"),
+        ([0, 2, 2], "order lacks 1; expected each of 0 to 2 once"),
+    ]:
+        with pytest.raises(ArrayError, match=message):
+            qmm.QTensor(data, scale, None, "int8", None, (2, 3), order=np.array(order))
     with pytest.raises(ArrayError, match="data is list; expected an array"):
         qmm.QTensor(data.tolist(), scale, None, "int8", None, (2, 3))
     with pytest.raises(ArrayError, match="scale is list; expected an array"):

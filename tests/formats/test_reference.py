@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from fractions import Fraction
@@ -275,3 +276,31 @@ def test_a_bias_in_bfloat16_is_widened(torch):
     for each in (bias, np.array([0.5, -3.140625], ml_dtypes.bfloat16)):
         for call in both(spec, x, w, each, x_scale=1.0):
             np.testing.assert_array_equal(call(), expected)
+
+
+def test_groups_of_columns_that_lie_anywhere():
+    # GPTQ's act-order: column c is in the group g_idx[c].
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((5, 24)), rng.standard_normal((3, 24)).astype(np.float32)
+    g_idx = rng.permutation(np.repeat(np.arange(3), 8))
+    order = np.argsort(g_idx, kind="stable")
+    q = dataclasses.replace(qmm.quantize(w[:, order], "int4", group_size=8), order=order)
+    floats, integers = qmm.dequantize(q), q.unpacked()
+    for column, group in enumerate(g_idx):
+        stored = list(order).index(column)
+        np.testing.assert_array_equal(floats[:, column], q.scale[:, group] * integers[:, stored])
+    spec = qmm.MatmulSpec(
+        n=5, k=24, weight="int4", group_size=8, weight_order=True, input="float32", dynamic=True
+    )
+    y = qmm.reference(spec, x, q)
+    xq = qmm.quantize(x)
+    np.testing.assert_allclose(y, qmm.dequantize(xq) @ floats.T, rtol=1e-5, atol=1e-5)
+    # A weight without an order has the columns of X.
+    plain = dataclasses.replace(q, order=None)
+    sorted_x = dataclasses.replace(xq, data=xq.data[:, order])
+    given = dataclasses.replace(spec, input=None, dynamic=False)
+    np.testing.assert_array_equal(qmm.reference(given, sorted_x, plain), y)
+    with pytest.raises(ArrayError, match="w has an order; the spec has weight_order=False"):
+        qmm.reference(dataclasses.replace(spec, weight_order=False), x, q)
+    with pytest.raises(ArrayError, match="x has an order; expected the columns as they are"):
+        qmm.reference(given, dataclasses.replace(xq, order=order), plain)

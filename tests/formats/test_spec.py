@@ -40,6 +40,17 @@ def test_refused_values(name, value, message):
         qmm.MatmulSpec(**{"n": 4, "k": 4, name: value})
 
 
+def test_groups_of_activations_have_no_order():
+    with pytest.raises(SpecError, match="weight_order=True with activation_scale='group', whose"):
+        qmm.MatmulSpec(n=4, k=64, group_size=8, activation_scale="group", weight_order=True)
+
+
+def test_packed_activations_have_no_order():
+    with pytest.raises(SpecError, match="weight_order=True with packed int4 activations, two of"):
+        qmm.MatmulSpec(n=4, k=4, activation="int4", weight_order=True)
+    qmm.MatmulSpec(n=4, k=4, activation="int4", weight_order=True, input="float32", dynamic=True)
+
+
 def test_whole_numbers_of_any_type():
     spec = qmm.MatmulSpec(n=np.int64(8), k=np.uint8(16), m=np.int32(2), group_size=np.int16(8))
     assert spec == qmm.MatmulSpec(n=8, k=16, m=2, group_size=8)

@@ -228,19 +228,22 @@ def weights(draw):
     rows, k = draw(st.integers(1, 6)), draw(st.integers(1, 40))
     x = np.random.default_rng(draw(st.integers(0, 99))).standard_normal((rows, k))
     dtype = draw(st.sampled_from(["int8", "uint8", "int4", "uint4"]))
-    symmetric = draw(st.booleans())
+    symmetric, ordered = draw(st.booleans()), draw(st.booleans())
     q = qmm.quantize(
         x,
         dtype,
         group_size=draw(st.sampled_from([None, "tensor", 8, 32])),
         symmetric=symmetric,
     )
+    if ordered:
+        q = dataclasses.replace(q, order=np.random.default_rng(k).permutation(k))
     spec = qmm.MatmulSpec(
         n=rows,
         k=k,
         weight=dtype,
         group_size=q.group_size,
         weight_zero_point=not symmetric,
+        weight_order=ordered,
         activation=draw(st.sampled_from(["int8", "uint8"])),
         bias=draw(st.booleans()),
         m=draw(st.sampled_from([None, 16])),
@@ -250,7 +253,7 @@ def weights(draw):
 
 def same(a, b):
     assert (a.dtype, a.group_size, a.shape) == (b.dtype, b.group_size, b.shape)
-    for name in ("data", "scale", "zero_point"):
+    for name in ("data", "scale", "zero_point", "order"):
         left, right = getattr(a, name), getattr(b, name)
         if left is None or right is None:
             assert left is right
@@ -337,7 +340,9 @@ ENTRY = {
         ("[" * 100_000, "damaged"),
         ({"version": 3}, "w: version=3; this quantmm reads 1 and 2"),
         ({"version": 2}, "w: offset=None in its metadata; expected bool"),
-        ({"version": 2, "offset": True}, r"w: no tensor w\.offset"),
+        ({"version": 2, "offset": True, "order": False}, r"w: no tensor w\.offset"),
+        ({"version": 2, "offset": False, "order": 1}, "w: order=1 in its metadata; expected bool"),
+        ({"version": 2, "offset": False, "order": True}, r"w: no tensor w\.order"),
         ({"version": None}, "w: version=None"),
         ({"dtype": "int3"}, "w: dtype='int3'; expected one of int8"),
         ({"dtype": ["int8"]}, r"w: dtype=\['int8'\] in its metadata; expected str"),

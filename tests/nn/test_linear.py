@@ -158,7 +158,7 @@ def test_inputs_that_do_not_fit(x, message):
 
 
 REFUSED = [
-    ("w9", "no format 'w9'; expected one of int8, w8a8-dynamic"),
+    ("w9", "no format 'w9'; expected one of int8, int7, w8a8-dynamic"),
     ("int8", "input=None, dynamic=False; expected a float input and dynamic=True"),
     (8, "format=8; expected a MatmulSpec or one of"),
     (
@@ -175,6 +175,10 @@ REFUSED = [
         "residual=True; expected False",
     ),
     (qmm.MatmulSpec(n=33, k=70, bias=True, m=4, **FLOATS), "m=4; expected None"),
+    (
+        qmm.MatmulSpec(n=33, k=70, bias=True, weight_order=True, **FLOATS),
+        "weight_order=True; expected False",
+    ),
 ]
 
 
