@@ -22,9 +22,11 @@ def as_qtensor(
     zero_point: Tensor | None,
     spec: MatmulSpec,
     offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> QTensor:
     """A weight over the memory of its tensors, those of the CPU."""
-    beside = [None if each is None else each.detach().numpy() for each in (zero_point, offset)]
+    given = zero_point, offset, order
+    beside = [None if each is None else each.detach().numpy() for each in given]
     return QTensor(
         data.detach().numpy(),
         scale.detach().numpy(),
@@ -32,23 +34,33 @@ def as_qtensor(
         spec.weight,
         spec.group_size,
         (spec.n, spec.k),
-        beside[1],
+        *beside[1:],
     )
 
 
 def compute(
-    data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, offset: Tensor | None = None
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """float32 (n, k), see `quantmm.dequantize`."""
-    zero_point, offset = (
-        None if tensor is None else tensor.cpu() for tensor in (zero_point, offset)
+    zero_point, offset, order = (
+        None if tensor is None else tensor.cpu() for tensor in (zero_point, offset, order)
     )
-    w = as_qtensor(data.cpu(), scale.cpu(), zero_point, from_text(spec), offset)
+    w = as_qtensor(data.cpu(), scale.cpu(), zero_point, from_text(spec), offset, order)
     return torch.from_numpy(quantize.dequantize(w)).to(data.device)
 
 
 def describe(
-    data: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, offset: Tensor | None = None
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """The same without numbers."""
     fields = from_text(spec)
@@ -56,8 +68,8 @@ def describe(
 
 
 LIBRARY.define(
-    "dequantize(Tensor data, Tensor scale, Tensor? zero_point, str spec, Tensor? offset=None)"
-    " -> Tensor",
+    "dequantize(Tensor data, Tensor scale, Tensor? zero_point, str spec, Tensor? offset=None,"
+    " Tensor? order=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("dequantize", compute, "CompositeExplicitAutograd")

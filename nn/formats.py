@@ -58,8 +58,6 @@ def module_spec(spec: MatmulSpec) -> MatmulSpec:
         )
     if spec.residual:
         raise SpecError("residual=True; expected False, because a module has one input")
-    if spec.weight_order:
-        raise SpecError("weight_order=True; expected False, because a module has no order of K")
     if spec.m is not None:
         raise SpecError(f"m={spec.m}; expected None, because a module takes any number of rows")
     return dataclasses.replace(spec, input="float32", out="float32")

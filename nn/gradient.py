@@ -48,19 +48,20 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         bias: Tensor | None,
         spec: str,
         offset: Tensor | None,
+        order: Tensor | None,
     ) -> Tensor:
         """Compute y."""
-        return operator(x, data, scale, zero_point, bias, spec, offset)
+        return operator(x, data, scale, zero_point, bias, spec, offset, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the weight, and x where the slope depends on it."""
-        _, x, data, scale, zero_point, bias, spec, offset = inputs
+        _, x, data, scale, zero_point, bias, spec, offset, order = inputs
         ctx.spec, ctx.text = from_text(spec), spec
         # None says that a tensor has no tangent; zeros would not.
         ctx.set_materialize_grads(False)
         x = None if ctx.spec.activation_fn is None else x
-        kept = (x, data, scale, zero_point, bias, offset)
+        kept = (x, data, scale, zero_point, bias, offset, order)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
@@ -68,14 +69,14 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradient of x: that of y through the activation function, times W."""
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         # The exact numbers, also within torch.autocast.
         with torch.autocast("cpu", enabled=False):
-            x, data, scale, zero_point, bias, offset = ctx.saved_tensors
-            weight = dequantize(data, scale, zero_point, ctx.text, offset)
+            x, data, scale, zero_point, bias, offset, order = ctx.saved_tensors
+            weight = dequantize(data, scale, zero_point, ctx.text, offset, order)
             single = sloped(ctx.spec, grad.to(torch.float32), x, weight, bias)
             grad_x = (single @ weight).to(grad.dtype)
-        return None, grad_x, None, None, None, None, None, None
+        return None, grad_x, None, None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, operator: None, tangent: Tensor, *others: Tensor | None) -> Tensor:
@@ -86,8 +87,8 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
                 "trained"
             )
         with torch.autocast("cpu", enabled=False):
-            x, data, scale, zero_point, bias, offset = ctx.saved_tensors
-            weight = dequantize(data, scale, zero_point, ctx.text, offset)
+            x, data, scale, zero_point, bias, offset, order = ctx.saved_tensors
+            weight = dequantize(data, scale, zero_point, ctx.text, offset, order)
             single = tangent.to(torch.float32) @ weight.T
             return sloped(ctx.spec, single, x, weight, bias).to(tangent.dtype)
 

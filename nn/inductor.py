@@ -94,20 +94,22 @@ def offer(linear: Any) -> None:
         bias: Any,
         spec: str,
         offset: Any = None,
+        order: Any = None,
     ) -> Any:
-        named = {"scale": scale, "zero_point": zero_point, "bias": bias, "offset": offset}
+        named = {"scale": scale, "zero_point": zero_point, "bias": bias}
+        named |= {"offset": offset, "order": order}
         there = {name: tensor for name, tensor in named.items() if tensor is not None}
         tensors = [x, data, *there.values()]
         on_cpu = all(tensor.get_device().type == "cpu" for tensor in tensors)
         if V.graph.cpp_wrapper or not on_cpu or x.get_dtype() not in DTYPES:
-            return by_dispatcher(x, data, scale, zero_point, bias, spec, offset)
+            return by_dispatcher(x, data, scale, zero_point, bias, spec, offset, order)
         fields = kernel_spec(spec, x.get_dtype())
         *lead, k = x.get_size()
         rows = lowering.view(x, [lowering.sympy_product(lead), k])
         layout = ir.FixedLayout(
             x.get_device(), x.get_dtype(), [rows.get_size()[0], fields.n], [fields.n, 1]
         )
-        by_name = offset is not None
+        by_name = offset is not None or order is not None
         kernel = Written(
             layout=layout,
             inputs=[ir.ExternKernel.require_contiguous(each) for each in (rows, *tensors[1:])],

@@ -42,6 +42,7 @@ class Linear(nn.Module):
     scale : float32 of the shape that `QTensor` names.
     zero_point : int32 of the same shape, or None.
     offset : float32 of the same shape, or None.
+    order : int32 (k,), the columns of x that those of `data` are multiplied with, or None.
     bias : float32 (n,), or None.
     """
 
@@ -49,6 +50,7 @@ class Linear(nn.Module):
     scale: Tensor
     zero_point: Tensor | None
     offset: Tensor | None
+    order: Tensor | None
     bias: Tensor | None
 
     def __init__(
@@ -94,6 +96,8 @@ class Linear(nn.Module):
             self.register_buffer("zero_point", zero_point if spec.weight_zero_point else None)
             offset = zeros(shape, dtype=torch.float32, device=device)
             self.register_buffer("offset", offset if spec.weight_offset else None)
+            order = torch.arange(spec.k, dtype=torch.int32, device=device)
+            self.register_buffer("order", order if spec.weight_order else None)
             added = zeros(spec.n, dtype=torch.float32, device=device)
             self.register_buffer("bias", added if spec.bias else None)
 
@@ -163,6 +167,7 @@ class Linear(nn.Module):
                 group_size=w.group_size,
                 weight_zero_point=w.zero_point is not None,
                 weight_offset=w.offset is not None,
+                weight_order=w.order is not None,
                 bias=bias is not None,
                 **FLOATS,
             )
@@ -177,22 +182,26 @@ class Linear(nn.Module):
         if spec.weight_offset:
             zeros = np.zeros(w.scale.shape, np.float32)
             module.offset = owned(zeros if w.offset is None else w.offset)
+        if spec.weight_order:
+            as_they_are = np.arange(spec.k, dtype=np.int32)
+            module.order = owned(as_they_are if w.order is None else w.order)
         if added is not None:
             module.bias = owned(added)
         return module
 
     def to_quantized(self) -> QTensor:
         """The weight as a `QTensor` with a copy of its numbers."""
-        zero_point, offset = (
+        zero_point, offset, order = (
             None if tensor is None else tensor.cpu().clone()
-            for tensor in (self.zero_point, self.offset)
+            for tensor in (self.zero_point, self.offset, self.order)
         )
         data, scale = self.data.cpu().clone(), self.scale.cpu().clone()
-        return as_qtensor(data, scale, zero_point, self.spec, offset)
+        return as_qtensor(data, scale, zero_point, self.spec, offset, order)
 
     def dequantize(self) -> Tensor:
         """The weight as float32 (n, k)."""
-        return dequantize(self.data, self.scale, self.zero_point, self._text, self.offset)
+        beside = self.offset, self.order
+        return dequantize(self.data, self.scale, self.zero_point, self._text, *beside)
 
     def forward(self, x: Tensor) -> Tensor:
         """Y = x Wᵀ + bias.
@@ -213,15 +222,17 @@ class Linear(nn.Module):
         # A module looks attributes up in this dictionary, in ten times the time.
         own = cast(dict[str, Any], self._buffers)
         data, scale, zero_point, bias = own["data"], own["scale"], own["zero_point"], own["bias"]
-        offset, text = own["offset"], self._text
+        offset, order, text = own["offset"], own["order"], self._text
         if is_plain(x, scale, bias, offset):
-            return product(packed.find(x.dtype, data, scale, zero_point, bias, text, offset), x)
-        return linear(x, data, scale, zero_point, bias, text, offset)
+            weight = data, scale, zero_point, bias, text, offset, order
+            return product(packed.find(x.dtype, *weight), x)
+        return linear(x, data, scale, zero_point, bias, text, offset, order)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What was pickled, also before weights had offsets."""
+        """What was pickled, also before weights had offsets and orders."""
         super().__setstate__(state)
-        self._buffers.setdefault("offset", None)
+        for name in ("offset", "order"):
+            self._buffers.setdefault(name, None)
 
     def extra_repr(self) -> str:
         """What stands between the brackets when the module is printed."""

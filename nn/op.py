@@ -34,7 +34,7 @@ from .product import check_shape, product
 NAME = "quantmm::linear"
 LIBRARY.define(
     "linear(Tensor x, Tensor data, Tensor scale, Tensor? zero_point, Tensor? bias, str spec,"
-    " Tensor? offset=None) -> Tensor",
+    " Tensor? offset=None, Tensor? order=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 #: The operator itself, which is quicker to call than what torch.ops looks up by its arguments.
@@ -87,6 +87,7 @@ def describe(
     bias: Tensor | None,
     spec: str,
     offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """A result without numbers, for tensors without numbers."""
     inductor.offer(linear)  # before it compiles a graph, it asks for the shapes in it
@@ -108,6 +109,7 @@ def differentiate(
     bias: Tensor | None,
     spec: str,
     offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """Record the gradient of x where one is wanted, and compute."""
     if torch.is_grad_enabled():
@@ -118,14 +120,14 @@ def differentiate(
                     "are not trained"
                 )
         if x.requires_grad:
-            return record(x, data, scale, zero_point, bias, spec, offset)
+            return record(x, data, scale, zero_point, bias, spec, offset, order)
     if forward_ad._current_level >= 0:
-        return record(x, data, scale, zero_point, bias, spec, offset)
+        return record(x, data, scale, zero_point, bias, spec, offset, order)
     if keys == PLAIN:
-        return compute(x, data, scale, zero_point, bias, spec, offset)
+        return compute(x, data, scale, zero_point, bias, spec, offset, order)
     with _AutoDispatchBelowAutograd():
         return linear.redispatch(
-            keys & _after_autograd_keyset, x, data, scale, zero_point, bias, spec, offset
+            keys & _after_autograd_keyset, x, data, scale, zero_point, bias, spec, offset, order
         )
 
 

@@ -57,6 +57,7 @@ def find(
     bias: Tensor | None,
     spec: str,
     offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Linear:
     """The bound kernel for an x of `dtype`.
 
@@ -68,17 +69,18 @@ def find(
     SpecError
         `spec` is not the JSON of a spec that a module can have.
     """
-    key = (id(data), id(scale), id(zero_point), id(bias), id(offset), spec, dtype)
+    others = zero_point, bias, offset, order
+    key = (id(data), id(scale), *map(id, others), spec, dtype)
     found = _packed.get(key)
-    stamp = stamp_of(data, scale, zero_point, bias, offset)
+    stamp = stamp_of(data, scale, *others)
     if found is not None and found.stamp == stamp:
         return found.linear
     with _packing:
         found = _packed.get(key)
         if found is not None and found.stamp == stamp:
             return found.linear
-        linear = pack(data, scale, zero_point, bias, kernel_spec(spec, dtype), offset)
-        tensors = [data, scale, *(each for each in (zero_point, bias, offset) if each is not None)]
+        linear = pack(data, scale, zero_point, bias, kernel_spec(spec, dtype), offset, order)
+        tensors = [data, scale, *(each for each in others if each is not None)]
         forget = functools.partial(_forget, _packed, key)
         sources = tuple(weakref.ref(tensor, forget) for tensor in tensors)
         _packed[key] = Packed(linear, stamp, sources)
@@ -107,13 +109,15 @@ def pack(
     bias: Tensor | None,
     spec: MatmulSpec,
     offset: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Linear:
     """Bind the tensors to the kernel for `spec`."""
-    named = {"data": data, "scale": scale, "zero_point": zero_point, "bias": bias, "offset": offset}
+    named = {"data": data, "scale": scale, "zero_point": zero_point, "bias": bias}
+    named |= {"offset": offset, "order": order}
     for name, tensor in named.items():
         if tensor is not None and not tensor.is_cpu:
             raise ArrayError(f"{name} is on {tensor.device}; expected the CPU, where kernels run")
-    w = as_qtensor(data, scale, zero_point, spec, offset)
+    w = as_qtensor(data, scale, zero_point, spec, offset, order)
     return kernel_for(spec).bind(w, None if bias is None else bias.detach())
 
 

@@ -86,7 +86,7 @@ def quantized(chosen: dict[str, nn.Linear], format: str) -> dict[nn.Module, Line
             raise type(error)(f"{name}: {error}") from None
         first = of_weight.setdefault(module.weight, new)
         new.data, new.scale, new.zero_point = first.data, first.scale, first.zero_point
-        new.offset = first.offset
+        new.offset, new.order = first.offset, first.order
         for hooks in HOOKS:
             setattr(new, hooks, getattr(module, hooks))
         made[module] = new

@@ -49,6 +49,10 @@ def test_the_gradient_is_compiled_too(backend):
     torch.testing.assert_close(found, expected)
 
 
+#: What a weight has that `write` of before knew nothing of.
+NAMED = ("weight_offset", "weight_order")
+
+
 def code_of(module, x):
     """What a compiled call gives, and the code that inductor made for it."""
     with torch.inference_mode():
@@ -68,6 +72,7 @@ def code_of(module, x):
         ("weight_zero_point", True, torch.float16, (2, 0)),
         ("weight_offset", True, torch.float16, (2, 2)),
         ("weight_offset", False, torch.float32, (3,)),
+        ("weight_order", True, torch.float32, (3,)),
     ],
 )
 def test_inductor_calls_the_kernel_without_the_dispatcher(beside, bias, dtype, lead):
@@ -77,7 +82,7 @@ def test_inductor_calls_the_kernel_without_the_dispatcher(beside, bias, dtype, l
     x = torch.randn(*lead, 70).to(dtype)
     y, code = code_of(module, x)
     assert torch.equal(y, module(x))
-    called = "quantmm_write_named(" if beside == "weight_offset" else "quantmm_write("
+    called = "quantmm_write_named(" if beside in NAMED else "quantmm_write("
     assert called in code
     assert "torch.ops.quantmm" not in code
 

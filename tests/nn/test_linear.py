@@ -175,10 +175,6 @@ REFUSED = [
         "residual=True; expected False",
     ),
     (qmm.MatmulSpec(n=33, k=70, bias=True, m=4, **FLOATS), "m=4; expected None"),
-    (
-        qmm.MatmulSpec(n=33, k=70, bias=True, weight_order=True, **FLOATS),
-        "weight_order=True; expected False",
-    ),
 ]
 
 

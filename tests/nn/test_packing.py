@@ -80,7 +80,7 @@ def test_changes_are_seen(change):
 def found_for(module):
     """What is kept for a module and float32."""
     own = module._buffers
-    names = ("data", "scale", "zero_point", "bias", "offset")
+    names = ("data", "scale", "zero_point", "bias", "offset", "order")
     return packed._packed.get((*(id(own[name]) for name in names), module._text, torch.float32))
 
 
