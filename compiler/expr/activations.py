@@ -1,6 +1,7 @@
 """The first half of the TensorExpression: X becomes the bytes that the instruction reads.
 
-    x_range[mo, mi, r]             the range of a row, as integers that sort like its floats
+    x_range[mo, mi, r]             the range of a row, as integers that sort like its floats; of a
+                                   group first in lanes, then across them
     x_scale, x_zero_point          what `quantize` makes of that range, or what is given
     xq[mo, mi, kb, r, kk]          the integers, block after block; see `WeightLayout`
     xp[mo, mi, kb, r, ...]         what the instruction reads: xq itself, or two components,
@@ -17,6 +18,7 @@ given are brought into that order, in which the end of a group reads them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +33,8 @@ from .scales import PerScale, Rows, Spans, exact_sum, in_tiles, quantized, scale
 
 #: Sums of activations are formed in vectors of this many int32.
 SUM_LANES = 16
+#: Ranges of groups in vectors of this many float32, or fewer where a group is no multiple of it.
+RANGE_LANES = 16
 
 #: What the multiplication reads of the packed activations. Other stages serve these alone.
 RESULTS = ("xp", "x_scale", "x_zero_point", "x_sum", "x_exact", "x_extra")
@@ -67,7 +71,7 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
     """X of `inputs` in the order in which a tile reads it."""
     spec, layout, target, one = plan.spec, plan.layout, plan.target, plan.instruction
     stages: dict[str, te.Tensor] = {}
-    spans = Spans(spec, rows, spec.x_groups)
+    spans = Spans(spec, rows, spec.x_groups, range_lanes(spec))
     scale, zero_point = scales(spans, target, inputs, stages)
     if spec.x_groups > 1 and not spec.dynamic:
         scale, zero_point = in_tiles(spans, scale, zero_point, stages)
@@ -141,6 +145,11 @@ def pack(plan: CpuPlan, rows: Rows, inputs: dict[str, te.Tensor]) -> Packed:
 def column_of(spec: MatmulSpec, inputs: dict[str, te.Tensor], k: Expr) -> Expr:
     """The column of X that the weight's column `k`, as it is stored, is multiplied with."""
     return inputs["w_order"][k] if spec.weight_order else k
+
+
+def range_lanes(spec: MatmulSpec) -> int:
+    """Lanes in which the range of a group is found; of a row LLVM makes vectors itself."""
+    return 1 if spec.x_groups == 1 else math.gcd(spec.k_of_group, RANGE_LANES)
 
 
 def in_blocks(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
 from tvm.ir import Expr
@@ -22,8 +23,8 @@ INFINITY, NAN = 0x7F800000, 0x7FC00000
 
 #: A number of the group g of a row, (o, i, g, r); of the whole row where that has one scale.
 PerScale = Callable[[Expr, Expr, Expr | int, Expr], Expr]
-#: A number at an index of a stage of `Spans`.
-Stage = Callable[..., Expr]
+#: A number at an index of a stage of `Spans`; of a reduction to two numbers both.
+Stage = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class Spans:
     Attributes
     ----------
     groups : scales of a row; those behind the last group of a spec are that group's.
+    lanes : numbers of a group whose range is found in a vector of so many; 1 for one by one.
     """
 
     spec: MatmulSpec
     rows: Rows
     groups: int
+    lanes: int = 1
 
     def stage(self, number: Stage, name: str) -> te.Tensor:
         """A stage of `number(o, i, r)`, or `number(o, i, g, r)` where there are several groups."""
@@ -71,23 +74,56 @@ class Spans:
             return lambda o, i, g, r: stage[o, i, r]
         return lambda o, i, g, r: stage[o, i, g, r]
 
-    def axis(self) -> te.IterVar:
-        """An axis along what a scale covers."""
-        return te.reduce_axis((0, self.spec.k if self.groups == 1 else self.spec.k_of_group), "k")
+    @property
+    def size(self) -> int:
+        """Numbers that a scale covers, or fewer in the last group."""
+        return self.spec.k if self.groups == 1 else self.spec.k_of_group
 
-    def number(self, x: te.Tensor, at: tuple[Expr, ...], k: te.IterVar) -> Expr:
-        """Number `k` of what a scale covers; behind the end of a short group its last one again."""
+    def number(self, x: te.Tensor, at: tuple[Expr, ...], k: Expr, lane: Expr | int = 0) -> Expr:
+        """Number `k` + `lane` of what a scale covers; in a short group some that are there again.
+
+        Those of a vector lie together wherever the group has as many.
+        """
         o, i, *group, r = at
         row = self.rows.at(o, i, r)
         if not group:
             return x[row, k]
-        size, last = self.spec.k_of_group, self.spec.groups - 1
-        within = x[row, group[0] * size + k]
-        short = self.spec.k - last * size
-        if short == size and self.groups == self.spec.groups:
+        last = self.spec.groups - 1
+        within = x[row, group[0] * self.size + k + lane]
+        short = self.spec.k - last * self.size
+        if short == self.size and self.groups == self.spec.groups:
             return within
-        behind = x[row, last * size + tirx.min(k, short - 1)]
+        start = tirx.min(k, max(0, short - self.lanes))
+        behind = x[row, last * self.size + start + tirx.min(lane, short - 1)]
         return tirx.if_then_else(group[0] < last, within, behind)
+
+    def greatest(
+        self, x: te.Tensor, key: Callable[[Expr], Expr], name: str, stages: dict[str, te.Tensor]
+    ) -> te.Tensor:
+        """The stage `name`, the greatest key of what each scale covers; in lanes before it."""
+        if self.lanes == 1:
+            k = te.reduce_axis((0, self.size), "k")
+            stages[name] = self.stage(lambda *at: te.max(key(self.number(x, at, k)), axis=k), name)
+            return stages[name]
+        step = te.reduce_axis((0, self.size // self.lanes), "step")
+        across = te.reduce_axis((0, self.lanes), "l")
+
+        def in_lane(*at: Expr) -> Expr:
+            *place, lane = at
+            number = self.number(x, tuple(place), step * self.lanes, lane)
+            return te.max(key(number), axis=step)
+
+        o, i, r = self.rows.shape
+        axes, shape = ["o", "i", "g", "r", "lane"], (o, i, self.groups, r, self.lanes)
+        lanes = te.compute(shape, in_lane, f"{name}_lanes", varargs_names=axes)
+        stages[f"{name}_lanes"] = lanes
+
+        def across_lanes(*at: Expr) -> Expr:
+            index = *at, across
+            return te.max(lanes[index], axis=across)
+
+        stages[name] = self.stage(across_lanes, name)
+        return stages[name]
 
 
 def scales(
@@ -131,10 +167,9 @@ def own_range(
     given_as = spec.input
     assert given_as is not None
     least, greatest = INTEGERS[spec.activation].range
-    k = spans.axis()
 
-    def raw(*at: Expr) -> Expr:
-        return functions.bits(functions.widen(spans.number(x, at, k), given_as, target))
+    def raw(number: Expr) -> Expr:
+        return functions.bits(functions.widen(number, given_as, target))
 
     def scale_stage(width: Stage, steps: int) -> te.Tensor:
         def scale(*at: Expr) -> Expr:
@@ -151,19 +186,15 @@ def own_range(
         return stages["x_scale"]
 
     if not spec.activation_zero_point:
-        stages["x_range"] = magnitude = spans.stage(
-            lambda *at: te.max(raw(*at) & 0x7FFFFFFF, axis=k), "x_range"
-        )
+        magnitude = spans.greatest(x, lambda number: raw(number) & 0x7FFFFFFF, "x_range", stages)
         scale = scale_stage(lambda *at: functions.from_bits(magnitude[at]), greatest)
         return spans.of(scale), None
-
-    def keys(*at: Expr) -> Expr:
-        return ordered(raw(*at))
 
     def end(key: Stage, bound: Callable[[Expr, Expr], Expr]) -> Stage:
         return lambda *at: functions.from_bits(ordered(bound(key(*at), tirx.const(0, "int32"))))
 
-    high, low = both_ends(spans, keys, k, stages, at_once=target.device == "cpu")
+    at_once = target.device == "cpu" and spans.lanes == 1
+    high, low = both_ends(spans, x, lambda each: ordered(raw(each)), stages, at_once=at_once)
     top, bottom = end(high, tirx.max), end(low, tirx.min)
     scale = scale_stage(lambda *at: top(*at) - bottom(*at), greatest - least)
 
@@ -180,7 +211,12 @@ def own_range(
 
 
 def both_ends(
-    spans: Spans, keys: Stage, k: te.IterVar, stages: dict[str, te.Tensor], *, at_once: bool
+    spans: Spans,
+    x: te.Tensor,
+    key: Callable[[Expr], Expr],
+    stages: dict[str, te.Tensor],
+    *,
+    at_once: bool,
 ) -> tuple[Stage, Stage]:
     """The greatest and the least key of what a scale covers, found in one pass or in two.
 
@@ -188,15 +224,20 @@ def both_ends(
     the complement of the greatest complement.
     """
     if not at_once:
-        greatest = spans.stage(lambda *at: te.max(keys(*at), axis=k), "x_range")
-        least = spans.stage(lambda *at: te.max(~keys(*at), axis=k), "x_range_low")
-        stages |= {"x_range": greatest, "x_range_low": least}
+        greatest = spans.greatest(x, key, "x_range", stages)
+        least = spans.greatest(x, lambda number: ~key(number), "x_range_low", stages)
         return lambda *at: greatest[at], lambda *at: ~least[at]
+    k = te.reduce_axis((0, spans.size), "k")
     both = te.comm_reducer(
         lambda a, b: (tirx.max(a[0], b[0]), tirx.min(a[1], b[1])),
         lambda *dtypes: (tirx.min_value("int32"), tirx.max_value("int32")),
     )
-    high, low = spans.stage(lambda *at: both((keys(*at), keys(*at)), axis=k), "x_range")
+
+    def ends(*at: Expr) -> Any:
+        keys = key(spans.number(x, at, k)), key(spans.number(x, at, k))
+        return both(keys, axis=k)
+
+    high, low = spans.stage(ends, "x_range")
     stages["x_range"] = high
     return lambda *at: high[at], lambda *at: low[at]
 

@@ -5,6 +5,7 @@ A step finds loops by the names of their axes (`loops_over`) and returns those t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -20,6 +21,16 @@ from .program import Program
 #: Dot products of a block of K up to which its loop is joined with the one over blocks: LLVM would
 #: unroll it, load the weights of every step at once and run out of registers.
 SHORT = 8
+#: What of a group's activations is found in lanes first, by the axes along which its steps are.
+IN_LANES = {
+    "x_range": ("step",),
+    "x_range_low": ("step",),
+    "x_part": ("kb", "step"),
+    "x_sum": ("kb", "step"),
+    "x_extra": ("kb", "step"),
+}
+#: Scales of groups that are found at a time.
+SCALES = 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,11 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     first, *others = program.packing
     (tile,) = loops_over(schedule, schedule.get_sblock(first), "i")
     for name in others:
-        schedule.reverse_compute_at(schedule.get_sblock(name), tile, preserve_unit_loops=True)
+        block = schedule.get_sblock(name)
+        if schedule.get_producers(block):
+            schedule.reverse_compute_at(block, tile, preserve_unit_loops=True)
+        else:
+            tile = schedule.merge(tile, *loops_over(schedule, block, "i"))
     if parallel:
         schedule.parallel(tile)
     if "xq" in program.packing:
@@ -72,9 +87,9 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     if program.x_piece < contiguous:
         _, kk = schedule.split(kk, [None, program.x_piece])
     schedule.vectorize(kk)
-    for sums in ("x_part", "x_sum", "x_extra"):
-        if f"{sums}_lanes" in program.packing:
-            sum_in_lanes(schedule, sums)
+    in_lanes(schedule, [name for name in IN_LANES if f"{name}_lanes" in program.packing])
+    if "x_range_lanes" in program.packing:
+        scale_in_vectors(schedule, program)
     if "x_odd" in program.packing:
         schedule.compute_inline(schedule.get_sblock("x_odd"))
     if program.x_piece < program.layout.k_block:
@@ -100,16 +115,27 @@ def make_components(schedule: Schedule, program: Program) -> None:
     schedule.vectorize(kk)
 
 
-def sum_in_lanes(schedule: Schedule, sums: str) -> None:
-    """Each group's sum of activations as one vector, whose lanes are added at its end."""
-    lanes = schedule.get_sblock(f"{sums}_lanes")
-    (r,) = loops_over(schedule, schedule.get_sblock(sums), "r")
-    schedule.compute_at(lanes, r, preserve_unit_loops=True)
-    lane, kb, step = loops_over(schedule, lanes, "lane", "kb", "step")
-    schedule.reorder(kb, step, lane)
-    schedule.vectorize(lane)
-    zero = schedule.decompose_reduction(lanes, kb)
-    schedule.vectorize(*loops_over(schedule, zero, "lane"))
+def in_lanes(schedule: Schedule, names: list[str]) -> None:
+    """Each group's sum or range of activations as one vector, whose lanes are joined at its end."""
+    for name in names:
+        lanes, (r,) = f"{name}_lanes", loops_over(schedule, schedule.get_sblock(name), "r")
+        schedule.compute_at(schedule.get_sblock(lanes), r, preserve_unit_loops=True)
+    for name in names:
+        block = schedule.get_sblock(f"{name}_lanes")
+        lane, *steps = loops_over(schedule, block, "lane", *IN_LANES[name])
+        schedule.reorder(*steps, lane)
+        schedule.vectorize(lane)
+        start = schedule.decompose_reduction(block, steps[0])
+        schedule.vectorize(*loops_over(schedule, start, "lane"))
+
+
+def scale_in_vectors(schedule: Schedule, program: Program) -> None:
+    """Scales and zero points of groups, which are divisions, several at a time."""
+    for name in ("x_scale", "x_zero_point"):
+        if name in program.packing:
+            numbers = schedule.fuse(*loops_over(schedule, schedule.get_sblock(name), "g", "r"))
+            together = math.gcd(int(schedule.get(numbers).extent), SCALES)
+            schedule.vectorize(schedule.split(numbers, [None, together])[1])
 
 
 def tile(schedule: Schedule, program: Program) -> TileLoops:
