@@ -6,7 +6,8 @@ and would wait for them. So the tiles of a panel before ask for them: while a ti
 kb, it fetches some lines of that panel's block kb, the first tile the first lines and so on, few
 enough at a time that its own loads do not wait.
 
-In a gemv, a few KB ahead of what is read, where groups are small (`defaults.small_groups`).
+In a gemv, a few KB ahead of what is read, where groups are small (`defaults.small_groups`). Also the
+offsets of weights: hardware follows their scales, but not a third stream (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def prefetch_ahead(
     panels, steps = -(-layout.n_blocks // blocks), layout.shape[1]
     per_block = layout.k_block // (layout.depth * layout.steps_per_byte)
     (w,) = (param for param in func.params if param.name == "w")
+    offsets = [each for each in func.params if each.name == "w_offset" and layout.groups > 1]
     k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
 
     def fetch(at: tirx.Expr) -> tirx.Stmt:
@@ -99,6 +101,15 @@ def prefetch_ahead(
             nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
             place = [nb, (step - beyond * steps) % steps]
         line = tirx.address_of(tirx.BufferLoad(w, [*place, 0, 0]))
+        one = tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L1, DATA))
+        return tirx.For(block, 0, blocks, tirx.ForKind.UNROLLED, one)
+
+    def fetch_offsets(w_offset: tirx.Var) -> tirx.Stmt:
+        """The offsets of the group whose weights are asked for."""
+        groups = program.parameters.ahead * layout.groups // (steps * layout.step_bytes)
+        block = tirx.Var("block", "int32")
+        nb = tirx.min(task.loop_var % panels * blocks + block, layout.n_blocks - 1)
+        line = tirx.address_of(tirx.BufferLoad(w_offset, [nb, part + groups, 0]))
         one = tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L1, DATA))
         return tirx.For(block, 0, blocks, tirx.ForKind.UNROLLED, one)
 
@@ -126,8 +137,9 @@ def prefetch_ahead(
             tirx.SeqStmt([fetch(line * (per_line * at_once)), steps_of_line]),
             annotations=ks.annotations,
         )
+        body = tirx.SeqStmt([*map(fetch_offsets, offsets), lines]) if offsets else lines
         return tirx.For(
-            loop.loop_var, loop.min, loop.extent, loop.kind, lines, annotations=loop.annotations
+            loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
         )
 
     body = tvm_ffi.structural_map(func.body, [(tirx.For, with_prefetch)])
