@@ -16,7 +16,8 @@ from .spec import MatmulSpec
 FLOATS: dict[str, Any] = {"input": "float32", "dynamic": True}
 
 #: By name, the fields of a spec that are not at their defaults. X of "int8" and "int7" has one
-#: scale in all, as other libraries have it. "-xg": X has a scale for each of the weight's groups.
+#: scale in all, as other libraries have it. "-xg": X has a scale for each of the weight's groups;
+#: "-offset": weights have offsets, as ggml's Q4_1 and Q4_K, MLX and HQQ have them.
 FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"activation_scale": "tensor"},
     "int7": {"weight": "int7", "activation_scale": "tensor"},
@@ -28,6 +29,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "w4a8-g128-xg": FLOATS | {"weight": "int4", "group_size": 128, "activation_scale": "group"},
     "w4a8-g32-xg": FLOATS | {"weight": "int4", "group_size": 32, "activation_scale": "group"},
     "w8a8-g32-xg": FLOATS | {"group_size": 32, "activation_scale": "group"},
+    "w4a8-g128-offset": FLOATS | {"weight": "uint4", "group_size": 128, "weight_offset": True},
+    "w4a8-g32-offset": FLOATS | {"weight": "uint4", "group_size": 32, "weight_offset": True},
 }
 
 
@@ -75,7 +78,7 @@ def changed(spec: MatmulSpec) -> Mapping[str, Any]:
 
 
 def weight_bytes(spec: MatmulSpec) -> int:
-    """Bytes that a call cannot do without reading: the weight's numbers and its float32 scales."""
+    """Bytes that a call must read: the weight's numbers and its float32 scales and offsets."""
     row = -(-spec.k // 2) if spec.four_bit_weight else spec.k
     scales = 1 if spec.group_size == "tensor" else spec.n * spec.groups
-    return spec.n * row + 4 * scales
+    return spec.n * row + (8 if spec.weight_offset else 4) * scales

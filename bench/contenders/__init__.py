@@ -88,6 +88,8 @@ LIMITS = Contender("limits", f"{HERE}.machine:measured")
 INT8, DYNAMIC, W8_G32 = ("int8", "int7"), ("w8a8-dynamic", "w7a8-dynamic"), ("w8a8-g32-xg",)
 W4_ROW, W4_G32 = ("w4a8", "w4a8-g128", "w4a8-g128-xg"), ("w4a8-g32", "w4a8-g32-xg")
 W4, W8 = W4_ROW + W4_G32, DYNAMIC + W8_G32
+OFFSET_G128, OFFSET_G32 = ("w4a8-g128-offset",), ("w4a8-g32-offset",)
+FLOATING = W8 + W4 + OFFSET_G128 + OFFSET_G32
 LITERT, ORT, VINO = ("ai_edge_litert", "flatbuffers"), ("onnxruntime", "onnx"), ("openvino",)
 TORCH, GGML = ("torch",), ("llama_cpp",)
 
@@ -113,18 +115,41 @@ CONTENDERS = (
     contender("xnnpack", "litert:fully_connected", "xnnpack", DYNAMIC + W4, LITERT),
     contender("onnxruntime", "ort:dynamic_quantize_matmul", "onnxruntime", DYNAMIC, ORT),
     contender("openvino", "vino:compressed_matmul", "openvino", DYNAMIC + W4, VINO),
-    contender("onnxruntime_block128", "ort:matmul_n_bits", "onnxruntime", W4_ROW, ORT, block=128),
-    contender("onnxruntime_block32", "ort:matmul_n_bits", "onnxruntime", W4_G32, ORT, block=32),
+    contender(
+        "onnxruntime_block128",
+        "ort:matmul_n_bits",
+        "onnxruntime",
+        W4_ROW + OFFSET_G128,
+        ORT,
+        block=128,
+    ),
+    contender(
+        "onnxruntime_block32",
+        "ort:matmul_n_bits",
+        "onnxruntime",
+        W4_G32 + OFFSET_G32,
+        ORT,
+        block=32,
+    ),
     contender("torch_x86", "pytorch:dynamic", "torch", DYNAMIC, TORCH, engine="x86"),
     contender("torch_fbgemm", "pytorch:dynamic", "torch", DYNAMIC, TORCH, engine="fbgemm"),
     contender("torch_onednn", "pytorch:dynamic", "torch onednn", DYNAMIC, TORCH, engine="onednn"),
     contender("ggml_q8_0", "ggml:mul_mat", "ggml", W8, GGML, kind="q8_0"),
     contender("ggml_q4_0", "ggml:mul_mat", "ggml", W4_G32, GGML, kind="q4_0"),
     contender("ggml_q4_0_repacked", "ggml:mul_mat", "ggml", W4_G32, GGML, kind="q4_0", repack=True),
-    contender("ggml_q4_k", "ggml:mul_mat", "ggml", W4_G32, GGML, kind="q4_k"),
-    contender("ggml_q4_k_repacked", "ggml:mul_mat", "ggml", W4_G32, GGML, kind="q4_k", repack=True),
-    contender("float32", "pytorch:floats", "torch", W8 + W4, TORCH, True, dtype="float32"),
-    contender("bfloat16", "pytorch:floats", "torch", W8 + W4, TORCH, True, dtype="bfloat16"),
+    contender("ggml_q4_1", "ggml:mul_mat", "ggml", OFFSET_G32, GGML, kind="q4_1"),
+    contender("ggml_q4_k", "ggml:mul_mat", "ggml", W4_G32 + OFFSET_G32, GGML, kind="q4_k"),
+    contender(
+        "ggml_q4_k_repacked",
+        "ggml:mul_mat",
+        "ggml",
+        W4_G32 + OFFSET_G32,
+        GGML,
+        kind="q4_k",
+        repack=True,
+    ),
+    contender("float32", "pytorch:floats", "torch", FLOATING, TORCH, True, dtype="float32"),
+    contender("bfloat16", "pytorch:floats", "torch", FLOATING, TORCH, True, dtype="bfloat16"),
     contender("numpy", "blas:floats", "numpy", None, (), True),
 )
 #: The words for `--against`.

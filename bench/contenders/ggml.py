@@ -13,9 +13,10 @@ import numpy as np
 from .job import Job, Ready, roll
 
 #: Weight types: their number in ggml, and the k of a block, which K has to be a multiple of.
-#: Q4_0 and Q8_0 have a float16 scale per 32 k; Q4_K has 6-bit scales and minima per 32 k and two
-#: float16 factors for those of 256. X becomes int8 with a scale per 32 k; for Q4_K per 256.
-TYPES = {"q4_0": (2, 32), "q8_0": (8, 32), "q4_k": (12, 256)}
+#: Q4_0 and Q8_0 have a float16 scale per 32 k, Q4_1 a minimum too; Q4_K has 6-bit scales and minima
+#: per 32 k and two float16 factors for those of 256. X becomes int8 with a scale per 32 k; for Q4_K
+#: per 256.
+TYPES = {"q4_0": (2, 32), "q4_1": (3, 32), "q8_0": (8, 32), "q4_k": (12, 256)}
 
 #: C types of what `library` calls: result, then arguments.
 P, INT, LONG, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t

@@ -33,23 +33,35 @@ FLOAT_ERROR = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """Symmetric W: `values` int8 (n, k) of `bits`, `scales` float32 (n, groups of `group` k)."""
+    """W: `values` int8 (n, k) of `bits`, `scales` float32 (n, groups of `group` k).
+
+    Where it is not symmetric, `zeros` int8 (n, groups) are the values that stand for zero.
+    """
 
     values: np.ndarray
     scales: np.ndarray
     bits: int
     group: int | None
+    zeros: np.ndarray | None = None
 
     def floats(self) -> np.ndarray:
         """W in float32."""
+        values = self.values
+        if self.zeros is not None:
+            values = values - self._spread(self.zeros)
+        return values * self._spread(self.scales)
+
+    def _spread(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers of groups, or one of a row, as they stand beside `values`."""
         if self.group is None:
-            return self.values * self.scales
-        return self.values * np.repeat(self.scales, self.group, axis=1)[:, : self.values.shape[1]]
+            return numbers
+        return np.repeat(numbers, self.group, axis=1)[:, : self.values.shape[1]]
 
     def rolled(self, rows: int) -> Weight:
         """W with its rows moved on: other bytes that cost the same."""
         values, scales = (roll(array, rows) for array in (self.values, self.scales))
-        return Weight(values, scales, self.bits, self.group)
+        zeros = None if self.zeros is None else roll(self.zeros, rows)
+        return Weight(values, scales, self.bits, self.group, zeros)
 
 
 def roll(array: np.ndarray, rows: int) -> np.ndarray:
@@ -146,19 +158,26 @@ class Job:
     def weight(self) -> Weight:
         """The first W.
 
-        The greatest value occurs in every group, so that quantizers from floats find the same
-        integers, and scales are powers of two, so that those of 16 bits are the same.
+        The greatest value occurs in every group, and with offsets the least one, so that quantizers
+        from floats find the same integers, and scales are powers of two, so that those of 16 bits
+        are the same. Offsets are multiples of them, so that zero points say the same.
         """
         rng = np.random.default_rng(0)
-        greatest = INTEGERS[self.spec.weight].greatest
+        least, greatest = INTEGERS[self.spec.weight].range
         if self.row.name in SATURATING:
             greatest = min(greatest, 63)
-        values = rng.integers(-greatest, greatest + 1, (self.n, self.k), np.int8)
+        if not self.spec.weight_offset:
+            least = -greatest
+        values = rng.integers(least, greatest + 1, (self.n, self.k), np.int8)
         values[:, :: self.group or self.k] = greatest
         groups = -(-self.k // self.group) if self.group else 1
         exponents = rng.integers(-8, -4, (self.n, groups))
         scales = np.exp2(exponents, dtype=np.float32)
-        return Weight(values, scales, self.bits, self.group)
+        if not self.spec.weight_offset:
+            return Weight(values, scales, self.bits, self.group)
+        values[:, 1 :: self.group or self.k] = least
+        zeros = rng.integers(least, greatest + 1, (self.n, groups), np.int8)
+        return Weight(values, scales, self.bits, self.group, zeros)
 
     def weights(self) -> Iterator[Weight]:
         """All copies; no two are the same, since some peers share constants that are."""

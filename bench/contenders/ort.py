@@ -44,10 +44,16 @@ def matmul_n_bits(job: Job, block: int) -> Ready:
     def constants(weight: Weight) -> list[np.ndarray]:
         padded = np.zeros((job.n, blocks * block), np.int8)
         padded[:, : job.k] = weight.values
+        if weight.zeros is None:
+            padded += 8  # the implied zero point
         scales = np.repeat(weight.scales, -(-blocks // weight.scales.shape[1]), axis=1)
-        # The implied zero point is 8.
-        packed = nibbles(padded + 8).reshape(job.n, blocks, block // 2)
-        return [packed, np.ascontiguousarray(scales[:, :blocks])]
+        packed = nibbles(padded).reshape(job.n, blocks, block // 2)
+        inputs = [packed, np.ascontiguousarray(scales[:, :blocks])]
+        if weight.zeros is not None:
+            zeros = np.repeat(weight.zeros, -(-blocks // weight.zeros.shape[1]), axis=1)
+            even = np.pad(zeros[:, :blocks], ((0, 0), (0, blocks % 2)))
+            inputs.append(nibbles(even).reshape(job.n, -1))
+        return inputs
 
     return session(
         job,

@@ -41,8 +41,11 @@ def qtensor(job: Job, weight: Weight) -> QTensor:
     """The weight as quantmm stores it."""
     data = pack_int4(weight.values) if weight.bits == 4 else weight.values
     scales = weight.scales if weight.group else weight.scales[:, 0]
+    offset = None
+    if weight.zeros is not None:
+        offset = np.reshape(-weight.scales * weight.zeros, scales.shape)
     shape = weight.values.shape
-    return QTensor(data, scales, None, job.spec.weight, weight.group, shape)
+    return QTensor(data, scales, None, job.spec.weight, weight.group, shape, offset)
 
 
 def kernel_calls(kernel: Kernel, m: int, copies: int, threads: int) -> list[Callable[[], object]]:

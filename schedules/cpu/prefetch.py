@@ -6,8 +6,8 @@ and would wait for them. So the tiles of a panel before ask for them: while a ti
 kb, it fetches some lines of that panel's block kb, the first tile the first lines and so on, few
 enough at a time that its own loads do not wait.
 
-In a gemv, a few KB ahead of what is read, where groups are small (`defaults.small_groups`). Also the
-offsets of weights: hardware follows their scales, but not a third stream (docs/performance.md).
+In a gemv, a few KB ahead of what is read, where groups are small (`defaults.small_groups`). Offsets
+too: the hardware follows scales beside the weights, but no third stream (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 import quantmm as qmm
 from quantmm import targets
 from quantmm.bench import limits, rotation, timing
+from quantmm.bench.contenders import Job, ours
 from quantmm.bench.roofline import Limits
 from quantmm.cli.bench import SPEC_OPTIONS, bench_command, jobs_for
 from quantmm.formats import named
@@ -199,3 +200,16 @@ def test_arrays_are_aligned_and_large_ones_lie_on_large_pages():
         array[...] = 7
         assert array.ctypes.data % alignment == 0
         assert int(array[-1]) == 7
+
+
+@pytest.mark.parametrize("name", ["w4a8-g128-offset", "w4a8-g32-offset"])
+def test_weights_with_offsets_are_what_peers_get(name):
+    job = Job(qmm.MatmulSpec(n=8, k=256, **named.FORMATS[name]), 1, 1, False, "host")
+    weight = job.weight()
+    q = ours.qtensor(job, weight)
+    np.testing.assert_array_equal(qmm.dequantize(q), weight.floats())
+    # What quantizers find in every group.
+    again = qmm.quantize(weight.floats(), "uint4", group_size=job.group, offset=True)
+    np.testing.assert_array_equal(again.unpacked(), q.unpacked())
+    np.testing.assert_array_equal(again.offset, q.offset)
+    assert named.weight_bytes(job.spec) == q.data.nbytes + q.scale.nbytes + q.offset.nbytes
