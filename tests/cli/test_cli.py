@@ -130,6 +130,15 @@ def test_compile_for_several_targets(quantmm, tmp_path, monkeypatch):
         assert kernel["why_not_here"].endswith(", this machine is s390x")
 
 
+def test_scales_of_groups(quantmm):
+    words = ["verify", "--n", 20, "--k", 72, "--m", 3, "--activation-scale", "group"]
+    status, out, _ = quantmm(*words, "--group-size", 32, "--input", "float32", "--dynamic")
+    assert (status, out.strip()) == (0, "1 of 1 problems agree with the reference")
+    status, _, err = quantmm(*words)
+    assert status == 2
+    assert "activation_scale='group' with group_size=None, which has no groups" in err
+
+
 def test_verify(quantmm):
     status, out, _ = quantmm("verify", *SMALL, "--m", 7, "--bias", "--group-size", "tensor")
     assert (status, out.strip()) == (0, "1 of 1 problems agree with the reference")

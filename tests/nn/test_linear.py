@@ -45,6 +45,15 @@ def test_specs_without_a_name(spec):
     tm.assert_agrees(module(x), module, x)
 
 
+@pytest.mark.parametrize("format", ["w4a8-g128-xg", "w4a8-g32-xg", "w8a8-g32-xg"])
+def test_named_formats_with_scales_of_groups(format):
+    module = tm.layer(format=format)
+    assert format in repr(module)
+    assert module.spec.activation_scale == "group"
+    for x in (torch.randn(2, 3, 70), torch.randn(0, 70), torch.randn(70).bfloat16()):
+        tm.assert_agrees(module(x), module, x)
+
+
 def test_a_spec_for_another_float_serves_all():
     spec = qmm.MatmulSpec(n=33, k=70, input="bfloat16", out="bfloat16", dynamic=True, bias=True)
     module = tm.layer(format=spec)
