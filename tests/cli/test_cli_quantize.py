@@ -15,6 +15,7 @@ USUAL = [
     ("int4 g=128", {"weight": "int4", "group_size": 128}),
     ("int4 g=32", {"weight": "int4", "group_size": 32}),
     ("uint4 g=32 zero points", {"weight": "uint4", "group_size": 32, "weight_zero_point": True}),
+    ("uint4 g=32 offsets", {"weight": "uint4", "group_size": 32, "weight_offset": True}),
 ]
 
 
@@ -63,7 +64,11 @@ def test_compares_the_usual_formats(quantmm, file):
 
 @pytest.mark.parametrize(
     ("k", "sizes"),
-    [(128, [None, 128, None, 128, 32, 32]), (127, [None, None, 32, 32]), (31, [None, None])],
+    [
+        (128, [None, 128, None, 128, 32, 32, 32]),
+        (127, [None, None, 32, 32, 32]),
+        (31, [None, None]),
+    ],
 )
 def test_drops_groups_beyond_k(quantmm, tmp_path, k, sizes):
     np.save(tmp_path / "w.npy", W[:, :k])
@@ -94,6 +99,11 @@ def test_drops_groups_beyond_k(quantmm, tmp_path, k, sizes):
             [{"weight": "uint4", "weight_zero_point": True, "dynamic": True, "input": "float16"}],
         ),
         (["--format", "int4", "--method", "mse"], {"method": "mse"}, [{"weight": "int4"}]),
+        (
+            ["--format", "int4", "--weight-offset", "--method", "mse"],
+            {"method": "mse"},
+            [{"weight": "int4", "weight_offset": True}],
+        ),
         (
             ["--format", "int4", "--method", "percentile", "--percentile", 98.5],
             {"method": "percentile", "percentile": 98.5},
@@ -149,6 +159,7 @@ def test_does_not_replace_what_it_reads(quantmm, tmp_path, monkeypatch):
     [
         ([], []),
         (["--weight", "uint4", "--weight-zero-point"], []),
+        (["--weight", "uint4", "--weight-offset"], []),
         (
             ["--weight", "uint4", "--weight", "uint8", "--weight", "int4", "--group-size", "8"],
             [
