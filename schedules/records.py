@@ -54,8 +54,7 @@ R = TypeVar("R")
 
 #: Names of fields, intrinsics and forms in digests that logs of before hold.
 BEFORE = {"paired_rows": "winograd_rows", "paired": "winograd", PAIRED.name: "sums"}
-#: Weights of 7 bits, by which rows say what they said before by a width of 4 bits.
-SEVEN_BITS = ((-64, 64), (0, 127))
+SEVEN_BITS = ((-64, 64), (0, 127))  # weights, for which rows said before that they have 4 bits
 
 #: What reading a line raises that is no record.
 DAMAGE = (
