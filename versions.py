@@ -10,7 +10,7 @@ from pathlib import Path
 VERSION = "0.1.0"
 
 #: Counts changes of the recipes; a record or file of another version is not used.
-SCHEDULE_VERSION = 5
+SCHEDULE_VERSION = 6
 #: The same of the recipes for GPUs.
 CUDA_SCHEDULE_VERSION = 3
 #: The same of the code of smooth activation functions, which only records of specs with one count.

@@ -32,6 +32,7 @@ HELP = {
     "dynamic": "Quantize each row, or group, from its own range.",
     "bias": "Add a bias.",
     "residual": "Add a residual.",
+    "experts": "As many weights, each for some rows of X.",
 }
 
 
@@ -97,7 +98,9 @@ def format_options(
         if field.name in but:
             continue
         option = "--" + field.name.replace("_", "-")
-        if field.name in FLAGS:
+        if field.name == "experts":
+            decorate = click.option(option, type=SIZE, help=HELP[field.name])
+        elif field.name in FLAGS:
             decorate = click.option(option, is_flag=True, help=HELP[field.name])
         elif field.name == "group_size":
             decorate = click.option(option, type=GroupSize(), help=HELP[field.name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,12 @@ def random_problem(row: targets.Target, seed: int) -> Problem:
     """A problem of any format that a row has, small and mostly ragged."""
     rng = np.random.default_rng(seed)
     n, k, m = (int(rng.integers(1, end)) for end in (200, 400, 80))
+
+    def pick(choices: Sequence[Any]) -> Any:
+        return choices[int(rng.integers(len(choices)))]
+
     while True:
-        spec = random_spec(lambda choices: choices[int(rng.integers(len(choices)))], n, k)
+        spec = random_spec(pick, n, k, (None, None, None, 1, 5))
         with contextlib.suppress(UnsupportedError):
             plan_for(spec, row)
             return Problem(spec, m, seed)

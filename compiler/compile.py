@@ -73,7 +73,7 @@ def compile(
     on_gpu: cuda_records.CudaRecord | None = None
     if log is not False and row.device == "cpu":
         threads = num_threads or default_threads()
-        on_cpu = records.find(spec, row, threads, log, any_record=any_record)
+        on_cpu = records.find(spec.of_one, row, threads, log, any_record=any_record)
     elif log is not False and row.device == "cuda":
         on_gpu = cuda_records.find(spec, row, log, any_record=any_record)
     record = on_cpu or on_gpu

@@ -11,7 +11,7 @@ from .. import targets
 from ..formats.spec import MatmulSpec
 from ..runtime.info import Function, KernelInfo
 from ..runtime.kernel import Kernel
-from ..schedules.arguments import arguments
+from ..schedules.arguments import arguments, rows_of_x
 from ..schedules.cpu.plan import CpuPlan, plan_for
 from ..schedules.cpu.program import Program
 from ..schedules.cpu.strategies import STRATEGIES, instruction_for
@@ -27,6 +27,7 @@ from .rewrite.float_mode import with_usual_floats
 from .rewrite.rounding import fuse_group_sums
 from .rewrite.stores import store_cpu_tiles
 from .rewrite.sums_start import can_start_from_x_sum, start_from_x_sum
+from .rewrite.units import over_units
 from .side_by_side import side_by_side
 
 #: Nanoseconds of an issue slot, in which costs count a step along K: one per cycle at 3.3 GHz.
@@ -84,9 +85,9 @@ def choose(plan: CpuPlan, record: Record | None = None) -> list[tuple[Variant, F
     if record is not None:
         functions = [function for _, function in defaults]
         every += [tuned_choice(plan, record.name, tuned, functions) for tuned in record.tuned]
-    m = plan.spec.m
-    if m is None:
+    if plan.spec.m is None:
         return every
+    m = plan.spec.rows_of_each(plan.spec.m)
     fit = (choice for choice in every if choice[1].serves(m))
     return [min(fit, key=lambda choice: choice[1].cost_of(m))]
 
@@ -145,7 +146,10 @@ def lower(plan: CpuPlan, variant: Variant) -> tirx.PrimFunc:
         func = start_from_x_sum(program, func)
     if plan.layout.groups > 1:
         func = fuse_group_sums(func, plan.target)
-    func = with_usual_floats(store_cpu_tiles(program, func, plan.spec.n), plan.target)
+    func = store_cpu_tiles(program, func, plan.spec.n)
+    if plan.spec.experts is not None:
+        func = over_units(program, func, plan.spec.experts, rows_of_x(plan.spec))
+    func = with_usual_floats(func, plan.target)
     return func.with_attr("global_symbol", variant.name)
 
 

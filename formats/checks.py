@@ -5,6 +5,7 @@ Only what is refused is shared. The reference computes by itself, so that it can
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def check_weight(spec: MatmulSpec, w: object) -> None:
     """Refuse a weight that is not quantized as `spec` says."""
     w = check_qtensor("w", w)
     given = w.dtype, w.shape, w.group_size
-    expected = spec.weight, (spec.n, spec.k), spec.group_size
+    expected = spec.weight, (spec.weight_rows, spec.k), spec.group_size
     if given != expected:
         raise ArrayError(
             f"w is {given[0]}{given[1]} with group_size={given[2]!r}; "
@@ -144,15 +145,40 @@ def check_weight(spec: MatmulSpec, w: object) -> None:
         raise ArrayError("w has an order; the spec has weight_order=False")
 
 
+def check_offs(spec: MatmulSpec, offs: npt.ArrayLike | None, m: int) -> list[int]:
+    """Where the rows of X of each expert end."""
+    if spec.experts is None:
+        raise ArrayError("offs was given; the spec has one weight, experts=None")
+    count = spec.experts
+    if offs is None:
+        raise ArrayError(
+            f"offs is missing; the spec has {count} experts, whose rows of x end there"
+        )
+    array = as_array("offs", offs)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        found = f"{array.dtype.name}{array.shape}"
+        raise ArrayError(f"offs is {found}; expected integers of shape ({count},)")
+    ends: list[int] = array.tolist()
+    for expert, (start, end) in enumerate(itertools.pairwise((0, *ends))):
+        if end < start:
+            raise ArrayError(f"offs has {end} for expert {expert}, whose rows begin at {start}")
+    if ends[-1] != m:
+        raise ArrayError(f"offs ends at {ends[-1]}; x has {m} rows")
+    return ends
+
+
 def check_bias(spec: MatmulSpec, bias: npt.ArrayLike | None) -> np.ndarray | None:
-    """The bias as float32 (n,); None where the spec has none."""
+    """The bias as float32 (n,), that of all experts in one; None where the spec has none."""
     if not spec.bias:
         if bias is not None:
             raise ArrayError("a bias was given; the spec has bias=False")
         return None
     if bias is None:
-        raise ArrayError(f"bias is missing; the spec adds one of ({spec.n},)")
+        raise ArrayError(f"bias is missing; the spec adds one of ({spec.weight_rows},)")
     values = as_array("bias", bias)
-    if values.shape != (spec.n,):
-        raise ArrayError(f"bias is {values.dtype.name}{values.shape}; expected float32({spec.n},)")
+    if spec.experts is not None and values.shape == (spec.experts, spec.n):
+        values = values.reshape(-1)
+    if values.shape != (spec.weight_rows,):
+        found = f"{values.dtype.name}{values.shape}"
+        raise ArrayError(f"bias is {found}; expected float32({spec.weight_rows},)")
     return to_float32("bias", values)

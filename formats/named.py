@@ -80,5 +80,5 @@ def changed(spec: MatmulSpec) -> Mapping[str, Any]:
 def weight_bytes(spec: MatmulSpec) -> int:
     """Bytes that a call must read: the weight's numbers and its float32 scales and offsets."""
     row = -(-spec.k // 2) if spec.four_bit_weight else spec.k
-    scales = 1 if spec.group_size == "tensor" else spec.n * spec.groups
-    return spec.n * row + (8 if spec.weight_offset else 4) * scales
+    scales = 1 if spec.group_size == "tensor" else spec.weight_rows * spec.groups
+    return spec.weight_rows * row + (8 if spec.weight_offset else 4) * scales

@@ -75,12 +75,20 @@ class Problem:
         """What is bound with the weight: the bias, and the output's scale."""
         return bind_arguments(self._random(3), self.spec)
 
-    def call_arguments(self) -> dict[str, Any]:
-        """What comes with the activation: its scale and zero point, and the residual."""
-        return call_arguments(self._random(4), self.spec, self.m)
+    def call_arguments(self, rare: bool = False) -> dict[str, Any]:
+        """What comes with the activation: its scale and zero point, residual, and rows of experts.
+
+        Not `rare`, these are as many for each; see `random_offs`.
+        """
+        return call_arguments(self._random(4), self.spec, self.m, rare=rare)
 
 
-def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulSpec:
+def random_spec(
+    pick: Callable[[Sequence[Any]], Any],
+    n: int,
+    k: int,
+    experts: Sequence[int | None] = (None,),
+) -> MatmulSpec:
     """Any valid combination of formats; `pick` chooses from a sequence."""
     out = pick(CHOICES["out"])
     bare = out == "int32"
@@ -108,6 +116,7 @@ def random_spec(pick: Callable[[Sequence[Any]], Any], n: int, k: int) -> MatmulS
     bytes_of_x = given is not None or fields["activation"] != "int4"
     if bytes_of_x and fields["activation_scale"] != "group":
         fields["weight_order"] = pick([False, False, True])
+    fields["experts"] = pick(experts)
     return MatmulSpec(n=n, k=k, input=given, dynamic=dynamic, out=out, **fields)
 
 
@@ -123,15 +132,15 @@ def integers(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np
 
 def weight(rng: np.random.Generator, spec: MatmulSpec, *, rare: bool = True) -> QTensor:
     """A quantized weight for `spec`; see `weight_scales`."""
-    values = integers(rng, spec.weight, (spec.n, spec.k))
-    shape = scale_shape((spec.n, spec.k), spec.group_size)
+    whole = spec.weight_rows, spec.k
+    values = integers(rng, spec.weight, whole)
+    shape = scale_shape(whole, spec.group_size)
     scale = weight_scales(rng, shape, rare=rare)
     zero = integers(rng, spec.weight, shape).astype(np.int32) if spec.weight_zero_point else None
     offset = rng.uniform(-1, 1, shape).astype(np.float32) if spec.weight_offset else None
     data = pack_int4(values) if spec.four_bit_weight else values
     order = rng.permutation(spec.k).astype(np.int32) if spec.weight_order else None
-    shape = spec.n, spec.k
-    return QTensor(data, scale, zero, spec.weight, spec.group_size, shape, offset, order)
+    return QTensor(data, scale, zero, spec.weight, spec.group_size, whole, offset, order)
 
 
 def weight_scales(rng: np.random.Generator, shape: tuple[int, ...], *, rare: bool) -> np.ndarray:
@@ -159,7 +168,7 @@ def bind_arguments(rng: np.random.Generator, spec: MatmulSpec) -> dict[str, Any]
     """Bias, and an output scale that lets most results pass and some saturate."""
     arguments: dict[str, Any] = {}
     if spec.bias:
-        arguments["bias"] = rng.standard_normal(spec.n).astype(np.float32)
+        arguments["bias"] = rng.standard_normal(spec.weight_rows).astype(np.float32)
     if spec.requantized:
         size = spread_of(spec.weight) * 0.05 * math.sqrt(spec.k)
         size *= 10.0 if spec.input is not None else spread_of(spec.activation) * 0.05
@@ -175,8 +184,10 @@ def spread_of(dtype: str) -> float:
     return (greatest - least) / math.sqrt(12)
 
 
-def call_arguments(rng: np.random.Generator, spec: MatmulSpec, m: int) -> dict[str, Any]:
-    """Scales and zero points of X that are given, and the residual."""
+def call_arguments(
+    rng: np.random.Generator, spec: MatmulSpec, m: int, *, rare: bool = True
+) -> dict[str, Any]:
+    """Scales and zero points of X that are given, the residual, and where experts' rows end."""
     shape = () if spec.activation_scale == "tensor" else shape_of("x_scale", spec, m)
     arguments: dict[str, Any] = {}
     if takes("x_scale", spec):
@@ -186,13 +197,24 @@ def call_arguments(rng: np.random.Generator, spec: MatmulSpec, m: int) -> dict[s
     if spec.residual:
         added = rng.standard_normal((m, spec.n)).astype(numpy_dtype(spec.residual_dtype))
         arguments["residual"] = added
+    if spec.experts is not None:
+        arguments["offs"] = random_offs(rng, spec.experts, m, rare=rare)
     return arguments
+
+
+def random_offs(rng: np.random.Generator, experts: int, m: int, *, rare: bool) -> np.ndarray:
+    """Where the rows of each expert end: m of them evenly shared out, or with `rare` anyhow."""
+    if not rare:
+        return (np.arange(1, experts + 1) * m // experts).astype(np.int32)
+    ends = np.sort(rng.integers(0, m + 1, experts)).astype(np.int32)
+    ends[-1] = m
+    return ends
 
 
 def check(problem: Problem, kernel: Compiled) -> str | None:
     """Run `problem` on `kernel`; what differs from the reference, or None."""
     x, w = problem.activation(), problem.weight(rare=True)
-    bind, call = problem.bind_arguments(), problem.call_arguments()
+    bind, call = problem.bind_arguments(), problem.call_arguments(rare=True)
     return difference(kernel.bind(w, **bind)(x, **call), bounds(problem.spec, x, w, **bind, **call))
 
 

@@ -108,6 +108,19 @@ class QTensor:
         if self.order is not None:
             object.__setattr__(self, "order", permutation("order", self.order, k))
 
+    def rows(self, rows: slice) -> QTensor:
+        """Some of the rows, over the same memory."""
+
+        def some(values: np.ndarray | None) -> np.ndarray | None:
+            return values if values is None or not values.ndim else values[rows]
+
+        start, stop, _ = rows.indices(self.shape[0])
+        shape = max(0, stop - start), self.shape[1]
+        scale, zero_point, offset = some(self.scale), some(self.zero_point), some(self.offset)
+        assert scale is not None
+        others = self.dtype, self.group_size, shape, offset, self.order
+        return QTensor(self.data[rows], scale, zero_point, *others)
+
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""
         if not INTEGERS[self.dtype].packed:

@@ -27,6 +27,7 @@ has both ends of these: an int8 result, say, may be one of two neighbours, but o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError
-from .checks import check_bias, check_weight, missing, numbers, opened, takes, takes_residual
+from .checks import (
+    check_bias,
+    check_offs,
+    check_weight,
+    missing,
+    numbers,
+    opened,
+    takes,
+    takes_residual,
+)
 from .integers import INTEGERS
 from .quantize import QTensor, quantize, unpack_int4
 from .ranges import spread
@@ -89,6 +99,7 @@ def reference(
     x_zero_point: npt.ArrayLike | None = None,
     out_scale: npt.ArrayLike | None = None,
     out_zero_point: npt.ArrayLike | None = None,
+    offs: npt.ArrayLike | None = None,
     units: int = 0,
 ) -> np.ndarray:
     """Y = X Wᵀ as `spec` defines it, (..., n) in `spec.out`.
@@ -106,6 +117,8 @@ def reference(
     x_scale, x_zero_point : scalar, or `x.shape[:-1]` when `spec.activation_scale` is "row", and
         `(*x.shape[:-1], groups)` when it is "group"; not for dynamic specs.
     out_scale, out_zero_point : for int8 and uint8 outputs; an out_zero_point left out is 0.
+    offs : (experts,) integers, when `spec.experts`: rows offs[e - 1] up to offs[e] of x are
+        multiplied with rows e n up to (e + 1) n of w.
     units : by how many units in its last place the result of a smooth activation function is moved
         before what follows; see `bounds`.
 
@@ -126,8 +139,12 @@ def reference(
         for name, value in (("x_scale", x_scale), ("x_zero_point", x_zero_point)):
             arrays[name] = of_rows(name, value, each, len(each) - len(lead), scalar=True)
         rows = given.reshape(-1, given.shape[-1])
-        arrays |= {"out_scale": out_scale, "out_zero_point": out_zero_point}
+        arrays |= {"out_scale": out_scale, "out_zero_point": out_zero_point, "offs": offs}
         return reference(spec, rows, w, **arrays, units=units).reshape(*lead, spec.n)
+    if spec.experts is not None or offs is not None:
+        per_row = {"x_scale": x_scale, "x_zero_point": x_zero_point, "residual": residual}
+        others = {"out_scale": out_scale, "out_zero_point": out_zero_point, "units": units}
+        return of_experts(spec, x, w, offs, added_bias, per_row, others)
     qx, sx, zx = activations(spec, x, x_scale, x_zero_point)
     m = qx.shape[0]
     xs = qx.astype(np.float64) - spread(zx, qx.shape, spec.x_group_size)
@@ -168,6 +185,36 @@ def reference(
     if added is not None:
         y = y + added
     return store(spec.out, y, *end)
+
+
+def of_experts(
+    spec: MatmulSpec,
+    x: Any,
+    w: QTensor,
+    offs: npt.ArrayLike | None,
+    bias: np.ndarray | None,
+    per_row: dict[str, Any],
+    others: dict[str, Any],
+) -> np.ndarray:
+    """The rows of every expert, multiplied with its weight as if that were the only one."""
+    given: Any = x if isinstance(x, QTensor) else as_array("x", x)
+    ends = check_offs(spec, offs, given.shape[0])
+    one = dataclasses.replace(spec, experts=None, m=None)
+    parts = []
+    for e, (start, stop) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        rows, columns = slice(start, stop), slice(e * spec.n, (e + 1) * spec.n)
+        of_e = {name: numbers_of(value, rows, ends[-1]) for name, value in per_row.items()}
+        of_e["bias"] = None if bias is None else bias[columns]
+        x_of_e = given.rows(rows) if isinstance(given, QTensor) else given[rows]
+        parts.append(reference(one, x_of_e, w.rows(columns), **of_e, **others))
+    return np.concatenate(parts)
+
+
+def numbers_of(value: npt.ArrayLike | None, rows: slice, m: int) -> Any:
+    """What comes for each of m rows, for some of them; one number for all stays."""
+    if value is None or np.size(value) == 1 or np.shape(value)[0] != m:
+        return value
+    return as_array("a number per row", value)[rows]
 
 
 def of_rows(

@@ -62,6 +62,8 @@ class MatmulSpec:
     m : the only number of rows that will be called, or None for any.
     weight_order : whether columns of W are stored in another order than those of X, see
         `QTensor.order`. Not with packed int4 activations or with groups of X.
+    experts : None for one weight, or how many weights of n x k stand one behind the other. Each
+        multiplies some rows of X, which are sorted by it; a call says where the rows of each end.
 
     Raises
     ------
@@ -87,11 +89,12 @@ class MatmulSpec:
     m: int | None = None
     weight_offset: bool = False
     weight_order: bool = False
+    experts: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n", "k", "m"):
+        for name in ("n", "k", "m", "experts"):
             value = getattr(self, name)
-            if name != "m" or value is not None:
+            if name in ("n", "k") or value is not None:
                 object.__setattr__(self, name, as_size(name, value))
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
@@ -150,6 +153,20 @@ class MatmulSpec:
                 f"k={self.k} sums {self.k_of_group} products in one int32; "
                 f"{self.activation} x {self.weight} is exact up to {self.k_limit} of them"
             )
+
+    @property
+    def weight_rows(self) -> int:
+        """The rows of W: n for each expert."""
+        return self.n * (self.experts or 1)
+
+    @property
+    def of_one(self) -> MatmulSpec:
+        """The spec of one expert: what is tuned, and a record is for."""
+        return self if self.experts is None else dataclasses.replace(self, experts=None)
+
+    def rows_of_each(self, m: int) -> int:
+        """How many rows of X a weight multiplies where `m` are shared out evenly."""
+        return -(-m // (self.experts or 1))
 
     @property
     def four_bit_weight(self) -> bool:

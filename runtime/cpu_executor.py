@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import ArrayError
 from ..formats.checks import (
     SCALARS,
     by_row,
+    check_offs,
     check_taken,
     missing,
     numbers,
@@ -21,7 +23,7 @@ from ..formats.checks import (
 from ..formats.integers import INTEGERS
 from ..formats.spec import MatmulSpec
 from ..formats.values import FLOAT32_MAX, numpy_dtype
-from ..schedules.arguments import rows_of_x
+from ..schedules.arguments import UNIT, rows_of_x
 from ..targets import machine
 from . import threads
 from .arrays import (
@@ -38,6 +40,7 @@ from .arrays import (
 from .info import KernelInfo
 from .memory import aligned, aligned_empty
 from .tvm_runtime import tvm_ffi
+from .units import ROWS, UnitSize, unit_size, units_of
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -69,6 +72,8 @@ class CpuExecutor:
         self._last: tuple[int, list[Any]] = 0, []
         # How many rows X has only a call knows.
         bound = {**arrays, **{n: v for n, v in defaults.items() if not by_row(n, spec)}}
+        if spec.experts is not None:
+            bound["units"] = aligned_empty((0, UNIT), np.int32)
         #: What every call hands over between x and y.
         self._bound = [
             tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names
@@ -90,6 +95,10 @@ class CpuExecutor:
             if not apart(x, out):
                 written = span_of(y, self._out_dtype.itemsize)
                 refuse_overlap("out", written, "x", span_of(source, self._x_dtype.itemsize))
+        if self._spec.experts is not None or "offs" in given:
+            ends = check_offs(self._spec, given.pop("offs", None), m)
+            self._of_experts(ends, source, self._with_call(m, given, residual, y), y, num_threads)
+            return result
         if given or residual is not None:
             bound = self._with_call(m, given, residual, y)
         else:
@@ -102,6 +111,51 @@ class CpuExecutor:
         threads.use(num_threads, work, best)
         function(source, *bound, y, mo, mi)
         return result
+
+    def _of_experts(
+        self, ends: list[int], source: Any, bound: list[Any], y: Any, num_threads: int | None
+    ) -> None:
+        """Compute the rows of every expert, which end at `ends`."""
+        count = self.kernel._num_threads
+        if num_threads is not None:
+            count = threads.check_threads(num_threads)
+        parts = self.kernel.parts(ends[-1])
+        if len(parts) == 1:
+            self._compute_units(ends, source, bound, y, count)
+            return
+        names, of_rows = ["x", *self._names, "y"], rows_of_x(self._spec)
+        whole = [tvm_ffi.from_dlpack(argument) for argument in (source, *bound, y)]
+        for rows in parts:
+            own = [min(max(end, rows.start), rows.stop) - rows.start for end in ends]
+            part = [
+                rows_of(argument, rows.start, len(rows)) if name in of_rows else argument
+                for name, argument in zip(names, whole, strict=True)
+            ]
+            self._compute_units(own, part[0], part[1:-1], part[-1], count)
+
+    def _compute_units(
+        self, ends: list[int], source: Any, bound: list[Any], y: Any, count: int | None
+    ) -> None:
+        """Compute the rows of every expert, not more than a function does at a time."""
+        live = sum(map(operator.lt, (0, *ends), ends))
+        each = -(-ends[-1] // live)
+        function, work, best, size = self.kernel.ready.get((each, live)) or self._ready_for(
+            each, live
+        )
+        table = units_of(ends, size, threads.count(count, work, best)[0])
+        bound[self._names.index("units")] = tvm_ffi.from_dlpack(np.array(table, np.int32))
+        threads.use(count, work, best)
+        function(source, *bound, y, 1, size.tiles(max(unit[ROWS] for unit in table)))
+
+    def _ready_for(self, each: int, live: int) -> tuple[Any, float, int, UnitSize]:
+        """As `_prepare`, for so many rows of each of so many experts."""
+        info: KernelInfo = self.kernel.info
+        machine.require(f"this kernel ({info.target})", info.architecture, info.features)
+        tiling = info.of_experts(each, live)
+        function = self.kernel.code.function(tiling.name)
+        ready = function, tiling.work, tiling.best, unit_size(info, tiling.name)
+        self.kernel.ready[each, live] = ready
+        return ready
 
     def compute(self, m: int, x: Any, y: Any) -> None:
         """As `linear.Executor`."""

@@ -123,6 +123,20 @@ class KernelInfo:
 
     def tiling(self, m: int) -> Tiling:
         """How `m` rows, not more than `most_rows`, are computed."""
+        if self.spec.experts is None:
+            return self._tiling(m)
+        return self.of_experts(self.spec.rows_of_each(m), min(m, self.spec.experts))
+
+    def of_experts(self, rows: int, experts: int) -> Tiling:
+        """How `rows` rows of each of so many experts are computed, in units of each."""
+        one = self._tiling(rows)
+        work = one.work * experts
+        return dataclasses.replace(
+            one, mo=experts, work=work, best=threads.best_of(work, threads.MAX_THREADS)
+        )
+
+    def _tiling(self, m: int) -> Tiling:
+        """As `tiling`, for one weight."""
         # The one function of a kernel for a fixed M also computes the last part of that.
         fit = [each for each in self.functions if each.serves(m)] or self.functions
         best = min(fit, key=lambda each: each.cost_of(m))

@@ -33,7 +33,7 @@ class Kernel:
     origin : where its code came from: "built", "cache" or "file".
     code : its functions, and what a file has of them.
     source : the CUDA C++ that it was built from; None unless it was built here for a GPU.
-    ready : what `linear.EXECUTORS` keep for every M that was called.
+    ready : what `linear.EXECUTORS` keep for every M, or rows of experts, that was called.
     """
 
     # Which info and code there are depends on the device: its executor knows.
@@ -54,7 +54,7 @@ class Kernel:
         self.source = source
         self._num_threads = None if num_threads is None else threads.check_threads(num_threads)
         self.origin = "built"
-        self.ready: dict[int, Any] = {}
+        self.ready: dict[Any, Any] = {}
 
     def __copy__(self) -> Kernel:
         """The same code, which nothing changes."""

@@ -19,7 +19,7 @@ from .cpu_executor import CpuExecutor
 from .cuda_arrays import read_back
 from .cuda_executor import CudaExecutor
 from .memory import aligned
-from .packing import packed_weight
+from .packing import packed_bias, packed_weight
 from .rows import as_rows, dimensions, numbers_of_rows, rows_to_write, shape_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Executor(Protocol):
 
         Parameters
         ----------
-        given : scales and zero points that the call brings.
+        given : scales and zero points that the call brings, and `offs`.
         """
 
     def compute(self, m: int, x: Any, y: Any) -> None:
@@ -83,7 +83,7 @@ class Linear:
         arrays = packed_weight(spec, info.layout, info.x_offset, w, info.arguments)
         added = check_bias(spec, bias)
         if added is not None:
-            arrays["bias"] = aligned(info.layout.pack_columns(added[:, None]))
+            arrays["bias"] = packed_bias(spec, info.layout, added)
         given = {name: value for name, value in scalars.items() if value is not None}
         if spec.requantized:
             given = {"out_zero_point": 0, **given}
@@ -168,6 +168,7 @@ class Linear:
         out_scale: npt.ArrayLike | None = None,
         out_zero_point: npt.ArrayLike | None = None,
         num_threads: int | None = None,
+        offs: npt.ArrayLike | None = None,
     ) -> Any:
         """Y = X Wᵀ.
 
@@ -186,6 +187,8 @@ class Linear:
         out_scale, out_zero_point : scalars for int8 and uint8 outputs, instead of the bound ones.
             All four are checked; but float32 and int32 arrays on x's GPU are used as they are.
         num_threads : for this call only; a GPU has none.
+        offs : (experts,) integers, when the spec has experts: where the rows of x that each
+            multiplies end. They do not fall, and the last one is M; experts may have no rows.
 
         Returns
         -------
@@ -208,8 +211,9 @@ class Linear:
             x, x_scale, x_zero_point = opened(self.kernel.spec, x, x_scale, x_zero_point)
         elif getattr(x, "ndim", None) != 2 and dimensions("x", x) != 2:
             per_row = {"x_scale": x_scale, "x_zero_point": x_zero_point}
-            others = {"out_scale": out_scale, "out_zero_point": out_zero_point}
-            return self._of_rows(x, out, residual, per_row, num_threads=num_threads, **others)
+            others: dict[str, Any] = {"out_scale": out_scale, "out_zero_point": out_zero_point}
+            others |= {"num_threads": num_threads, "offs": offs}
+            return self._of_rows(x, out, residual, per_row, **others)
         given: dict[str, Any] = {}
         if x_scale is not None:
             given["x_scale"] = x_scale
@@ -219,6 +223,8 @@ class Linear:
             given["out_scale"] = out_scale
         if out_zero_point is not None:
             given["out_zero_point"] = out_zero_point
+        if offs is not None:
+            given["offs"] = offs
         return self._executor.call(x, out, residual, given, num_threads)
 
     def _of_rows(

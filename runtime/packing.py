@@ -26,24 +26,37 @@ def packed_weight(
 ) -> dict[str, np.ndarray]:
     """The arrays of `names` that a kernel reads of a weight, in its private layout and aligned.
 
-    Packed some rows at a time, which leaves beside the result a few of these pieces in memory.
+    Packed some rows at a time, which leaves beside the result a few of these pieces in memory. The
+    weights of experts lie one behind the other.
     """
     arrays: dict[str, np.ndarray] = {}
     if "w_order" in names:
         order = np.arange(spec.k, dtype=np.int32) if w.order is None else w.order
         arrays["w_order"] = aligned(order)
-    for rows in row_pieces(spec.n, layout.lanes, spec.k):
-        some = dataclasses.replace(layout, n=rows.stop - rows.start)
-        packed = packed_rows(spec, some, x_offset, part_of(w, rows))
-        if "w_extra" in names and isinstance(some, WeightLayout):
-            packed["w_extra"] = some.pair_sums(packed["w"])
-        first = rows.start // layout.lanes
-        for name in packed.keys() & set(names):
-            array = packed[name]
-            if name not in arrays:
-                arrays[name] = aligned_empty((layout.n_blocks, *array.shape[1:]), array.dtype)
-            arrays[name][first : first + len(array)] = array
+    experts = spec.experts or 1
+    for expert in range(experts):
+        own = w if spec.experts is None else w.rows(slice(expert * spec.n, (expert + 1) * spec.n))
+        for rows in row_pieces(spec.n, layout.lanes, spec.k):
+            some = dataclasses.replace(layout, n=rows.stop - rows.start)
+            packed = packed_rows(spec, some, x_offset, own.rows(rows))
+            if "w_extra" in names and isinstance(some, WeightLayout):
+                packed["w_extra"] = some.pair_sums(packed["w"])
+            first = expert * layout.n_blocks + rows.start // layout.lanes
+            for name in packed.keys() & set(names):
+                array = packed[name]
+                if name not in arrays:
+                    shape = experts * layout.n_blocks, *array.shape[1:]
+                    arrays[name] = aligned_empty(shape, array.dtype)
+                arrays[name][first : first + len(array)] = array
     return arrays
+
+
+def packed_bias(
+    spec: MatmulSpec, layout: WeightLayout | CudaLayout, bias: np.ndarray
+) -> np.ndarray:
+    """The biases of all columns of every expert as a kernel reads them."""
+    each = np.split(bias, spec.experts or 1)
+    return aligned(np.concatenate([layout.pack_columns(part[:, None]) for part in each]))
 
 
 def row_pieces(n: int, lanes: int, k: int) -> Iterator[slice]:
@@ -56,18 +69,6 @@ def row_pieces(n: int, lanes: int, k: int) -> Iterator[slice]:
             stop = n
         yield slice(start, stop)
         start = stop
-
-
-def part_of(w: QTensor, rows: slice) -> QTensor:
-    """Some rows of a quantized matrix."""
-
-    def some(values: np.ndarray | None) -> np.ndarray | None:
-        return values if values is None or not values.ndim else values[rows]
-
-    shape = rows.stop - rows.start, w.shape[1]
-    scale, zero_point, offset = some(w.scale), some(w.zero_point), some(w.offset)
-    assert scale is not None
-    return QTensor(w.data[rows], scale, zero_point, w.dtype, w.group_size, shape, offset)
 
 
 def packed_rows(

@@ -11,11 +11,26 @@ from ..formats.spec import MatmulSpec, stored_as
 from .plan import Plan
 
 #: What an argument has numbers for: the rows of X; the packed weight; each column and group of the
-#: weight, or each column; each k; what an activation scale covers; each row and group; the call; or
-#: the elements of the result.
-Of = Literal["x", "weight", "group", "column", "k", "scale of x", "row and group", "call", "result"]
+#: weight, or each column; each k; what an activation scale covers; each row and group; the call;
+#: each unit of the work of experts; or the elements of the result.
+Of = Literal[
+    "x",
+    "weight",
+    "group",
+    "column",
+    "k",
+    "scale of x",
+    "row and group",
+    "call",
+    "unit",
+    "result",
+]
 
 AnyPlan = Plan[Any, Any]
+
+#: What the table of units says of each: its expert, its first row of X and how many rows it has,
+#: its first panel of columns and how many panels. See `runtime.units`.
+UNIT = len(("expert", "first_row", "rows", "first_panel", "panels"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,7 @@ ARGUMENTS = (
     ),
     Argument("out_scale", "call", dtype("float32"), taken("out_scale")),
     Argument("out_zero_point", "call", dtype("int32"), taken("out_zero_point")),
+    Argument("units", "unit", dtype("int32"), lambda plan: plan.spec.experts is not None),
     Argument("y", "result", lambda plan: stored_as(plan.spec.out)),
 )
 

@@ -59,10 +59,10 @@ def compiled(spec, target="host", *, rows, **options):
 
 
 @st.composite
-def specs(draw, max_n=150, max_k=300, m=None):
+def specs(draw, max_n=150, max_k=300, m=None, experts=(None, None, None, 1, 4)):
     n = draw(st.one_of(st.integers(1, max_n), st.sampled_from([1, 16, 17, 64, 96])))
     k = draw(st.one_of(st.integers(1, max_k), st.sampled_from([1, 3, 4, 63, 64, 65, 256])))
-    spec = random_spec(lambda choices: draw(st.sampled_from(choices)), n, k)
+    spec = random_spec(lambda choices: draw(st.sampled_from(choices)), n, k, experts)
     return dataclasses.replace(spec, m=m)
 
 

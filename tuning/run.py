@@ -71,6 +71,7 @@ def tune(
 
     Parameters
     ----------
+    spec : of several experts, what one of them multiplies is tuned, which serves all.
     m : numbers of rows to tune for. What is chosen for one also serves numbers between them, as far
         as measurements say that it is not slower there.
     trials : choices to try for each M, those counted that the log already has.
@@ -99,7 +100,7 @@ def tune(
     RecordError
         The log cannot be written.
     """
-    m = rows_to_tune(m)
+    m, spec = rows_to_tune(m), spec.of_one
     trials, seed = as_size("trials", trials), as_size("seed", seed, least=0)
     threads = None if threads is None else as_size("threads", threads)
     if spec.m is not None:

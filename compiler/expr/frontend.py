@@ -25,7 +25,7 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from ...schedules import fragments
-from ...schedules.arguments import ARGUMENTS, Of, arguments
+from ...schedules.arguments import ARGUMENTS, UNIT, Of, arguments
 from ...schedules.cpu.plan import CpuPlan
 from ...schedules.cpu.program import Parameters, Program, fitted, parts_of, x_steps
 from ...schedules.plan import MAX_ELEMENTS, Plan
@@ -101,6 +101,7 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
         parameters,
         layout,
         instruction,
+        in_units=spec.experts is not None,
     )
 
 
@@ -127,6 +128,7 @@ def placeholders(
         "scale of x": scales[spec.activation_scale],
         "row and group": (rows.m, layout.groups),
         "call": (1,),
+        "unit": (tirx.Var("units", "int32"), UNIT),
         "result": tiles,
     }
     found = {

@@ -61,11 +61,14 @@ def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemm in register tiles of `program.tile`."""
     sch = Schedule(program.func)
     scratch = [buffer for name in program.scratch for buffer in written(sch, name)]
-    packing = pack(sch, program, parallel=True)
+    packing = pack(sch, program, parallel=not program.in_units)
     loops = tile(sch, program)
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
-    func = pack_few_alone(sch, packing, scratch, program.parameters.few_tiles)
+    if program.in_units:
+        func = sch.mod["main"]
+    else:
+        func = pack_few_alone(sch, packing, scratch, program.parameters.few_tiles)
     task, mi, beside, kb = map(sch.get, (loops.task, loops.mi, loops.beside, loops.kb))
     func = with_setup(func, task, program.instruction, program.fragments, program.tile.blocks)
     if loops.joined or not program.parameters.ahead:

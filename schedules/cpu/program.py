@@ -96,6 +96,7 @@ class Program:
         fragments that no vector holds) and with several parts "total" (their sum).
     parts : into how many parts K is cut, each with accumulators that start from zero: the groups,
         passes or blocks of K, see `parts_of`.
+    in_units : whether a thread computes a unit of an expert's work, packing and all, by itself.
     """
 
     func: tirx.PrimFunc
@@ -106,6 +107,7 @@ class Program:
     parameters: Parameters
     layout: WeightLayout
     instruction: Instruction
+    in_units: bool = False
 
     @property
     def tile(self) -> Tile:

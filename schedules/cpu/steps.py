@@ -63,7 +63,9 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
     What an instruction reads of several rows lies together: [r / rows][k / depth][rows][depth].
     """
     first, *others = program.packing
-    (tile,) = loops_over(schedule, schedule.get_sblock(first), "i")
+    blocks, tile = loops_over(schedule, schedule.get_sblock(first), "o", "i")
+    if parallel:
+        tile = schedule.fuse(blocks, tile)
     for name in others:
         block = schedule.get_sblock(name)
         if schedule.get_producers(block):
