@@ -138,9 +138,13 @@ class Epilogue:
 
     def stored(self, value: Expr, at: Place) -> Expr:
         """What `finished` gave, with the residual, in the output's format."""
-        spec, target = self.spec, self.target
-        if spec.out == "int32":
+        if self.spec.out == "int32":
             return value
+        return functions.beneath(value, lambda result: self.in_format(result, at))
+
+    def in_format(self, value: Expr, at: Place) -> Expr:
+        """As `stored`, of a result in float32."""
+        spec, target = self.spec, self.target
         if spec.residual:
             added = functions.widen(self.inputs["residual"][at], spec.residual_dtype, target)
             if self.residual_is_addend:

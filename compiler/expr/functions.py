@@ -105,6 +105,13 @@ def not_below(target: Chip, least: Expr, value: Expr) -> Expr:
     return tirx.Select(value < least, least, value)
 
 
+def beneath(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    """`body(value)` inside what `value` binds: TVM cannot simplify a Let in what another binds."""
+    if isinstance(value, tirx.Let):
+        return tirx.Let(value.var, value.value, beneath(value.body, body))
+    return body(value)
+
+
 def let(name: str, value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """`body(value)` with `value` computed once."""
     var = tirx.Var(name, str(value.ty))
