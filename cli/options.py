@@ -33,6 +33,7 @@ HELP = {
     "bias": "Add a bias.",
     "residual": "Add a residual.",
     "experts": "As many weights, each for some rows of X.",
+    "gated": "W is a gate and up, 2 n rows: the result is the function of one times the other.",
 }
 
 

@@ -131,6 +131,11 @@ def check_weight(spec: MatmulSpec, w: object) -> None:
     """Refuse a weight that is not quantized as `spec` says."""
     w = check_qtensor("w", w)
     given = w.dtype, w.shape, w.group_size
+    if spec.gated and w.shape[0] % 2:
+        raise ArrayError(
+            f"w has {w.shape[0]} rows; gated=True takes those of a gate and of up, "
+            f"{spec.weight_rows}"
+        )
     expected = spec.weight, (spec.weight_rows, spec.k), spec.group_size
     if given != expected:
         raise ArrayError(
@@ -176,7 +181,7 @@ def check_bias(spec: MatmulSpec, bias: npt.ArrayLike | None) -> np.ndarray | Non
     if bias is None:
         raise ArrayError(f"bias is missing; the spec adds one of ({spec.weight_rows},)")
     values = as_array("bias", bias)
-    if spec.experts is not None and values.shape == (spec.experts, spec.n):
+    if spec.experts is not None and values.shape == (spec.experts, spec.w_rows):
         values = values.reshape(-1)
     if values.shape != (spec.weight_rows,):
         found = f"{values.dtype.name}{values.shape}"

@@ -112,6 +112,7 @@ def random_spec(
             "bias": pick([False, True]),
             "activation_fn": pick(CHOICES["activation_fn"]),
             "residual": pick([False, True]),
+            "gated": pick([False, True]),
         }
     bytes_of_x = given is not None or fields["activation"] != "int4"
     if bytes_of_x and fields["activation_scale"] != "group":
@@ -149,8 +150,8 @@ def weight_scales(
     """Positive scales; with `rare` sometimes also negative or zero ones, or only subnormal ones.
 
     Subnormal ones are not beside others, nor beside offsets: where a product lies halfway between
-    two float32, a sum that float64 holds no more decides to which it is rounded, and `reference.fma`
-    does not see it.
+    two float32, a sum that float64 holds no more decides to which it is rounded, which
+    `reference.fma` does not see.
     """
     scale = rng.uniform(0.001, 0.1, shape).astype(np.float32)
     if not rare:
@@ -181,6 +182,7 @@ def bind_arguments(rng: np.random.Generator, spec: MatmulSpec) -> dict[str, Any]
     if spec.requantized:
         size = spread_of(spec.weight) * 0.05 * math.sqrt(spec.k)
         size *= 10.0 if spec.input is not None else spread_of(spec.activation) * 0.05
+        size **= spec.matrices
         least, greatest = INTEGERS[spec.out].range
         arguments["out_scale"] = float(np.float32(size / 40 * rng.uniform(0.5, 2)))
         arguments["out_zero_point"] = int(rng.integers(least, greatest + 1))

@@ -15,6 +15,11 @@ Where X has a scale for each of several groups, they are applied group by group,
     (offsets)      each followed by  t = fma(xsum[m, g] * sX[m, g], bW[n, g], t)
     y[m, n]      = t,  with a bias t + bias[n];  activation_fn;  + residual
 
+Gated, t has 2 N columns, and y of the first N is the gate and of the others "up":
+
+    y[m, n]      = activation_fn(gate[m, n]) * up[m, n],  with a residual
+                   fma(activation_fn(gate[m, n]), up[m, n], residual[m, n])
+
 Every step is one float32 rounding (half to even); int32 is converted to float32 first. fma rounds
 once: it is computed here through float64, where the product is exact. A float16 or bfloat16 out is
 y rounded once more; int8 and uint8 are clip(round(y / sY) + zY); int32 is acc itself.
@@ -159,11 +164,11 @@ def reference(
         acc = xs @ ws.T
         if spec.out == "int32":
             return acc.astype(np.int32)
-        y = acc.astype(np.float32) * np.broadcast_to(w.scale.reshape(-1), (spec.n,))
+        y = acc.astype(np.float32) * np.broadcast_to(w.scale.reshape(-1), (spec.w_rows,))
         if w.offset is not None:
             y = fma(group_sum(xs), w.offset.reshape(-1), y)
     else:
-        y = np.zeros((m, spec.n), np.float32)
+        y = np.zeros((m, spec.w_rows), np.float32)
         for g in range(spec.groups):
             k = slice(g * spec.k_of_group, (g + 1) * spec.k_of_group)
             acc = (xs[:, k] @ ws[:, k].T).astype(np.float32)
@@ -177,13 +182,17 @@ def reference(
         y = y if added_bias is None else y + added_bias
     elif added_bias is not None:
         y = fma(y, sx, added_bias)
-    elif added is not None and spec.activation_fn is None:
+    elif added is not None and spec.activation_fn is None and not spec.gated:
         return store(spec.out, fma(y, sx, added), *end)
     else:
         y = y * sx
-    y = apply(spec.activation_fn, y, units)
-    if added is not None:
-        y = y + added
+    if spec.gated:
+        y, up = apply(spec.activation_fn, y[:, : spec.n], units), y[:, spec.n :]
+        y = y * up if added is None else fma(y, up, added)
+    else:
+        y = apply(spec.activation_fn, y, units)
+        if added is not None:
+            y = y + added
     return store(spec.out, y, *end)
 
 
@@ -202,7 +211,7 @@ def of_experts(
     one = dataclasses.replace(spec, experts=None, m=None)
     parts = []
     for e, (start, stop) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        rows, columns = slice(start, stop), slice(e * spec.n, (e + 1) * spec.n)
+        rows, columns = slice(start, stop), slice(e * spec.w_rows, (e + 1) * spec.w_rows)
         of_e = {name: numbers_of(value, rows, ends[-1]) for name, value in per_row.items()}
         of_e["bias"] = None if bias is None else bias[columns]
         x_of_e = given.rows(rows) if isinstance(given, QTensor) else given[rows]

@@ -31,6 +31,7 @@ FLAGS = (
     "dynamic",
     "bias",
     "residual",
+    "gated",
 )
 
 
@@ -59,6 +60,8 @@ class MatmulSpec:
     bias, residual : whether a float32 bias[n] and a residual[m, n] are added.
     activation_fn : None, "relu", "gelu" (the erf form), "gelu_tanh" (its approximation through
         tanh), "silu", "tanh" or "sigmoid", applied after the bias.
+    gated : W has 2 n rows, those of a gate and then those of "up", and Y is the activation function
+        of X Wgateᵀ times X Wupᵀ; the bias has 2 n numbers too.
     m : the only number of rows that will be called, or None for any.
     weight_order : whether columns of W are stored in another order than those of X, see
         `QTensor.order`. Not with packed int4 activations or with groups of X.
@@ -86,6 +89,7 @@ class MatmulSpec:
     bias: bool = False
     activation_fn: str | None = None
     residual: bool = False
+    gated: bool = False
     m: int | None = None
     weight_offset: bool = False
     weight_order: bool = False
@@ -141,7 +145,7 @@ class MatmulSpec:
                     f"out='int32' has one accumulator per output, group_size={self.group_size} "
                     f"has {self.groups}; expected group_size None or 'tensor'"
                 )
-            for name in ("weight_offset", "bias", "residual", "activation_fn"):
+            for name in ("weight_offset", "bias", "residual", "activation_fn", "gated"):
                 if getattr(self, name):
                     raise SpecError(
                         f"out='int32' is the bare accumulator; {name} needs a float or int8 out"
@@ -155,9 +159,19 @@ class MatmulSpec:
             )
 
     @property
+    def matrices(self) -> int:
+        """Of n rows each, that W is made of."""
+        return 2 if self.gated else 1
+
+    @property
+    def w_rows(self) -> int:
+        """Rows of W, of one expert where there are several."""
+        return self.matrices * self.n
+
+    @property
     def weight_rows(self) -> int:
-        """The rows of W: n for each expert."""
-        return self.n * (self.experts or 1)
+        """Rows of W, of all experts."""
+        return self.w_rows * (self.experts or 1)
 
     @property
     def of_one(self) -> MatmulSpec:

@@ -56,6 +56,8 @@ def module_spec(spec: MatmulSpec) -> MatmulSpec:
             f"out={spec.out!r} with input={spec.input!r}; expected the same, because the result "
             "of a module has the dtype of x"
         )
+    if spec.gated:
+        raise SpecError("gated=True; expected False, because a module has one weight of n rows")
     if spec.residual:
         raise SpecError("residual=True; expected False, because a module has one input")
     if spec.m is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -34,29 +35,39 @@ def packed_weight(
         order = np.arange(spec.k, dtype=np.int32) if w.order is None else w.order
         arrays["w_order"] = aligned(order)
     experts = spec.experts or 1
-    for expert in range(experts):
-        own = w if spec.experts is None else w.rows(slice(expert * spec.n, (expert + 1) * spec.n))
-        for rows in row_pieces(spec.n, layout.lanes, spec.k):
-            some = dataclasses.replace(layout, n=rows.stop - rows.start)
-            packed = packed_rows(spec, some, x_offset, own.rows(rows))
-            if "w_extra" in names and isinstance(some, WeightLayout):
-                packed["w_extra"] = some.pair_sums(packed["w"])
-            first = expert * layout.n_blocks + rows.start // layout.lanes
-            for name in packed.keys() & set(names):
-                array = packed[name]
-                if name not in arrays:
-                    shape = experts * layout.n_blocks, *array.shape[1:]
-                    arrays[name] = aligned_empty(shape, array.dtype)
-                arrays[name][first : first + len(array)] = array
+    for expert, rows, matrix in itertools.product(
+        range(experts), row_pieces(spec.n, layout.lanes, spec.k), range(spec.matrices)
+    ):
+        some = dataclasses.replace(layout, n=rows.stop - rows.start, matrices=1)
+        start = expert * spec.w_rows + matrix * spec.n
+        piece = w.rows(slice(start + rows.start, start + rows.stop))
+        packed = packed_rows(spec, some, x_offset, piece)
+        if "w_extra" in names and isinstance(some, WeightLayout):
+            packed["w_extra"] = some.pair_sums(packed["w"])
+        first = rows.start // layout.lanes
+        for name in packed.keys() & set(names):
+            array = packed[name]
+            if name not in arrays:
+                shape = experts * layout.n_blocks, *array.shape[1:]
+                arrays[name] = aligned_empty(shape, array.dtype)
+            of_expert = arrays[name][expert * layout.n_blocks : (expert + 1) * layout.n_blocks]
+            of_expert[matrix :: spec.matrices][first : first + len(array)] = array
     return arrays
 
 
 def packed_bias(
     spec: MatmulSpec, layout: WeightLayout | CudaLayout, bias: np.ndarray
 ) -> np.ndarray:
-    """The biases of all columns of every expert as a kernel reads them."""
-    each = np.split(bias, spec.experts or 1)
-    return aligned(np.concatenate([layout.pack_columns(part[:, None]) for part in each]))
+    """The biases of all columns of every expert in a kernel's private layout and aligned."""
+    one = dataclasses.replace(layout, matrices=1)
+    parts = np.split(bias, (spec.experts or 1) * spec.matrices)
+    columns = [one.pack_columns(part[:, None]) for part in parts]
+    of_experts = [
+        np.stack(columns[first : first + spec.matrices], axis=1)
+        for first in range(0, len(columns), spec.matrices)
+    ]
+    packed = np.concatenate(of_experts)
+    return aligned(packed.reshape(-1, *packed.shape[2:]))
 
 
 def row_pieces(n: int, lanes: int, k: int) -> Iterator[slice]:

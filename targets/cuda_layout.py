@@ -40,6 +40,7 @@ class CudaLayout:
     group_size : k per group; None when all of a row is one group.
     bits : 8 or 4.
     dtype : in which weights are multiplied, int8 or uint8.
+    matrices : of n rows each, whose blocks lie side by side; see `layout.WeightLayout`.
     """
 
     n: int
@@ -47,6 +48,7 @@ class CudaLayout:
     group_size: int | None = None
     bits: int = 8
     dtype: str = "int8"
+    matrices: int = 1
 
     @property
     def halves(self) -> int:
@@ -104,7 +106,7 @@ class CudaLayout:
     @property
     def n_blocks(self) -> int:
         """Blocks of 8 rows of W."""
-        return -(-self.n // COLUMNS)
+        return self.matrices * -(-self.n // COLUMNS)
 
     @property
     def lanes(self) -> int:

@@ -41,6 +41,8 @@ class WeightLayout:
     offset : what is added to every weight before it is stored.
     pairs : within a block of K the even positions come first, then the odd ones. That is the order
         in which packed 4-bit activations unpack without a shuffle.
+    matrices : of n rows each, whose blocks lie side by side: the first blocks of all of them, then
+        the second ones. `pack` and `pack_columns` are for one of them.
     """
 
     n: int
@@ -54,10 +56,16 @@ class WeightLayout:
     stored_dtype: str = "int8"
     offset: int = 0
     pairs: bool = False
+    matrices: int = 1
 
     @property
     def n_blocks(self) -> int:
         """Blocks of `lanes` rows of W."""
+        return self.matrices * self.y_blocks
+
+    @property
+    def y_blocks(self) -> int:
+        """Blocks of `lanes` columns of Y."""
         return -(-self.n // self.lanes)
 
     @property

@@ -177,19 +177,21 @@ def ends_of(
     """Some columns of the reference's bounds."""
     count = columns.stop - columns.start
     spec = dataclasses.replace(problem.spec, n=count, m=None)
+    starts = columns.start + problem.spec.n * np.arange(spec.matrices)
+    rows = (starts[:, None] + np.arange(count)).reshape(-1)
 
     def part(values: np.ndarray | None) -> np.ndarray | None:
         """The rows of the weight that make these columns; one number is for all."""
-        return values[columns] if values is not None and values.ndim else values
+        return values[rows] if values is not None and values.ndim else values
 
     scale = part(w.scale)
     assert scale is not None
-    shape = count, spec.k
+    shape = spec.w_rows, spec.k
     others = w.dtype, w.group_size, shape, part(w.offset)
-    weight = QTensor(w.data[columns], scale, part(w.zero_point), *others)
+    weight = QTensor(w.data[rows], scale, part(w.zero_point), *others)
     given = {**problem.bind_arguments(), **problem.call_arguments()}
     if "bias" in given:
-        given["bias"] = given["bias"][columns]
+        given["bias"] = given["bias"][rows]
     if "residual" in given:
         given["residual"] = given["residual"][:, columns]
     found = bounds(spec, x, weight, **given)

@@ -175,7 +175,7 @@ def rows_to_tune(m: int | Sequence[int]) -> list[int]:
 
 def floor_of(spec: MatmulSpec, m: int, limit: Limits) -> float:
     """Seconds that the machine's limits allow for `m` rows."""
-    return limit.floor(m, spec.n, spec.k, weight_bytes(spec), m <= COLD_ROWS)
+    return limit.floor(m, spec.w_rows, spec.k, weight_bytes(spec), m <= COLD_ROWS)
 
 
 def concluded(database: Database, spec: MatmulSpec) -> list[int]:

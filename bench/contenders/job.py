@@ -106,7 +106,7 @@ class Job:
     @property
     def n(self) -> int:
         """Rows of W."""
-        return self.spec.n
+        return self.spec.w_rows
 
     @property
     def k(self) -> int:

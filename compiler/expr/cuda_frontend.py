@@ -189,7 +189,8 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
     if plan.spec.x_groups > 1 and plan.spec.dynamic:
         own["x_scale"] = (rows.m, layout.sum_columns), "float32"
         own["x_zero_point"] = (rows.m, layout.sum_columns), "int32"
-    inputs = placeholders(plan, rows, shape, own)
+    y_blocks = shape[3] // layout.matrices
+    inputs = placeholders(plan, rows, (*shape[:3], y_blocks, COLUMNS), own)
 
     block = last_again(shape[3], layout.n_blocks)
     packed = given_numbers(plan, rows, inputs)
@@ -221,12 +222,15 @@ def multiply(plan: CudaPlan, instruction: Instruction, tile: CudaTile) -> CudaPr
         index = o, i, *fragments.sums_at(instruction, COLUMNS, *place)
         return total[index]
 
-    y_shape = (*shape[:3], shape[3] * COLUMNS)
-    whole = te.compute(y_shape, sum_in_columns, "tile")
+    whole = te.compute((*shape[:3], shape[3] * COLUMNS), sum_in_columns, "tile")
+    y_shape = (*shape[:3], y_blocks * COLUMNS)
+
+    def finished(o: Expr, i: Expr, r: Expr, nb: Expr, c: Expr) -> Expr:
+        return ending.whole(whole[o, i, r, nb * COLUMNS + c], (o, i, r, nb, c))
 
     def result(o: Expr, i: Expr, r: Expr, column: Expr) -> Expr:
         at = o, i, r, column // COLUMNS, column % COLUMNS
-        return ending.stored(ending.whole(whole[o, i, r, column], at), at)
+        return ending.stored(ending.of_matrices(finished, at), at)
 
     results = te.compute(y_shape, result, "results")
     y = te.compute(y_shape, lambda *at: results[at], "y")

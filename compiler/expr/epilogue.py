@@ -52,7 +52,7 @@ class Epilogue:
     def residual_is_addend(self) -> bool:
         """Nothing lies between the product with X's scale and the residual: one operation."""
         spec = self.spec
-        bare = not spec.bias and spec.activation_fn is None and spec.x_groups == 1
+        bare = not (spec.bias or spec.gated or spec.activation_fn) and spec.x_groups == 1
         return spec.residual and bare
 
     def per_column(self, name: str, group: Expr | int, at: Place) -> Expr:
@@ -134,20 +134,35 @@ class Epilogue:
             result = multiply_add(self.target, value, self.x_scale(0, at), bias)
         else:
             result = value * self.x_scale(0, at)
+        if self.spec.gated:
+            return result
         return activation(self.spec.activation_fn, result, self.target)
 
-    def stored(self, value: Expr, at: Place) -> Expr:
-        """What `finished` gave, with the residual, in the output's format."""
+    def of_matrices(self, value: Callable[..., Expr], at: Place) -> tuple[Expr, ...]:
+        """`value` of the same column of each of the weight's matrices, whose blocks alternate."""
+        o, i, r, nb, lane = at
+        count = self.spec.matrices
+        return tuple(value(o, i, r, nb * count + matrix, lane) for matrix in range(count))
+
+    def stored(self, values: tuple[Expr, ...], at: Place) -> Expr:
+        """What `finished` gave for each matrix, with the residual, in the output's format."""
+        value, *up = values
+        if self.spec.gated:
+            value = activation(self.spec.activation_fn, value, self.target)
         if self.spec.out == "int32":
             return value
-        return functions.beneath(value, lambda result: self.in_format(result, at))
+        return functions.beneath(value, lambda result: self.in_format(result, up, at))
 
-    def in_format(self, value: Expr, at: Place) -> Expr:
-        """As `stored`, of a result in float32."""
+    def in_format(self, value: Expr, up: list[Expr], at: Place) -> Expr:
+        """As `stored`, of a result in float32, or of a gate's and of `up`."""
         spec, target = self.spec, self.target
+        if up and not spec.residual:
+            value = value * up[0]
         if spec.residual:
             added = functions.widen(self.inputs["residual"][at], spec.residual_dtype, target)
-            if self.residual_is_addend:
+            if up:
+                value = multiply_add(target, value, up[0], added)
+            elif self.residual_is_addend:
                 value = multiply_add(target, value, self.x_scale(0, at), added)
             else:
                 value = value + added

@@ -55,7 +55,8 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
     rows = Rows(m, mo, mi, tile.rows)
     tasks = -(-layout.n_blocks // tile.width)
     shape = (*rows.shape, tasks * tile.width, layout.lanes)
-    inputs = placeholders(plan, rows, shape)
+    y_shape = (*rows.shape, tasks * tile.width // layout.matrices, layout.lanes)
+    inputs = placeholders(plan, rows, y_shape)
     packed = pack(plan, rows, inputs)
 
     block = last_again(shape[3], layout.n_blocks)
@@ -87,9 +88,10 @@ def program(plan: CpuPlan, parameters: Parameters, instruction: Instruction) -> 
         whole = te.compute(shape, value, "whole", varargs_names=TILE)
 
     def result(*at: Expr) -> Expr:
-        return ending.stored(whole[at] if "whole" in stages else value(*at), at)
+        found = (lambda *at: whole[at]) if "whole" in stages else value
+        return ending.stored(ending.of_matrices(found, at), at)
 
-    y = te.compute(shape, result, "y", varargs_names=TILE)
+    y = te.compute(y_shape, result, "y", varargs_names=TILE)
     ordered = [inputs[name] for name in names[:-1]]
     func = te.create_prim_func([*ordered, y, rows.mo, rows.mi])
     return Program(

@@ -27,7 +27,7 @@ def store_cpu_tiles(program: Program, func: tirx.PrimFunc, n: int) -> tirx.PrimF
         if n < layout.lanes:
             return tirx.IfThenElse(store.indices[1] < n, store, None)
         if layout.n_blocks % program.tile.width:
-            return tirx.IfThenElse(index[3] < layout.n_blocks, store, None)
+            return tirx.IfThenElse(index[3] < layout.y_blocks, store, None)
         return store
 
     def alignment(dtype: str) -> int:

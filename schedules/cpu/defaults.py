@@ -64,7 +64,7 @@ def streams(plan: CpuPlan, instruction: Instruction, rows: int) -> int:
     """
     quick = instruction.alone or plan.target.vector_bytes >= CACHE_LINE
     most = 1 if (rows == 1 and quick) or small_groups(plan.layout) else STREAMS
-    return min(most, fitting(plan, instruction, rows, sums=1)[-1])
+    return min(max(most, plan.layout.matrices), fitting(plan, instruction, rows, sums=1)[-1])
 
 
 def small_groups(layout: WeightLayout) -> bool:
@@ -80,7 +80,7 @@ def blocks_of(plan: CpuPlan, instruction: Instruction, rows: int) -> int:
     """
     layout = plan.layout
     fit = fitting(plan, instruction, rows, sums_of(layout))
-    if fit == [1]:
+    if len(fit) == 1:
         return fitting(plan, instruction, rows, sums=1)[:2][-1]
     enough = -(-CHAINS // rows)  # accumulators, or dot products wait for each other
 

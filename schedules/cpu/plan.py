@@ -64,6 +64,7 @@ def plan_for(spec: MatmulSpec, target: Target, k_block: int | None = None) -> Cp
         pairs=spec.packed_activation,
         k_block=k_block,
     )
+    layout = dataclasses.replace(layout, matrices=spec.matrices)
     x_offset = sign_offset(x_dtype, instruction.x_dtype)
     plan = Plan(spec, target, instruction, x_offset, layout.offset, layout)
     for block in (layout.k_block, *k_block_sizes(plan)):

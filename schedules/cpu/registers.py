@@ -41,11 +41,14 @@ def registers(plan: CpuPlan, instruction: Instruction, tile: Tile, sums: int) ->
 
 
 def fitting(plan: CpuPlan, instruction: Instruction, rows: int, sums: int) -> list[int]:
-    """Blocks of columns of a tile that fit the register file with so many sums; at least one."""
-    most = budget(plan.target, instruction)
+    """Blocks of columns of a tile that fit the register file with so many sums.
+
+    At least one, or one of each matrix, which then passes through memory.
+    """
+    most, least = budget(plan.target, instruction), plan.layout.matrices
     fit = [
         blocks
-        for blocks in range(2, most + 1)
+        for blocks in range(2 * least, most + 1, least)
         if registers(plan, instruction, Tile(rows, blocks), sums) <= most
     ]
-    return [1, *fit]
+    return [least, *fit]

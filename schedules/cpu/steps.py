@@ -145,7 +145,8 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     layout, size = program.layout, program.tile
     *before, y = map(schedule.get_sblock, program.stages)
     mo, mi, r, nb, lane = loops_over(schedule, y, "o", "i", "r", "nb", "lane")
-    panel, beside, block = schedule.split(nb, [None, size.panels, size.blocks])
+    blocks = size.blocks // layout.matrices
+    panel, beside, block = schedule.split(nb, [None, size.panels, blocks])
     inner = tiles_in_order(schedule, program, panel, mi, beside, r, block, lane)
     for stage in reversed(before):
         schedule.compute_at(stage, inner, preserve_unit_loops=True)

@@ -25,6 +25,8 @@ def refusal(plan: CpuPlan, name: str, parameters: Parameters) -> str | None:
     strategy, layout, tile = STRATEGIES[name], plan.layout, parameters.tile
     if reason := out_of_range(parameters):
         return reason
+    if tile.blocks % layout.matrices:
+        return f"blocks={tile.blocks}; expected as many of the gate as of up"
     if strategy.streams and tile.panels > 1:
         return f"panels={tile.panels}; a {name} has one"
     if parameters.rows_inner not in (0, 1):
@@ -45,7 +47,9 @@ def refusal(plan: CpuPlan, name: str, parameters: Parameters) -> str | None:
     taken, most = registers(plan, dot, tile, 1), budget(plan.target, dot)
     # One block must do where not even that fits; vectors then pass through memory.
     may_spill = (
-        tile.blocks == 1 and dot.registers is None and tile.rows <= max(plan.target.tile_rows)
+        tile.blocks == layout.matrices
+        and dot.registers is None
+        and tile.rows <= max(plan.target.tile_rows)
     )
     if taken > most and not may_spill:
         return f"a tile of {tile.rows} x {tile.blocks} takes {taken} registers of {most}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TypeAlias
 
@@ -50,6 +51,7 @@ def layout_for(spec: MatmulSpec) -> CudaLayout:
         bits=bits,
         dtype="uint8" if spec.weight.startswith("u") else "int8",
     )
+    layout = dataclasses.replace(layout, matrices=spec.matrices)
     # Eight-bit sums may leave int32 on the way, since what is subtracted brings them back; where
     # products count several times, a shift follows, and nothing may be lost before it.
     largest = (max(map(abs, INTEGERS[each].range)) for each in (spec.activation, spec.weight))

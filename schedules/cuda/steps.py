@@ -29,9 +29,10 @@ def grid(sch: Schedule, program: CudaProgram) -> LoopRV:
     Blocks start along x first and along z last: all rows of a band of panels before the next band.
     """
     o, i, r, n = sch.get_loops(sch.get_sblock("y"))
-    panel, n = sch.split(n, [None, program.tile.blocks * COLUMNS])
+    columns = program.tile.blocks // program.layout.matrices * COLUMNS
+    panel, n = sch.split(n, [None, columns])
     panels = int(sch.get(panel).extent)
-    band, panel = sch.split(panel, [None, band_panels(panels, program.tile.blocks * COLUMNS)])
+    band, panel = sch.split(panel, [None, band_panels(panels, columns)])
     sch.reorder(band, o, i, panel, r, n)
     sch.bind(band, "blockIdx.z")
     sch.bind(sch.fuse(o, i), "blockIdx.y")

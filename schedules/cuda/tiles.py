@@ -91,7 +91,8 @@ def fitting_mma_tiles(target: CudaTarget, layout: CudaLayout, zero_points: bool)
 
 def gemv(layout: CudaLayout, rows: int, blocks: int) -> CudaTile:
     """Warps share out steps, or groups a round of them at a time."""
-    while blocks > 1 and layout.n_blocks // blocks < MANY_BLOCKS:
+    blocks = max(blocks, layout.matrices)
+    while blocks > layout.matrices and layout.n_blocks // blocks < MANY_BLOCKS:
         blocks //= 2
     if layout.groups == 1:
         return CudaTile(rows, blocks, (1, 1, 8 if layout.steps % 8 == 0 else 4))

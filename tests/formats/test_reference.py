@@ -304,3 +304,31 @@ def test_groups_of_columns_that_lie_anywhere():
         qmm.reference(dataclasses.replace(spec, weight_order=False), x, q)
     with pytest.raises(ArrayError, match="x has an order; expected the columns as they are"):
         qmm.reference(given, dataclasses.replace(xq, order=order), plain)
+
+
+def test_gated_multiplies_the_function_of_a_gate_with_up():
+    # W has the rows of the gate, 1 0 and 0 1, before those of up, 2 0 and 0 -1.
+    w = qmm.QTensor(
+        np.array([[1, 0], [0, 1], [2, 0], [0, -1]], np.int8),
+        np.ones(4, np.float32),
+        None,
+        "int8",
+        None,
+        (4, 2),
+    )
+    spec = qmm.MatmulSpec(n=2, k=2, gated=True, activation_fn="relu")
+    x = np.array([[3, 5], [-3, 5]], np.int8)
+    assert qmm.reference(spec, x, w, x_scale=1.0).tolist() == [[18, -25], [0, -25]]
+    spec = dataclasses.replace(spec, bias=True, residual=True)
+    given = {"bias": [1, 0, 0, 2], "residual": np.full((2, 2), 0.5)}
+    y = qmm.reference(spec, x, w, x_scale=1.0, **given)
+    assert y.tolist() == [[24.5, -14.5], [0.5, -14.5]]
+
+
+def test_gated_weights_have_an_even_number_of_rows():
+    spec = qmm.MatmulSpec(n=2, k=2, gated=True, bias=True)
+    x, odd, even = np.zeros((1, 2), np.int8), *(qmm.quantize(np.ones((n, 2))) for n in (3, 4))
+    with pytest.raises(ArrayError, match="w has 3 rows; gated=True takes those of a gate and of"):
+        qmm.reference(spec, x, odd, x_scale=1.0, bias=[0, 0])
+    with pytest.raises(ArrayError, match=r"bias is float64\(2,\); expected float32\(4,\)"):
+        qmm.reference(spec, x, even, x_scale=1.0, bias=[0.0, 0.0])

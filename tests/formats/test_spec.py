@@ -58,7 +58,9 @@ def test_whole_numbers_of_any_type():
     assert qmm.MatmulSpec.from_json(spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("fields", [{"bias": True}, {"residual": True}, {"activation_fn": "relu"}])
+@pytest.mark.parametrize(
+    "fields", [{"bias": True}, {"residual": True}, {"activation_fn": "relu"}, {"gated": True}]
+)
 def test_int32_is_the_bare_accumulator(fields):
     with pytest.raises(SpecError, match="bare accumulator"):
         qmm.MatmulSpec(n=4, k=4, out="int32", **fields)
