@@ -62,16 +62,18 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
 
     What an instruction reads of several rows lies together: [r / rows][k / depth][rows][depth].
     """
+    def over_tiles(block: SBlockRV) -> LoopRV:
+        blocks, tiles = loops_over(schedule, block, "o", "i")
+        return schedule.fuse(blocks, tiles) if parallel else tiles
+
     first, *others = program.packing
-    blocks, tile = loops_over(schedule, schedule.get_sblock(first), "o", "i")
-    if parallel:
-        tile = schedule.fuse(blocks, tile)
+    tile = over_tiles(schedule.get_sblock(first))
     for name in others:
         block = schedule.get_sblock(name)
         if schedule.get_producers(block):
             schedule.reverse_compute_at(block, tile, preserve_unit_loops=True)
         else:
-            tile = schedule.merge(tile, *loops_over(schedule, block, "i"))
+            tile = schedule.merge(tile, over_tiles(block))
     if parallel:
         schedule.parallel(tile)
     if "xq" in program.packing:
