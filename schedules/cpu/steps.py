@@ -62,6 +62,7 @@ def pack(schedule: Schedule, program: Program, *, parallel: bool) -> LoopRV:
 
     What an instruction reads of several rows lies together: [r / rows][k / depth][rows][depth].
     """
+
     def over_tiles(block: SBlockRV) -> LoopRV:
         blocks, tiles = loops_over(schedule, block, "o", "i")
         return schedule.fuse(blocks, tiles) if parallel else tiles
