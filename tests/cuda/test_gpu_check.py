@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def gpu(monkeypatch):
     return gpu
 
 
+@pytest.fixture(scope="module")
+def prepared_once():
+    """Where the prepared folder of this module is, once a test has asked for it."""
+    return []
+
+
+@pytest.fixture
+def prepared(gpu_check, gpu, tmp_path, tmp_path_factory, prepared_once):
+    """What the check does on this GPU, prepared in `tmp_path`."""
+    if not prepared_once:
+        prepared_once.append(tmp_path_factory.mktemp("prepared"))
+        gpu_check.prepare(prepared_once[0], "cuda-sm90")
+    shutil.copytree(prepared_once[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
 class Here:
     """A worker in this process."""
 
@@ -70,8 +87,7 @@ class Here:
         self.closed = True
 
 
-def test_every_task_is_done_and_its_log_is_used(gpu_check, gpu, tmp_path):
-    gpu_check.prepare(tmp_path, "cuda-sm90")
+def test_every_task_is_done_and_its_log_is_used(gpu_check, prepared, tmp_path):
     gpu_check.work(tmp_path, Here(gpu_check))
     results = gpu_check.assemble(tmp_path)
     assert (results["wrong"], results["failed"], results["skipped"]) == ([], {}, [])
@@ -101,8 +117,7 @@ def test_every_task_is_done_and_its_log_is_used(gpu_check, gpu, tmp_path):
     assert qmm.compile(spec, "cuda-sm90", cache=False, log=False).info.record is None
 
 
-def test_what_fails_takes_nothing_with_it(gpu_check, gpu, tmp_path, monkeypatch):
-    gpu_check.prepare(tmp_path, "cuda-sm90")
+def test_what_fails_takes_nothing_with_it(gpu_check, gpu, prepared, tmp_path, monkeypatch):
     (tmp_path / "problem0.qmm").write_bytes(b"damaged")
 
     def broken(calls):
