@@ -88,7 +88,7 @@ def test_weights_of_seven_bits_need_no_other_form(row):
     spec = qmm.MatmulSpec(n=48, k=64, weight="int7", weight_zero_point=True)
     plan = plan_for(spec, row)
     assert plan.instruction.name.startswith("vpmaddubsw")
-    assert (plan.x_offset, plan.w_offset) == (128, 0)
+    assert (plan.x_shift, plan.w_shift) == (128, 0)
     other = dataclasses.replace(plan.instruction, weights=(-63, 63))
     without = dataclasses.replace(
         row, instructions=tuple(other if i == plan.instruction else i for i in row.instructions)
