@@ -156,8 +156,8 @@ def weight_scales(
     scale = rng.uniform(0.001, 0.1, shape).astype(np.float32)
     if not rare:
         return scale
-    if alone:
-        scale *= rng.choice([1.0, 1.0, 2.0**-140]).astype(np.float32)
+    if alone and rng.random() < 0.1:
+        return scale * np.float32(2.0**-140)
     factors = rng.choice([-1.0, 0.0], shape).astype(np.float32)
     share = rng.choice([0.0, 0.3])
     return np.where(rng.random(shape) < share, factors * scale, scale).astype(np.float32)
