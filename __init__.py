@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from . import targets
 from .compiler.compile import compile
 from .errors import QuantmmError
+from .formats.nibbles import pack_int4, unpack_int4
 from .formats.quality import ErrorRow, error_report
-from .formats.quantize import QTensor, dequantize, pack_int4, quantize, unpack_int4
+from .formats.quantize import QTensor, dequantize, quantize
 from .formats.reference import reference
 from .formats.spec import MatmulSpec
 from .formats.weights import load_weights, read_matrix, save_weights

@@ -16,7 +16,8 @@ import numpy as np
 
 from .checks import shape_of, takes
 from .integers import INTEGERS
-from .quantize import QTensor, pack_int4
+from .nibbles import pack_int4
+from .quantize import QTensor
 from .ranges import scale_shape, spread
 from .reference import Bounds, bounds
 from .spec import CHOICES, FLOAT_TYPES, MatmulSpec

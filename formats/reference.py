@@ -53,7 +53,8 @@ from .checks import (
     takes_residual,
 )
 from .integers import INTEGERS
-from .quantize import QTensor, quantize, unpack_int4
+from .nibbles import unpack_int4
+from .quantize import QTensor, quantize
 from .ranges import spread
 from .spec import MatmulSpec
 from .values import as_array, to_float32

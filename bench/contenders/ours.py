@@ -10,8 +10,9 @@ import numpy as np
 
 from ...compiler.compile import compile
 from ...formats.named import is_named
+from ...formats.nibbles import pack_int4
 from ...formats.problem import Problem, difference
-from ...formats.quantize import QTensor, pack_int4
+from ...formats.quantize import QTensor
 from ...formats.reference import bounds
 from ...formats.values import numpy_dtype
 from ...runtime.kernel import Kernel
