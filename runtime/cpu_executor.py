@@ -73,7 +73,7 @@ class CpuExecutor:
         # How many rows X has only a call knows.
         bound = {**arrays, **{n: v for n, v in defaults.items() if not by_row(n, spec)}}
         if spec.experts is not None:
-            bound["units"] = aligned_empty((0, UNIT), np.int32)
+            bound["units"] = aligned_empty((0, len(UNIT)), np.int32)
         #: What every call hands over between x and y.
         self._bound = [
             tvm_ffi.from_dlpack(bound[name]) if name in bound else None for name in self._names

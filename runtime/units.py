@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..schedules.arguments import UNIT
 from .info import KernelInfo
 
 #: Units that each thread should have, so that none waits long for the last one.
@@ -19,9 +20,9 @@ UNITS_PER_THREAD = 8
 #: Columns that make packing the rows once more for another unit worth it.
 LEAST_COLUMNS = 512
 
-#: What the table says of a unit, in this order; ROWS is where the number of its rows stands.
+#: What the table says of a unit, by the names of `UNIT`.
 Unit = tuple[int, int, int, int, int]
-ROWS = ("expert", "first_row", "rows", "first_panel", "panels").index("rows")
+ROWS = UNIT.index("rows")
 
 
 @dataclass(frozen=True)

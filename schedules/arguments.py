@@ -28,9 +28,8 @@ Of = Literal[
 
 AnyPlan = Plan[Any, Any]
 
-#: What the table of units says of each: its expert, its first row of X and how many rows it has,
-#: its first panel of columns and how many panels. See `runtime.units`.
-UNIT = len(("expert", "first_row", "rows", "first_panel", "panels"))
+#: What the table of units says of each, a column for each name. See `runtime.units`.
+UNIT = ("expert", "first_row", "rows", "first_panel", "panels")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def placeholders(
         "scale of x": scales[spec.activation_scale],
         "row and group": (rows.m, layout.groups),
         "call": (1,),
-        "unit": (tirx.Var("units", "int32"), UNIT),
+        "unit": (tirx.Var("units", "int32"), len(UNIT)),
         "result": tiles,
     }
     found = {

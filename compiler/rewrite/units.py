@@ -1,7 +1,7 @@
 """One launch for several weights: a loop over units of work around a scheduled function.
 
 A unit is a block of rows of X that one expert multiplies, with a share of that expert's columns. A
-call lists its units in a table (`runtime.grouped`). Around the function for one weight stands
+call lists its units in a table (`runtime.units`). Around the function for one weight stands
 
     parallel over u:                        one unit
       rows of x, residual and y             begin at the unit's first row, and are as many as it has
@@ -23,12 +23,9 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from ...schedules.arguments import ARGUMENTS
+from ...schedules.arguments import ARGUMENTS, UNIT
 from ...schedules.cpu.program import Program
 from ...schedules.plan import MAX_ELEMENTS
-
-#: What the columns of the table hold.
-EXPERT, FIRST_ROW, ROWS, FIRST_PANEL, PANELS = range(5)
 
 #: The arguments that lie behind one another for every expert, by what they have numbers for.
 OF_WEIGHT = frozenset(each.name for each in ARGUMENTS if each.of in ("weight", "group", "column"))
@@ -46,19 +43,21 @@ def over_units(
     params = {param.name: param for param in func.params}
     m, mo, mi = params["x"].shape[0], params["mo"], params["mi"]
     units, unit = params["units"], tirx.Var("unit", "int32")
-    names = ("expert", "first_row", "rows", "first_panel", "panels")
-    of_unit = [tirx.Var(name, "int32") for name in names]
+    of_unit = {name: tirx.Var(name, "int32") for name in UNIT}
     bound = [
-        tirx.Bind(var, tirx.BufferLoad(units, [unit, column])) for column, var in enumerate(of_unit)
+        tirx.Bind(of_unit[name], tirx.BufferLoad(units, [unit, column]))
+        for column, name in enumerate(UNIT)
     ]
-    first_block = of_unit[EXPERT] * program.layout.n_blocks
+    first_block = of_unit["expert"] * program.layout.n_blocks
     tiles = tirx.Var("tiles", "int32")
     size = program.tile.rows
-    bound.append(tirx.Bind(tiles, tirx.floordiv(of_unit[ROWS] + (size - 1), size)))
+    bound.append(tirx.Bind(tiles, tirx.floordiv(of_unit["rows"] + (size - 1), size)))
 
     whole = {name: behind_one_another(params[name], experts) for name in OF_WEIGHT & params.keys()}
     starts = {name: (whole[name], first_block) for name in whole}
-    starts |= {name: (params[name], of_unit[FIRST_ROW]) for name in set(rows_of_x) & params.keys()}
+    starts |= {
+        name: (params[name], of_unit["first_row"]) for name in set(rows_of_x) & params.keys()
+    }
     moved = [(params[name], *start) for name, start in starts.items()]
     shifted = 0
 
@@ -93,7 +92,7 @@ def over_units(
         return tirx.BufferRegion(start[0], [from_start, *others])
 
     def number(var: tirx.Var) -> tirx.Expr:
-        for old, new in ((m, of_unit[ROWS]), (mo, tirx.const(1, "int32"))):
+        for old, new in ((m, of_unit["rows"]), (mo, tirx.const(1, "int32"))):
             if var.same_as(old):
                 return new
         return var
@@ -104,8 +103,8 @@ def over_units(
         if loop.kind != tirx.ForKind.PARALLEL:
             return loop
         # Loops that begin anywhere would keep TVM from seeing that tasks are panels.
-        behind = loop.loop_var - of_unit[FIRST_PANEL]
-        own = tirx.And(behind >= 0, behind < of_unit[PANELS])
+        behind = loop.loop_var - of_unit["first_panel"]
+        own = tirx.And(behind >= 0, behind < of_unit["panels"])
         panel = tirx.IfThenElse(own, loop.body, None)
         extent = tirx.const(-(-program.layout.n_blocks // program.tile.width), "int32")
         return tirx.For(loop.loop_var, loop.min, extent, tirx.ForKind.SERIAL, panel)
