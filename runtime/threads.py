@@ -70,7 +70,8 @@ class _Process:
 
 _caller = _Caller()
 _process = _Process()
-_lock = threading.Lock()
+#: Held while workers start, and by a fork: the child of one in between could never start a thread.
+_lock = threading.RLock()
 
 
 def check_threads(num_threads: Any) -> int:
@@ -294,12 +295,22 @@ def pool_name() -> str:
     return f"OpenMP, {found.openmp.path}"
 
 
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
 def _after_fork() -> None:
     """A forked child has none of its parent's threads, for which libgomp would wait."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _process.forked = True
     _process.change += 1
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
+)
