@@ -82,8 +82,8 @@ def error_report(
     for spec in specs:
         if not isinstance(spec, MatmulSpec):
             raise SpecError(f"specs holds {spec!r}; expected MatmulSpec")
-        if spec.gated:
-            raise SpecError("a spec has gated=True; expected those of one product each")
+        if spec.gated or spec.experts is not None:
+            raise SpecError("a spec is gated or has experts; expected those of one product each")
         if (spec.n, spec.k) != (n, k):
             raise SpecError(f"a spec has n={spec.n}, k={spec.k}; W has n={n}, k={k}")
     if x is None:

@@ -58,6 +58,8 @@ def module_spec(spec: MatmulSpec) -> MatmulSpec:
         )
     if spec.gated:
         raise SpecError("gated=True; expected False, because a module has one weight of n rows")
+    if spec.experts is not None:
+        raise SpecError(f"experts={spec.experts}; expected None, because a module has one weight")
     if spec.residual:
         raise SpecError("residual=True; expected False, because a module has one input")
     if spec.m is not None:

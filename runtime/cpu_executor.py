@@ -139,26 +139,27 @@ class CpuExecutor:
         """Compute the rows of every expert, not more than a function does at a time."""
         live = sum(map(operator.lt, (0, *ends), ends))
         each = -(-ends[-1] // live)
-        function, work, best, size = self.kernel.ready.get((each, live)) or self._ready_for(
-            each, live
-        )
+        function, work_of_one, size = self.kernel.ready.get(each) or self._prepare_units(each)
+        work = live * work_of_one
+        best = threads.best_of(work, threads.MAX_THREADS)
         table = units_of(ends, size, threads.count(count, work, best)[0])
         bound[self._names.index("units")] = tvm_ffi.from_dlpack(np.array(table, np.int32))
         threads.use(count, work, best)
         function(source, *bound, y, 1, size.tiles(max(unit[ROWS] for unit in table)))
 
-    def _ready_for(self, each: int, live: int) -> tuple[Any, float, int, UnitSize]:
-        """As `_prepare`, for so many rows of each of so many experts."""
+    def _prepare_units(self, each: int) -> tuple[Any, float, UnitSize]:
+        """What computes so many rows of every expert, and the work of one; the kernel keeps it."""
         info: KernelInfo = self.kernel.info
         machine.require(f"this kernel ({info.target})", info.architecture, info.features)
-        tiling = info.of_experts(each, live)
+        tiling = info.of_experts(each, 1)
         function = self.kernel.code.function(tiling.name)
-        ready = function, tiling.work, tiling.best, unit_size(info, tiling.name)
-        self.kernel.ready[each, live] = ready
+        ready = self.kernel.ready[each] = function, tiling.work, unit_size(info, tiling.name)
         return ready
 
     def compute(self, m: int, x: Any, y: Any) -> None:
         """As `linear.Executor`."""
+        if self._spec.experts is not None:
+            check_offs(self._spec, None, m)
         bound = self._bound if self._complete else self._completed(m)
         count = self.kernel._num_threads
         function, mo, mi, work, best = self.kernel.ready.get(m) or self._prepare(m, count)

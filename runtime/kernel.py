@@ -54,7 +54,7 @@ class Kernel:
         self.source = source
         self._num_threads = None if num_threads is None else threads.check_threads(num_threads)
         self.origin = "built"
-        self.ready: dict[Any, Any] = {}
+        self.ready: dict[int, Any] = {}
 
     def __copy__(self) -> Kernel:
         """The same code, which nothing changes."""

@@ -187,7 +187,7 @@ def ends_of(
     scale = part(w.scale)
     assert scale is not None
     shape = spec.w_rows, spec.k
-    others = w.dtype, w.group_size, shape, part(w.offset)
+    others = w.dtype, w.group_size, shape, part(w.offset), w.order
     weight = QTensor(w.data[rows], scale, part(w.zero_point), *others)
     given = {**problem.bind_arguments(), **problem.call_arguments()}
     if "bias" in given:

@@ -67,6 +67,8 @@ class Contender:
         """Whether it has a job's format, and can be kept from instructions its target lacks."""
         if self.formats is not None and name_of(job.spec) not in self.formats:
             return False
+        if job.spec.experts is not None:
+            return False  # one product of X is not what each expert's rows take
         if job.row is targets.host() or self.baseline:
             return True
         return "onednn" in self.groups and job.row.name in ONEDNN_ISA

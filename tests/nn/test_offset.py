@@ -12,6 +12,7 @@ from quantmm.errors import StateError, UnsupportedError
 torch = pytest.importorskip("torch", reason="torch is not installed")
 import torch_modules as tm
 from quantmm import nn as qnn
+from torch import library
 
 SPEC = qmm.MatmulSpec(
     n=33,
@@ -100,7 +101,7 @@ def test_the_operator_needs_no_offset(module):
     plain, x = tm.one_layer(), torch.randn(3, 70)
     weight = plain.data, plain.scale, None, plain.bias, plain._text
     assert torch.equal(torch.ops.quantmm.linear(x, *weight), plain(x))
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.quantmm.linear.default,
         (x, module.data, module.scale, None, module.bias, module._text, module.offset),
     )

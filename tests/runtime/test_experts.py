@@ -135,6 +135,20 @@ def test_ends_that_do_not_fit(linear, offs, message):
         qmm.reference(SPEC, x, WEIGHT, bias=BIAS, residual=residual, offs=offs)
 
 
+def test_what_takes_x_alone_has_no_experts(linear):
+    x, _ = arrays(5)
+    with pytest.raises(ArrayError, match="offs is missing"):
+        linear.compute(5, x, np.empty((5, 70), np.float32))
+
+
+def test_what_is_kept_of_calls_does_not_grow_with_the_experts_that_have_rows(linear):
+    x, residual = arrays(8)
+    linear.kernel.ready.clear()
+    for offs in ([8, 8, 8, 8], [4, 8, 8, 8], [2, 4, 6, 8]):
+        linear(x, residual=residual, offs=offs)
+    assert linear.kernel.ready.keys() == {8, 4, 2}
+
+
 def test_ends_for_one_weight():
     spec = qmm.MatmulSpec(n=70, k=90, input="float32", dynamic=True)
     x, w = arrays(5)[0], WEIGHT.rows(slice(70))
