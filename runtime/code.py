@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 import weakref
 from collections.abc import Callable
 from tempfile import NamedTemporaryFile
@@ -12,6 +10,7 @@ from typing import Any, Protocol
 
 from ..errors import KernelFileError
 from . import launcher
+from .forks import ForkLock
 
 
 class Content(Protocol):
@@ -59,16 +58,7 @@ class Library:
 
 #: By the digests of their contents; those that some kernel uses.
 _libraries: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictionary()
-_loading = threading.RLock()
-
-
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock."""
-    global _loading
-    _loading = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_loading = ForkLock()
 
 
 def library_of(content: bytes) -> Library:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import ThreadpoolController
+
 #: What a runtime must have: to start a parallel region, to know within it that one is running and
 #: which thread this is, and how many it would have.
 OPENMP_SYMBOLS = ("GOMP_parallel", "omp_in_parallel", "omp_get_thread_num", "omp_get_max_threads")
@@ -59,8 +61,6 @@ class Hosts:
 
 def find() -> Hosts:
     """The pools of this process, as they are now."""
-    from threadpoolctl import ThreadpoolController
-
     controllers = ThreadpoolController().lib_controllers
     paths = [each.filepath for each in controllers if each.user_api == "openmp"]
     # torch's own operations stand between our calls; another runtime's do not.

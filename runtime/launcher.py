@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ToolError
 from ..targets import machine
+from .forks import ForkLock
 from .tvm_runtime import library, tvm_ffi
 
 #: Under this name tvm_ffi writes a launcher into the modules that it loads.
@@ -97,7 +97,7 @@ class Launcher:
         self.pool.workers = self.pool.busy = self.pool.sleeping = 0
 
 
-_lock = threading.RLock()
+_lock = ForkLock()
 _launcher: Launcher | None = None
 
 
@@ -163,9 +163,6 @@ def register(address: int | None) -> None:
 
 
 def _after_fork() -> None:
-    """A lock that another thread held when the process was forked would never be released."""
-    global _lock
-    _lock = threading.RLock()
     if _launcher is not None:
         _launcher.forget_workers()
 

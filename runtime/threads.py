@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import ArrayError
 from ..targets import physical_cores
 from . import hosts, launcher
+from .forks import ForkLock
 
 #: The most threads that a call may ask for; `launch.ll` has no more slots than 256.
 MAX_THREADS = min(256, max(64, os.cpu_count() or 1))
@@ -70,8 +71,8 @@ class _Process:
 
 _caller = _Caller()
 _process = _Process()
-#: Held while workers start, and by a fork: the child of one in between could never start a thread.
-_lock = threading.RLock()
+#: Held while workers start and hosts are looked for.
+_lock = ForkLock()
 
 
 def check_threads(num_threads: Any) -> int:
@@ -257,7 +258,8 @@ def warn_of_few(there: int, wanted: int) -> None:
 
 def look_for_hosts() -> None:
     """Find the program's pools again, as modules were imported that may have brought some."""
-    found = hosts.find()
+    with _lock:
+        found = hosts.find()
     _process.modules = len(sys.modules)
     before, _process.hosts = _process.hosts, found
     for path, symbol in found.unusable.items():
@@ -295,22 +297,10 @@ def pool_name() -> str:
     return f"OpenMP, {found.openmp.path}"
 
 
-def _before_fork() -> None:
-    _lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _lock.release()
-
-
 def _after_fork() -> None:
     """A forked child has none of its parent's threads, for which libgomp would wait."""
-    global _lock
-    _lock = threading.RLock()
     _process.forked = True
     _process.change += 1
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
-)
+os.register_at_fork(after_in_child=_after_fork)

@@ -293,6 +293,33 @@ def test_forked_children_compute_and_end(kernel_file, host, before):
     assert run(code, kernel_file, **ONE) == [0] * 6
 
 
+def test_a_fork_waits_for_what_another_thread_has_half_done(kernel_file):
+    code = (
+        CALL
+        + """
+from quantmm.runtime.forks import ForkLock
+lock, begun, half = ForkLock(), threading.Event(), []
+def work():
+    with lock:
+        half.append(1)
+        begun.set()
+        time.sleep(0.2)
+        half.append(2)
+caller = threading.Thread(target=work)
+caller.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    with lock:
+        os._exit(len(half))
+caller.join()
+with lock:
+    print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+"""
+    )
+    assert run(code, kernel_file, **TWO) == 2
+
+
 @HOSTS
 def test_a_child_that_is_forked_in_the_middle_of_a_call_computes(kernel_file, host):
     """Of a thread that is not in the child, and whose loop was open."""
@@ -307,8 +334,9 @@ def work():
 caller = threading.Thread(target=work)
 caller.start()
 ends = []
-for _ in range(30):
-    time.sleep(0.003)
+for i in range(30):
+    # The first ones while the thread looks for pools and starts workers.
+    time.sleep(0.0001 * i)
     child = os.fork()
     if child == 0:
         import signal
