@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import targets
@@ -19,6 +20,7 @@ from .runtime.load import load
 from .versions import VERSION
 
 if TYPE_CHECKING:
+    from .models.open import open_model
     from .tuning.run import tune
 
 __version__ = VERSION
@@ -37,6 +39,7 @@ __all__ = [
     "error_report",
     "load",
     "load_weights",
+    "open_model",
     "pack_int4",
     "quantize",
     "read_matrix",
@@ -48,10 +51,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`tune`, whose modules only a program that tunes has to import."""
-    if name == "tune":
-        from .tuning.run import tune
+#: Names by the modules that only a program that uses them has to import.
+LATE = {"open_model": ".models.open", "tune": ".tuning.run"}
 
-        return tune
+
+def __getattr__(name: str) -> Any:
+    """What is in `LATE`."""
+    if name in LATE:
+        return getattr(importlib.import_module(LATE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

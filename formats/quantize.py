@@ -27,7 +27,7 @@ from .ranges import (
     spread,
     spread_rows,
 )
-from .spec import as_group_size, as_size
+from .spec import MatmulSpec, as_group_size, as_size
 from .values import (
     FLOAT32_MAX,
     as_array,
@@ -121,6 +121,29 @@ class QTensor:
         assert scale is not None
         others = self.dtype, self.group_size, shape, offset, self.order
         return QTensor(self.data[rows], scale, zero_point, *others)
+
+    def spec(self, **fields: Any) -> MatmulSpec:
+        """A spec that fits this weight.
+
+        Parameters
+        ----------
+        fields : all of a `MatmulSpec` that no weight decides, such as input="float32" and
+            dynamic=True; n too where there are several matrices (gated, experts).
+
+        Raises
+        ------
+        SpecError
+            They do not fit each other, or the weight.
+        """
+        own: dict[str, Any] = {"weight": self.dtype, "group_size": self.group_size}
+        for name in ("zero_point", "offset", "order"):
+            own["weight_" + name] = getattr(self, name) is not None
+        n, k = self.shape
+        given = {"n": n, "k": k, **fields}
+        for name, value in {"k": k, **own}.items():
+            if given.setdefault(name, value) != value:
+                raise SpecError(f"{name}={given[name]!r}; the weight has {name}={value!r}")
+        return MatmulSpec(**given)
 
     def unpacked(self) -> np.ndarray:
         """The quantized integers, (rows, K) of int8 or uint8."""

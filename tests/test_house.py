@@ -15,6 +15,7 @@ ROOT = Path(qmm.__file__).parent
 FLOORS = (
     ("cli",),
     ("nn",),
+    ("models",),
     ("tuning",),
     ("bench",),
     ("compiler",),
@@ -27,7 +28,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 #: Rooms that need TVM's compiler nowhere.
-WITHOUT_TVM = ("formats", "runtime")
+WITHOUT_TVM = ("formats", "models", "runtime")
 
 
 def module_name(path: Path) -> str:

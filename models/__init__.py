@@ -1,0 +1,1 @@
+"""Readers of models' files, each format in a file of its own: `open_model`."""
