@@ -8,7 +8,9 @@ from .requirement import require_torch
 
 require_torch()
 
+from .fuse import fuse_, unfused_state  # noqa: E402
 from .linear import Linear  # noqa: E402
 from .replace import quantize_  # noqa: E402
+from .report import LayerRow, report  # noqa: E402
 
-__all__ = ["Linear", "quantize_"]
+__all__ = ["LayerRow", "Linear", "fuse_", "quantize_", "report", "unfused_state"]

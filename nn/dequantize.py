@@ -33,7 +33,7 @@ def as_qtensor(
         beside[0],
         spec.weight,
         spec.group_size,
-        (spec.n, spec.k),
+        (spec.w_rows, spec.k),
         *beside[1:],
     )
 
@@ -46,7 +46,7 @@ def compute(
     offset: Tensor | None = None,
     order: Tensor | None = None,
 ) -> Tensor:
-    """float32 (n, k), see `quantmm.dequantize`."""
+    """float32 (rows of W, k), see `quantmm.dequantize`."""
     zero_point, offset, order = (
         None if tensor is None else tensor.cpu() for tensor in (zero_point, offset, order)
     )
@@ -64,7 +64,7 @@ def describe(
 ) -> Tensor:
     """The same without numbers."""
     fields = from_text(spec)
-    return scale.new_empty((fields.n, fields.k))
+    return scale.new_empty((fields.w_rows, fields.k))
 
 
 LIBRARY.define(

@@ -13,6 +13,9 @@ from ..errors import ArrayError, SpecError
 from ..formats.named import FORMATS, fields_of, name_of
 from ..formats.spec import FLOAT_TYPES, MatmulSpec
 
+#: Names that are short for one of `formats.named.FORMATS`.
+SHORT = {"w8a8": "w8a8-dynamic", "w7a8": "w7a8-dynamic"}
+
 #: The dtypes that x may have, by what a spec calls them.
 DTYPES: dict[torch.dtype, str] = {getattr(torch, name): name for name in FLOAT_TYPES}
 
@@ -22,7 +25,7 @@ def spec_for(format: str | MatmulSpec, n: int, k: int, bias: bool) -> MatmulSpec
 
     Parameters
     ----------
-    format : a name of `formats.named.FORMATS`, or a spec of this n, k and bias.
+    format : a name of `formats.named.FORMATS` or `SHORT`, or a spec of this n, k and bias.
 
     Raises
     ------
@@ -30,7 +33,8 @@ def spec_for(format: str | MatmulSpec, n: int, k: int, bias: bool) -> MatmulSpec
         No such name, a spec of something else, or one that no module can have.
     """
     if isinstance(format, str):
-        return module_spec(MatmulSpec(n=n, k=k, bias=bias, **fields_of(format)))
+        fields = fields_of(SHORT.get(format, format))
+        return module_spec(MatmulSpec(n=n, k=k, bias=bias, **fields))
     if not isinstance(format, MatmulSpec):
         raise SpecError(f"format={format!r}; expected a MatmulSpec or one of {', '.join(FORMATS)}")
     given, expected = (format.n, format.k, format.bias), (n, k, bias)
@@ -56,8 +60,6 @@ def module_spec(spec: MatmulSpec) -> MatmulSpec:
             f"out={spec.out!r} with input={spec.input!r}; expected the same, because the result "
             "of a module has the dtype of x"
         )
-    if spec.gated:
-        raise SpecError("gated=True; expected False, because a module has one weight of n rows")
     if spec.experts is not None:
         raise SpecError(f"experts={spec.experts}; expected None, because a module has one weight")
     if spec.residual:

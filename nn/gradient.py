@@ -21,12 +21,24 @@ aten = torch.ops.aten
 
 #: For each activation function, what it makes of a gradient; given that and its argument.
 SLOPES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
+    None: lambda grad, v: grad,
     "relu": lambda grad, v: aten.threshold_backward(grad, v, 0),
     "gelu": lambda grad, v: aten.gelu_backward(grad, v),
     "gelu_tanh": lambda grad, v: aten.gelu_backward(grad, v, approximate="tanh"),
     "silu": lambda grad, v: aten.silu_backward(grad, v),
     "tanh": lambda grad, v: aten.tanh_backward(grad, torch.tanh(v)),
     "sigmoid": lambda grad, v: aten.sigmoid_backward(grad, torch.sigmoid(v)),
+}
+
+#: The functions themselves, which a gate's gradient is made with.
+FUNCTIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda v: v,
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -60,7 +72,7 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         ctx.spec, ctx.text = from_text(spec), spec
         # None says that a tensor has no tangent; zeros would not.
         ctx.set_materialize_grads(False)
-        x = None if ctx.spec.activation_fn is None else x
+        x = x if ctx.spec.activation_fn or ctx.spec.gated else None
         kept = (x, data, scale, zero_point, bias, offset, order)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
@@ -74,7 +86,9 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
         with torch.autocast("cpu", enabled=False):
             x, data, scale, zero_point, bias, offset, order = ctx.saved_tensors
             weight = dequantize(data, scale, zero_point, ctx.text, offset, order)
-            single = sloped(ctx.spec, grad.to(torch.float32), x, weight, bias)
+            single = grad.to(torch.float32)
+            if x is not None:
+                single = sloped(ctx.spec, single, functional.linear(x.float(), weight, bias))
             grad_x = (single @ weight).to(grad.dtype)
         return None, grad_x, None, None, None, None, None, None, None
 
@@ -90,13 +104,24 @@ class Differentiable(torch.autograd.function._SingleLevelFunction):
             x, data, scale, zero_point, bias, offset, order = ctx.saved_tensors
             weight = dequantize(data, scale, zero_point, ctx.text, offset, order)
             single = tangent.to(torch.float32) @ weight.T
-            return sloped(ctx.spec, single, x, weight, bias).to(tangent.dtype)
+            if x is not None:
+                single = moved(ctx.spec, single, functional.linear(x.float(), weight, bias))
+            return single.to(tangent.dtype)
 
 
-def sloped(
-    spec: MatmulSpec, grad: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """A gradient of y as one of X Wᵀ + bias."""
-    if x is None:
-        return grad
-    return SLOPES[spec.activation_fn](grad, functional.linear(x.to(torch.float32), weight, bias))
+def sloped(spec: MatmulSpec, grad: Tensor, v: Tensor) -> Tensor:
+    """A gradient of y as one of v = X Wᵀ + bias."""
+    slope = SLOPES[spec.activation_fn]
+    if not spec.gated:
+        return slope(grad, v)
+    gate, up = v.split(spec.n, dim=-1)
+    return torch.cat([slope(grad * up, gate), grad * FUNCTIONS[spec.activation_fn](gate)], dim=-1)
+
+
+def moved(spec: MatmulSpec, tangent: Tensor, v: Tensor) -> Tensor:
+    """The tangent of y that comes of one of v = X Wᵀ + bias."""
+    slope = SLOPES[spec.activation_fn]
+    if not spec.gated:
+        return slope(tangent, v)
+    (gate, up), (of_gate, of_up) = (each.split(spec.n, dim=-1) for each in (v, tangent))
+    return slope(of_gate * up, gate) + FUNCTIONS[spec.activation_fn](gate) * of_up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -27,8 +28,20 @@ from .product import product
 EXTRA_STATE = "_extra_state"
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A linear that a module for several computes: its name beside it, its rows of W, its spec."""
+
+    name: str
+    rows: slice
+    spec: MatmulSpec
+
+
 class Linear(nn.Module):
     """y = x Wᵀ + bias with a quantized W; x is quantized in the call, row by row.
+
+    With a gated spec W has the rows of a gate and then those of "up", and y is the activation
+    function of the one product times the other; all that has n rows below then has 2 n.
 
     The buffers are a `QTensor`'s arrays, the same for every machine. What a kernel reads is packed
     from them at the first call, and again after they were changed. A kernel is compiled when a
@@ -44,8 +57,10 @@ class Linear(nn.Module):
     offset : float32 of the same shape, or None.
     order : int32 (k,), the columns of x that those of `data` are multiplied with, or None.
     bias : float32 (n,), or None.
+    pieces : the linears that this one stands for, where it is several, see `quantmm.nn.fuse_`.
     """
 
+    pieces: tuple[Piece, ...] = ()
     data: Tensor
     scale: Tensor
     zero_point: Tensor | None
@@ -86,11 +101,12 @@ class Linear(nn.Module):
             columns, dtype = -(-spec.k // 2), torch.uint8
         else:
             columns, dtype = spec.k, getattr(torch, stored_as(spec.weight))
-        shape = scale_shape((spec.n, spec.k), spec.group_size)
+        rows = spec.w_rows
+        shape = scale_shape((rows, spec.k), spec.group_size)
         # Changes of tensors that are made in inference mode would go unnoticed.
         with torch.inference_mode(False):
             zeros, ones = torch.zeros, torch.ones
-            self.register_buffer("data", zeros((spec.n, columns), dtype=dtype, device=device))
+            self.register_buffer("data", zeros((rows, columns), dtype=dtype, device=device))
             self.register_buffer("scale", ones(shape, dtype=torch.float32, device=device))
             zero_point = zeros(shape, dtype=torch.int32, device=device)
             self.register_buffer("zero_point", zero_point if spec.weight_zero_point else None)
@@ -98,7 +114,7 @@ class Linear(nn.Module):
             self.register_buffer("offset", offset if spec.weight_offset else None)
             order = torch.arange(spec.k, dtype=torch.int32, device=device)
             self.register_buffer("order", order if spec.weight_order else None)
-            added = zeros(spec.n, dtype=torch.float32, device=device)
+            added = zeros(rows, dtype=torch.float32, device=device)
             self.register_buffer("bias", added if spec.bias else None)
 
     @classmethod
@@ -107,7 +123,8 @@ class Linear(nn.Module):
 
         Parameters
         ----------
-        format : as for `Linear`. A spec has to have the module's n, k and bias.
+        format : as for `Linear`. A spec has to have the module's n, k and bias; a gated one half of
+            its n, since the module has the rows of gate and up.
 
         Raises
         ------
@@ -126,10 +143,11 @@ class Linear(nn.Module):
                 f"module is {type(module).__name__} without a weight; expected one that was called "
                 "before, which tells it its shape"
             )
-        n, k = weight.shape
-        spec = spec_for(format, n, k, bias is not None)
+        rows, k = weight.shape
+        gated = isinstance(format, MatmulSpec) and format.gated
+        spec = spec_for(format, rows // 2 if gated else rows, k, bias is not None)
         if weight.is_meta:
-            return cls(k, n, spec.bias, spec, device="meta").train(module.training)
+            return cls(k, spec.n, spec.bias, spec, device="meta").train(module.training)
         w = quantize(
             cast(npt.ArrayLike, weight),
             spec.weight,
@@ -148,7 +166,7 @@ class Linear(nn.Module):
 
         Parameters
         ----------
-        bias : (n,) floats.
+        bias : a float for each row of `w`.
         spec : None for the dynamic spec that fits `w` and `bias`.
 
         Raises
@@ -199,7 +217,7 @@ class Linear(nn.Module):
         return as_qtensor(data, scale, zero_point, self.spec, offset, order)
 
     def dequantize(self) -> Tensor:
-        """The weight as float32 (n, k)."""
+        """The weight as float32 (n, k), gated (2 n, k)."""
         beside = self.offset, self.order
         return dequantize(self.data, self.scale, self.zero_point, self._text, *beside)
 
@@ -246,7 +264,8 @@ class Linear(nn.Module):
         return owned(np.frombuffer(self.spec.to_json().encode(), np.uint8))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: `_load_from_state_dict` has compared the specs before it loads."""
+        """Nothing but a check of the spec, for those that load without `_load_from_state_dict`."""
+        check_spec(self, state, EXTRA_STATE)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any
@@ -278,13 +297,7 @@ class Linear(nn.Module):
 
 def check_state(module: Linear, state: Mapping[str, Any], prefix: str) -> None:
     """Refuse a state that `module` would not compute the same with."""
-    extra = state.get(prefix + EXTRA_STATE)
-    # A state without numbers does not say what it is of.
-    if extra is not None and not (isinstance(extra, Tensor) and extra.is_meta):
-        given = spec_of(extra, prefix + EXTRA_STATE)
-        if given != module.spec:
-            text, expected = given.to_json(), module.spec.to_json()
-            raise StateError(f"{prefix}{EXTRA_STATE} has {text}; the module has {expected}")
+    check_spec(module, state.get(prefix + EXTRA_STATE), prefix + EXTRA_STATE)
     for name, own in module._buffers.items():
         tensor = state.get(prefix + name)
         if own is None or not isinstance(tensor, Tensor):
@@ -292,8 +305,18 @@ def check_state(module: Linear, state: Mapping[str, Any], prefix: str) -> None:
         if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
             raise StateError(
                 f"{prefix}{name} is {kind(tensor)}; the module, {format_name(module.spec)} of "
-                f"{(module.spec.n, module.spec.k)}, has {kind(own)}"
+                f"{(module.spec.w_rows, module.spec.k)}, has {kind(own)}"
             )
+
+
+def check_spec(module: Linear, extra: Any, name: str) -> None:
+    """Refuse the extra state of another spec."""
+    # A state without numbers does not say what it is of.
+    if extra is not None and not (isinstance(extra, Tensor) and extra.is_meta):
+        given = spec_of(extra, name)
+        if given != module.spec:
+            text, expected = given.to_json(), module.spec.to_json()
+            raise StateError(f"{name} has {text}; the module has {expected}")
 
 
 def spec_of(extra: Any, name: str) -> MatmulSpec:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ModuleError, QuantmmError
+from .fuse import HOOKS, fuse_
 from .linear import Linear
 
 Filter = Callable[[nn.Module, str], bool]
-
-#: Where a module keeps what is to be called before and after it.
-HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
+Format = Callable[[str], str]
 
 
 def quantize_(
-    model: nn.Module, format: str = "w8a8-dynamic", filter_fn: Filter | None = None
+    model: nn.Module,
+    format: str | Format = "w8a8-dynamic",
+    filter_fn: Filter | None = None,
+    *,
+    fuse: bool = True,
 ) -> None:
     """Replace the linears of a model by quantized ones, in place: all of them, or none.
 
@@ -35,16 +33,17 @@ def quantize_(
     Parameters
     ----------
     model : any module but a linear itself.
-    format : "w8a8-dynamic", "w7a8-dynamic", "w4a8", "w4a8-g128" or "w4a8-g32".
+    format : a name of a format, see `Linear`, or what gives one for a linear's qualified name.
     filter_fn : called with each linear and its qualified name; those for which it says False
         stay as they are.
+    fuse : then compute in one call what belongs together, see `fuse_`; `report` says what that is.
 
     Raises
     ------
     ModuleError
         `model` is no module, is a linear itself, has none, or has none that was chosen.
     SpecError
-        No such format.
+        No such format, or not for a linear of that shape; the message has its name.
     ArrayError
         A weight with NaN or infinity; the message has its name.
     """
@@ -65,6 +64,8 @@ def quantize_(
         found = f"{len(linears)} of them and filter_fn chose none" if linears else "none"
         raise ModuleError(f"expected torch.nn.Linear in {type(model).__name__}; it has {found}")
     put_in(model, quantized(chosen, format))
+    if fuse:
+        fuse_(model)
 
 
 def linears_of(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -75,18 +76,19 @@ def linears_of(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def quantized(chosen: dict[str, nn.Linear], format: str) -> dict[nn.Module, Linear]:
+def quantized(chosen: dict[str, nn.Linear], format: str | Format) -> dict[nn.Module, Linear]:
     """For each linear its quantized one."""
     of_weight: dict[Tensor, Linear] = {}
     made: dict[nn.Module, Linear] = {}
     for name, module in chosen.items():
         try:
-            new = Linear.from_float(module, format)
+            new = Linear.from_float(module, format if isinstance(format, str) else format(name))
         except QuantmmError as error:
             raise type(error)(f"{name}: {error}") from None
         first = of_weight.setdefault(module.weight, new)
-        new.data, new.scale, new.zero_point = first.data, first.scale, first.zero_point
-        new.offset, new.order = first.offset, first.order
+        if dataclasses.replace(first.spec, bias=new.spec.bias) == new.spec:
+            new.data, new.scale, new.zero_point = first.data, first.scale, first.zero_point
+            new.offset, new.order = first.offset, first.order
         for hooks in HOOKS:
             setattr(new, hooks, getattr(module, hooks))
         made[module] = new

@@ -184,7 +184,6 @@ REFUSED = [
         "residual=True; expected False",
     ),
     (qmm.MatmulSpec(n=33, k=70, bias=True, m=4, **FLOATS), "m=4; expected None"),
-    (qmm.MatmulSpec(n=33, k=70, bias=True, gated=True, **FLOATS), "gated=True; expected False"),
     (qmm.MatmulSpec(n=33, k=70, bias=True, experts=2, **FLOATS), "experts=2; expected None"),
 ]
 
