@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from ..targets import cores
+from .. import cores
 
 #: Up to this M a decoder meets weights that come from memory; they are rotated past the caches.
 COLD_ROWS = 16

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import tvm
 
-from ..targets import physical_cores
+from ..side_by_side import side_by_side as on_all_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,5 +21,4 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         with context:  # of the calling thread: others begin without
             return work(item)
 
-    with ThreadPoolExecutor(physical_cores()) as pool:
-        return [*pool.map(within, items)]
+    return on_all_cores(within, items)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..cores import physical_cores
 from ..errors import TargetError
 from .arm import ARM_TARGETS
-from .cores import physical_cores
 from .cuda import CUDA_TARGETS, CudaTarget
 from .generic import GENERIC
 from .layout import WeightLayout, weight_layout

@@ -22,7 +22,8 @@ FLOORS = (
     ("runtime",),
     ("schedules",),
     ("formats", "targets"),
-    ("files", "processes", "versions"),
+    ("side_by_side",),
+    ("cores", "files", "processes", "versions"),
     ("errors",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

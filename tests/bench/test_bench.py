@@ -9,7 +9,7 @@ import chips
 import numpy as np
 import pytest
 import quantmm as qmm
-from quantmm import targets
+from quantmm import cores, targets
 from quantmm.bench import limits, rotation, timing
 from quantmm.bench.contenders import Job, ours
 from quantmm.bench.roofline import Limits
@@ -17,7 +17,6 @@ from quantmm.cli.bench import SPEC_OPTIONS, bench_command, jobs_for
 from quantmm.formats import named
 from quantmm.runtime import memory
 from quantmm.runtime.tvm_runtime import tvm_ffi
-from quantmm.targets import cores
 from quantmm.targets.forms import PAIRED, SIGNS
 
 #: The options of `quantmm bench` that decide what is timed.

@@ -455,7 +455,7 @@ def test_default_is_one_thread_per_physical_core(kernel_file, tmp_path, siblings
     chips.describe(tmp_path, {cpu: "all" if siblings else str(cpu) for cpu in allowed})
     code = f"""
 import pathlib
-from quantmm.targets import cores
+from quantmm import cores
 cores.CPUS = cores.OWN_GROUPS = pathlib.Path({str(tmp_path)!r})
 {CALL}
 print(json.dumps(kernel.num_threads))

@@ -7,7 +7,7 @@ import os
 import chips
 import psutil
 import pytest
-from quantmm.targets import cores
+from quantmm import cores
 
 #: 8 cores of two threads, numbered as Linux numbers them: siblings are 8 apart.
 EIGHT = {cpu: f"{cpu % 8},{cpu % 8 + 8}" for cpu in range(16)}
