@@ -47,13 +47,14 @@ class Layer:
     Attributes
     ----------
     name : as the module is called: without ".weight".
-    shape : (N, K), of outputs and inputs, however the file has them.
+    shape : (N, K), of outputs and inputs, however the file has them; the rows of experts, which
+        lie one behind the other, are all counted.
     format : as people know it: "gptq int4 g=128", "Q4_K", "float16".
     nbytes : in the file, scales and all.
     file : where it is.
     load : gives the weight; call `read` instead, which names the layer in errors.
     fields : of a `MatmulSpec`, what the weight decides (weight, group_size, weight_zero_point,
-        weight_offset, weight_order); None for floats.
+        weight_offset, weight_order, experts); None for floats.
     activations : what the file says of X; None where it says nothing.
     """
 
@@ -112,7 +113,9 @@ class Layer:
                     "quantmm computes int8 and uint8 ones, by tensor, row or group"
                 )
             said = self.activations.fields
-        return MatmulSpec(n=n, k=k, **{**(self.fields or {}), **said, **fields})
+        decided = {**(self.fields or {}), **said, **fields}
+        n //= decided.get("experts") or 1
+        return MatmulSpec(n=n, k=k, **decided)
 
 
 class Lazy(Mapping[str, T]):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import floats
+from . import floats, gguf
 from .blocks import reading
 from .model import Model
 from .source import Found, Source, natural, source_of
@@ -55,6 +55,7 @@ def among_tensors(
 
 #: Whoever recognises a source first reads it.
 READERS: tuple[Reader, ...] = (
+    Reader("GGUF", gguf.recognises, gguf.read),
     among_tensors("floats", lambda source: True, lambda source: Found({}, frozenset())),
 )
 
