@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -36,7 +36,7 @@ def report(model: nn.Module) -> tuple[LayerRow, ...]:
     return tuple(
         LayerRow(
             name,
-            format_name(module.spec),
+            format_name(replace(module.spec, gated=False, activation_fn=None)),
             module.spec.n,
             module.spec.k,
             sum(each.nbytes for each in module._buffers.values() if each is not None),

@@ -1,4 +1,4 @@
-"""The torch that modules need; asked for before anything else of it is imported."""
+"""The torch and transformers that modules need; asked for before anything of them is imported."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 
 from ..errors import ToolError
 
-#: The first version that the tests cover, which the extra asks for too.
+#: The first versions that the tests cover, which the extras ask for too.
 MINIMUM = (2, 13)
 INSTALL = "pip install 'quantmm[torch]'"
+TRANSFORMERS = (5, 24)
+INSTALL_TRANSFORMERS = "pip install 'quantmm[transformers]'"
 
 
 def require_torch() -> None:
@@ -28,11 +30,36 @@ def require_torch() -> None:
     check_version(torch.__version__)
 
 
-def check_version(version: str) -> None:
-    """Refuse a version before `MINIMUM`."""
-    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
-    if found < MINIMUM:
-        expected = ".".join(map(str, MINIMUM))
+def require_transformers() -> None:
+    """Import transformers.
+
+    Raises
+    ------
+    ToolError
+        It is missing, or older than `TRANSFORMERS`.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
         raise ToolError(
-            f"quantmm.nn found torch {version}; expected {expected} or later: {INSTALL}"
+            "quantmm.nn needs transformers for this, which is not installed: "
+            f"{INSTALL_TRANSFORMERS}"
+        ) from None
+    check_version(transformers.__version__, "transformers", TRANSFORMERS, INSTALL_TRANSFORMERS)
+
+
+def check_version(
+    version: str,
+    name: str = "torch",
+    minimum: tuple[int, int] = MINIMUM,
+    install: str = INSTALL,
+) -> None:
+    """Refuse a version before the first that is tested."""
+    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if found < minimum:
+        expected = ".".join(map(str, minimum))
+        raise ToolError(
+            f"quantmm.nn found {name} {version}; expected {expected} or later: {install}"
         )
