@@ -59,6 +59,10 @@ class CudaError(QuantmmError, RuntimeError):
     """A call of the CUDA driver that failed; the message has the call and the driver's reason."""
 
 
+class EmulationError(QuantmmError, RuntimeError):
+    """A kernel that does, under emulation, what it must not; or that cannot be emulated."""
+
+
 class BenchError(QuantmmError, ValueError):
     """A benchmark of what does not exist, or one that could not be measured."""
 

@@ -12,11 +12,8 @@ from ..runtime.devices import why_no_gpu
 from ..runtime.threads import default_threads, pool_name
 from ..targets import verified
 from ..targets.verified import Record
-from ..versions import SCHEDULE_VERSION
+from ..versions import cuda_versions, versions
 from .tables import show
-
-#: How kernels for GPUs are verified; docs/gpu.md says what that means.
-EMULATED_GPU = "generated code on a CPU, in tests; no card yet"
 
 
 @click.command("targets")
@@ -37,22 +34,28 @@ def targets_table(records: Sequence[Record]) -> Table:
     for target in targets.TARGETS:
         reason = targets.why_not_here(target)
         here = ("yes (host)" if target is best else "yes") if reason is None else f"no: {reason}"
-        found = verified.evidence(target.name, records, SCHEDULE_VERSION)
-        how = "; ".join(map(evidence_text, found)) or "nothing yet"
+        how = how_verified(target.name, records, versions()["schedule"])
         table.add_row(target.name, target.instruction.name, target.description, here, how)
     for gpu in targets.CUDA_TARGETS:
         reason = why_no_gpu(gpu.capability)
         here = "yes" if reason is None else f"no: {reason.partition(' (')[0]}"
-        table.add_row(gpu.name, gpu.instruction.name, gpu.description, here, EMULATED_GPU)
+        how = how_verified(gpu.name, records, cuda_versions()["schedule"])
+        table.add_row(gpu.name, gpu.instruction.name, gpu.description, here, how)
     return table
 
 
-def evidence_text(record: Record) -> str:
-    """A record in a few words: the CPU where it was the chip itself, else what took its place."""
+def how_verified(target: str, records: Sequence[Record], schedule: str) -> str:
+    """What speaks for a target, in words."""
+    found = verified.evidence(target, records, schedule)
+    return "; ".join(evidence_text(record, schedule) for record in found) or "nothing yet"
+
+
+def evidence_text(record: Record, schedule: str) -> str:
+    """A record in a few words: the chip where it was that itself, else what took its place."""
     what = record.cpu if record.how == verified.NATIVE else record.how
     if record.how == verified.SEMANTICS:
         what += " only"
     when = record.date
-    if not record.is_current(SCHEDULE_VERSION):
-        when += f", schedule {record.versions.get('schedule')}; now {SCHEDULE_VERSION}"
+    if not record.is_current(schedule):
+        when += f", schedule {record.versions.get('schedule')}; now {schedule}"
     return f"{what} ({when})"

@@ -8,6 +8,7 @@ import warnings
 
 from tvm import tirx
 
+from ..errors import UnsupportedError
 from ..formats.spec import MatmulSpec
 from ..runtime.cuda_code import CudaCode
 from ..runtime.cuda_info import PREPARE, CudaFunction, CudaInfo, Launch
@@ -30,32 +31,52 @@ from .rewrite.stores import store_gpu_tiles
 from .side_by_side import side_by_side
 
 
-def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None) -> Kernel:
+def build(
+    spec: MatmulSpec,
+    target: CudaTarget,
+    record: CudaRecord | None = None,
+    *,
+    function: str | None = None,
+) -> Kernel:
     """What `compile` returns for a GPU, built now whatever the cache holds.
 
-    A record whose functions there are not is not used, and a RuntimeWarning says so.
+    With the name of a `function` the kernel has no other. A record whose functions there are not is
+    not used, and a RuntimeWarning says so.
 
     Raises
     ------
     ToolError
         NVRTC is not there.
     UnsupportedError
-        See `plan_for`.
+        See `plan_for` and `variant_named`.
     """
     plan = plan_for(spec, target)
     record = usable(record, plan)
-    variants = choose_variants(plan, record)
+    variants = (variant_named(plan, function),) if function else choose_variants(plan, record)
     code, launches = source(plan, variants)
     forms: tuple[nvrtc.Form, ...] = ("cubin", "ptx")
     cubin, ptx = side_by_side(lambda form: nvrtc.compile_cuda(code, target.arch, form=form), forms)
-    info = CudaInfo(
-        spec=spec,
+    info = info_of(plan, variants, launches, len(cubin), record)
+    return Kernel(info, CudaCode.of(cubin, ptx, info), source=code)
+
+
+def info_of(
+    plan: CudaPlan,
+    variants: tuple[CudaVariant, ...],
+    launches: dict[str, Launch],
+    cubin_bytes: int,
+    record: CudaRecord | None = None,
+) -> CudaInfo:
+    """What a kernel of these functions is, apart from its code."""
+    target = plan.target
+    return CudaInfo(
+        spec=plan.spec,
         target=target.name,
         instruction=target.instruction.name,
         capability=target.capability,
         multiprocessors=target.multiprocessors,
         layout=plan.layout,
-        x_dtype=x_sign(spec),
+        x_dtype=x_sign(plan.spec),
         prepared=frontend.prepared(plan),
         arguments=arguments(plan),
         launches=launches,
@@ -63,12 +84,25 @@ def build(spec: MatmulSpec, target: CudaTarget, record: CudaRecord | None = None
             CudaFunction(v.name, v.strategy, v.instruction.name, v.cost(plan.layout))
             for v in variants
         ),
-        cubin_bytes=len(cubin),
+        cubin_bytes=cubin_bytes,
         versions=cuda_versions(),
         record=record.name if record else None,
         tuned=record.functions if record else (),
     )
-    return Kernel(info, CudaCode.of(cubin, ptx, info), source=code)
+
+
+def variant_named(plan: CudaPlan, name: str) -> CudaVariant:
+    """The function of a kernel that is called so.
+
+    Raises
+    ------
+    UnsupportedError
+        There is none.
+    """
+    every = {variant.name: variant for variant in strategies.variants(plan)}
+    if name not in every:
+        raise UnsupportedError(f"no function {name!r}; there are {', '.join(every)}")
+    return every[name]
 
 
 def choose_variants(plan: CudaPlan, record: CudaRecord | None = None) -> tuple[CudaVariant, ...]:

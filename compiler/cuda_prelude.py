@@ -1,7 +1,7 @@
 """What kernels for NVIDIA GPUs call beyond CUDA C++ itself: the instructions, as functions.
 
 `PRELUDE` is put before every source that `compiler.nvrtc` compiles. Generated code calls these
-functions by name; without a GPU, `tests/emulators/cuda/emulate.h` has functions of the same
+functions by name; without a GPU, `emulation/emulate.h` has functions of the same
 names and meaning in plain C++. X is the left operand (activations), W the right one (weights).
 
 - qmm_dp4a_{x}{w}(x, w, c): c + the dot product of four bytes of each; {x}, {w} are s8 or u8.

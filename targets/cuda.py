@@ -89,4 +89,6 @@ CUDA_TARGETS = (
     CudaTarget("cuda-sm86", "NVIDIA Ampere (A10, RTX 30)", (8, 6), MMA_M16N8K32, 72, 99 << 10),
     CudaTarget("cuda-sm89", "NVIDIA Ada (L4, L40, RTX 40)", (8, 9), MMA_M16N8K32, 142, 99 << 10),
     CudaTarget("cuda-sm90", "NVIDIA Hopper (H100, H200)", (9, 0), MMA_M16N8K32, 132, 227 << 10),
+    CudaTarget("cuda-sm100", "NVIDIA Blackwell (B200)", (10, 0), MMA_M16N8K32, 148, 227 << 10),
+    CudaTarget("cuda-sm120", "NVIDIA Blackwell (RTX 50)", (12, 0), MMA_M16N8K32, 170, 99 << 10),
 )

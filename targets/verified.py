@@ -15,12 +15,14 @@ PATH = Path(__file__).with_name("verified.json")
 
 #: Ways in which a target's kernels were run, best first, by how the words of a record start: on the
 #: chip itself; a whole CPU in software; this CPU with the missing instructions in software; plain
-#: loops with the meaning of the instructions (`targets.emulated`).
-NATIVE, QEMU, INSTRUCTION, SEMANTICS = WAYS = (
+#: loops with the meaning of the instructions (`targets.emulated`); the CUDA C++ of a GPU's kernels
+#: on a CPU (`compiler.emulation`).
+NATIVE, QEMU, INSTRUCTION, SEMANTICS, GENERATED = WAYS = (
     "native",
     "qemu",
     "emulated instruction",
     "emulated semantics",
+    "generated code on a CPU",
 )
 
 
@@ -32,7 +34,7 @@ class Record:
     ----------
     target : the row's name.
     how : one of WAYS, with what else describes it, such as "qemu-aarch64 7.2 -cpu max".
-    cpu : the machine's name for its CPU.
+    cpu : the machine's name for its CPU, or on a GPU itself the driver's for that.
     problems : how many agreed; there was no other.
     date : of the run, as 2026-11-24.
     versions : "schedule" and "tvm" of the kernels.
@@ -51,7 +53,7 @@ class Record:
         starts = (i for i, way in enumerate(WAYS) if self.how.startswith(way))
         return next(starts, len(WAYS))
 
-    def is_current(self, schedule: int) -> bool:
+    def is_current(self, schedule: int | str) -> bool:
         """Whether the recipes are those of this version of the schedules."""
         return self.versions.get("schedule") == str(schedule)
 
@@ -97,7 +99,7 @@ def write(record: Record, path: Path = PATH) -> None:
         write_whole(path, f"[{lines}]\n".encode(), RecordError)
 
 
-def evidence(target: str, records: Sequence[Record], schedule: int) -> list[Record]:
+def evidence(target: str, records: Sequence[Record], schedule: int | str) -> list[Record]:
     """What speaks for a target: the best way in which the present recipes were verified.
 
     Better ways come before it where only recipes of another version were verified in them.

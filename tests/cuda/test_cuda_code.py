@@ -28,6 +28,9 @@ MATRIX = {(7, 5): ("IMMA", "8816"), (8, 0): ("IMMA", "16832")}
 #: with the instructions of another one those with most registers.
 FEW = {"cuda-sm86": ("w8", "w4-g128"), "cuda-sm89": ("w8", "w4-g128")}
 FEW["cuda-sm90"] = ("w8", "w4-g32", "w4-g128-zero")
+FEW["cuda-sm100"] = FEW["cuda-sm120"] = ("w8",)
+#: Of the version of NVRTC that knows a generation, where it is newer than what tests install.
+NEWER = {"cuda-sm100": (12, 8), "cuda-sm120": (12, 8)}
 CASES = [
     pytest.param(target, FORMATS[name], id=f"{target.name}-{name}")
     for target in CUDA_TARGETS
@@ -56,7 +59,13 @@ def built(target_name, fields):
     return named, launches, {n: code[launch.name] for n, launch in launches.items()}
 
 
+def nvrtc_version():
+    return tuple(map(int, nvrtc.version().removeprefix("nvrtc ").split(".")))
+
+
 def of(target, fields):
+    if nvrtc_version() < NEWER.get(target.name, (0, 0)):
+        pytest.skip(f"{nvrtc.version()} does not know {target.arch}")
     return built(target.name, tuple(fields.items()))
 
 
@@ -98,7 +107,12 @@ def test_memory_is_moved_16_bytes_at_a_time(target, fields):
             assert machine.count("LDS", "128") or variant.instruction.rows == 1, name
 
 
-@pytest.mark.parametrize("target", [t for t in CUDA_TARGETS if t.matrix], ids=lambda t: t.name)
+# For Blackwell NVRTC 12.9 makes longer loops of the same code (docs/gpu.md).
+@pytest.mark.parametrize(
+    "target",
+    [t for t in CUDA_TARGETS if t.matrix and t.name not in NEWER],
+    ids=lambda t: t.name,
+)
 def test_the_inner_loop_of_a_large_multiplication_is_products(target):
     _, _, code = of(target, FORMATS["w8"])
     mnemonic = MATRIX[max(since for since in MATRIX if since <= target.capability)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-import cuda_emulation
 import cuda_fragments
 import numpy as np
 import pytest
-from cuda_emulation import Address, Emulated, EmulationError, Memory
+from quantmm.compiler.emulation import toolchain
+from quantmm.compiler.emulation.program import Address, Emulated, Memory
+from quantmm.errors import EmulationError
 
 SIGNS = {"s8": np.int8, "u8": np.uint8}
 PAIRS = [(x, w) for x in SIGNS for w in SIGNS]
@@ -577,13 +578,13 @@ def test_other_ways_to_compile(monkeypatch, name):
         pytest.skip("ziglang is not installed")
     command = [sys.executable, "-m", "ziglang", "cc"]
     if name == "ucontext":
-        command = [*cuda_emulation.compiler(), "-DEMULATED_UCONTEXT"]
-    monkeypatch.setattr(cuda_emulation, "compiler", lambda: command)
-    cuda_emulation.runtime.cache_clear()
+        command = [*toolchain.compiler(), "-DEMULATED_UCONTEXT"]
+    monkeypatch.setattr(toolchain, "compiler", lambda: command)
+    toolchain.runtime.cache_clear()
     try:
         test_a_missing_barrier_shows(Emulated(SMALL))
         program = Emulated(ERRORS)
         for wrong in WRONG:
             check(program, wrong)
     finally:
-        cuda_emulation.runtime.cache_clear()
+        toolchain.runtime.cache_clear()

@@ -15,10 +15,10 @@ import numpy as np
 import problems
 import pytest
 import quantmm as qmm
-from emulated_driver import EmulatedDriver
 from hypothesis import given
 from hypothesis import strategies as st
 from quantmm.compiler import cuda, nvrtc
+from quantmm.compiler.emulation.driver import EmulatedDriver
 from quantmm.compiler.expr import frontend
 from quantmm.errors import ArrayError, CudaError, TargetError, ToolError, UnsupportedError
 from quantmm.formats.problem import Problem, difference, random_spec

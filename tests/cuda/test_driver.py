@@ -7,13 +7,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
-import cuda_emulation
 import numpy as np
 import pytest
 import quantmm as qmm
-from cuda_emulation import EmulationError
-from emulated_driver import EmulatedDriver
+from quantmm.compiler.emulation import toolchain
+from quantmm.compiler.emulation.driver import EmulatedDriver
+from quantmm.errors import EmulationError
 from quantmm.runtime import libcuda
 from quantmm.runtime.driver import CudaDriver, Driver, stream_of
 from quantmm.runtime.libcuda import SIGNATURES
@@ -27,9 +28,9 @@ IMAGE = b"\x7fELFimage"
 def library(tmp_path_factory):
     """The path of the library that writes calls down."""
     path = tmp_path_factory.mktemp("libcuda") / "libcuda.so.1"
-    source = cuda_emulation.FOLDER / "libcuda.cpp"
-    command = [*cuda_emulation.compiler(), *cuda_emulation.OPTIONS, "-shared"]
-    cuda_emulation.run([*command, "-o", path, source])
+    source = Path(__file__).parent.parent / "emulators" / "libcuda.cpp"
+    command = [*toolchain.compiler(), *toolchain.OPTIONS, "-shared"]
+    toolchain.run([*command, "-o", path, source])
     return path
 
 

@@ -9,12 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import emulated_card
 import emulated_torch
 import pytest
 import quantmm as qmm
-from emulated_driver import EmulatedDriver
-from quantmm.compiler import nvrtc
-from quantmm.runtime import driver as drivers
 from quantmm.schedules import cuda_records
 from quantmm.tuning import keeping
 
@@ -46,14 +44,7 @@ def gpu_check(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """An emulated H100, whose machine code is its source."""
-
-    def source_itself(source, arch, *, form):
-        return f"#define __CUDA_ARCH__ 900\n{source}".encode()
-
-    gpu = EmulatedDriver(capability=(9, 0), shared_bytes=227 << 10)
-    monkeypatch.setattr(nvrtc, "compile_cuda", source_itself)
-    monkeypatch.setattr(drivers, "driver", lambda: gpu)
+    gpu = emulated_card.install(monkeypatch)
     monkeypatch.setitem(sys.modules, "torch", emulated_torch.module(gpu))
     return gpu
 

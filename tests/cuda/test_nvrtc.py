@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quantmm as qmm
-from cuda_emulation import Emulated
 from quantmm.bench import sass
 from quantmm.compiler import nvrtc
 from quantmm.compiler.cuda_prelude import PRELUDE
+from quantmm.compiler.emulation.program import Emulated
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"]
 

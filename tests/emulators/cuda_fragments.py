@@ -2,7 +2,7 @@
 
 NVIDIA, "Parallel Thread Execution ISA", section "Warp Level Matrix Multiply-Accumulate
 Instructions": "Matrix Fragments for mma.m8n8k16", "Matrix Fragments for mma.m16n8k32", and
-"ldmatrix". Written out index by index, and knows nothing of `cuda/emulate.cpp`.
+"ldmatrix". Written out index by index, and knows nothing of `emulate.cpp`.
 """
 
 from __future__ import annotations

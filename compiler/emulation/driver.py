@@ -1,4 +1,4 @@
-"""A `quantmm.runtime.driver.Driver` whose GPU is the emulation of `cuda_emulation`.
+"""A `quantmm.runtime.driver.Driver` whose GPU is the emulation of `program`.
 
     driver = EmulatedDriver({image: source}, capability=(8, 6))
 
@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from cuda_emulation import Address, Emulated, Memory
-from quantmm.errors import CudaError, TargetError
-from quantmm.runtime.driver import Device, Triple
+
+from ...errors import CudaError, TargetError
+from ...runtime.driver import Device, Triple
+from .program import Address, Emulated, Memory
 
 
 class EmulatedDriver:
@@ -59,9 +60,11 @@ class EmulatedDriver:
             memory.free()
 
     def devices(self) -> tuple[Device, ...]:
+        """As `Driver`: one."""
         return (self._device,)
 
     def load(self, device: int, image: bytes) -> EmulatedModule:
+        """As `Driver`; the image is compiled for the CPU."""
         self._check(device)
         source = self.sources.get(image)
         if source is None:
@@ -72,27 +75,33 @@ class EmulatedDriver:
         return EmulatedModule(self, Emulated(source))
 
     def allocate(self, device: int, size: int) -> int:
+        """As `Driver`."""
         self._check(device)
         memory = Memory(size, f"allocation {len(self.memories)}")
         self.memories[memory.address] = memory
         return memory.address
 
     def free(self, device: int, address: int) -> None:
+        """As `Driver`."""
         self._check(device)
         if address not in self.memories:
             raise CudaError(f"free of {address:#x}, which was not allocated")
         self.memories.pop(address).free()
 
     def copy_to(self, device: int, address: int, array: np.ndarray, stream: int) -> None:
+        """As `Driver`."""
         self._bytes(device, address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
 
     def copy_from(self, device: int, array: np.ndarray, address: int, stream: int) -> None:
+        """As `Driver`."""
         array.reshape(-1).view(np.uint8)[:] = self._bytes(device, address, array.nbytes)
 
     def synchronize(self, device: int, stream: int) -> None:
+        """As `Driver`: all is done already."""
         self._check(device)
 
     def is_capturing(self, device: int, stream: int) -> bool:
+        """As `Driver`."""
         self._check(device)
         return self._captured is not None
 
@@ -120,12 +129,21 @@ class EmulatedDriver:
 
 
 class EmulatedModule:
+    """As `Module`."""
+
     def __init__(self, driver: EmulatedDriver, program: Emulated) -> None:
         self.driver, self.program = driver, program
 
     def function(
         self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
     ) -> EmulatedFunction:
+        """As `Module`; the kinds of parameters must be the kernel's own.
+
+        Raises
+        ------
+        CudaError
+            They are not, there is no such kernel, or the device has less shared memory.
+        """
         if name not in self.program.bounds:
             raise CudaError(f"no kernel {name}; the source has {[*self.program.bounds]}")
         if parameters != self.program.parameters(name):
@@ -137,6 +155,8 @@ class EmulatedModule:
 
 
 class EmulatedFunction:
+    """As `Function`."""
+
     def __init__(
         self, module: EmulatedModule, name: str, parameters: str, block: Triple, shared_bytes: int
     ) -> None:
@@ -144,6 +164,13 @@ class EmulatedFunction:
         self.block, self.shared_bytes = block, shared_bytes
 
     def __call__(self, grid: Triple, stream: int, *arguments: Any) -> None:
+        """As `Function`; it returns when the kernel has ended.
+
+        Raises
+        ------
+        EmulationError
+            The kernel did what it must not.
+        """
         driver = self.module.driver
         if driver._captured is not None:
             driver._captured.append((self, grid, stream, arguments))

@@ -3,9 +3,9 @@
     program = Emulated(source)
     program.launch("scale", grid=(2,), block=(128,), arguments=[x, y, 7])
 
-The source is compiled with `cuda/emulate.h` by g++, clang++ or the package ziglang; the threads of
-a block are fibers of one CPU thread (`cuda/emulate.cpp`). Errors are `EmulationError`s that name
-the kernel, the block, the thread and, where it is known, the line of the source:
+The source is compiled with `emulate.h` (toolchain.py); the threads of a block are fibers of one CPU
+thread (`emulate.cpp`). Errors are `EmulationError`s that name the kernel, the block, the thread
+and, where it is known, the line of the source:
 
 - an access outside of an array of global, dynamic shared, static shared or local memory, and a
   write to an array whose `flags.writeable` is off;
@@ -25,54 +25,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import hashlib
-import importlib.util
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).parent / "cuda"
-COMPILERS = ("g++", "clang++")
-OPTIONS = ["-std=c++17", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-fno-exceptions", "-fno-rtti"]
-#: For kernels: CUDA's signed char, wrapping int and --fmad=false; hooks at wrong accesses.
-KERNEL_OPTIONS = [
-    *OPTIONS,
-    "-O1",
-    "-g0",
-    "-fsigned-char",
-    "-fwrapv",
-    "-fno-strict-aliasing",
-    "-ffp-contract=off",
-    "-ftrivial-auto-var-init=pattern",
-    "-fsanitize=alignment,bounds,object-size,integer-divide-by-zero",
-    "-fno-sanitize-recover=all",
-]
-#: What a source includes from a CUDA toolkit, and what it gets from the standard library.
-HEADERS = {"cuda.h": "", "cstdint": "", "type_traits": ""}
+from ...errors import EmulationError
+from .toolchain import built, runtime
 
 KERNEL = re.compile(
     r"__global__\s+void\s+(?:__launch_bounds__\s*\(\s*(?P<bound>\d+)[^)]*\)\s*)?(?P<name>\w+)\s*\("
 )
-#: `extern __shared__ alignas(1024) unsigned char memory[];`
-DYNAMIC_SHARED = re.compile(
-    r"extern\s+__shared__\s+(?:(?:alignas|__align__)\s*\(\s*\d+\s*\)\s*)?"
-    r"(?P<type>[\w\s]+?)\s*\b(?P<name>\w+)\s*\[\s*\]\s*;"
-)
-#: C++ wants alignas first.
-ALIGNED_SHARED = re.compile(r"__shared__\s+(alignas\s*\(\s*\d+\s*\))")
-
 FLOATS = {"f": ctypes.c_float, "d": ctypes.c_double}
 INTEGERS = {
     "b": ctypes.c_int8,
@@ -87,10 +54,6 @@ INTEGERS = {
 #: CUDA's limit, by dimension.
 MAX_BLOCK = (1024, 1024, 64)
 MAX_THREADS = 1024
-
-
-class EmulationError(Exception):
-    """A kernel did what it must not; or cannot be compiled or launched."""
 
 
 @dataclass(frozen=True)
@@ -303,10 +266,10 @@ def distance(memory: Memory, address: int) -> int:
 
 def triple(kernel: str, name: str, sizes: Sequence[int]) -> tuple[int, int, int]:
     """Up to three sizes of at least 1, filled up with ones."""
-    full = (*sizes, 1, 1, 1)[:3]
-    if not 1 <= len(sizes) <= 3 or min(full) < 1:
+    x, y, z = (*sizes, 1, 1, 1)[:3]
+    if not 1 <= len(sizes) <= 3 or min(x, y, z) < 1:
         raise EmulationError(f"{kernel}: {name} {tuple(sizes)}; expected one to three sizes")
-    return full
+    return x, y, z
 
 
 def scalar(kernel: str, position: int, kind: str, value: Any) -> Any:
@@ -322,103 +285,3 @@ def scalar(kernel: str, position: int, kind: str, value: Any) -> Any:
     raise EmulationError(
         f"{kernel}: argument {position} is {value!r}; its parameter's kind is {kind!r}"
     )
-
-
-# Compiling.
-
-
-@functools.cache
-def compiler() -> list[str]:
-    """The start of a command line that compiles C++."""
-    for name in COMPILERS:
-        if path := shutil.which(name):
-            return [path]
-    if importlib.util.find_spec("ziglang"):
-        # Not "c++", which compiles a standard library first.
-        return [sys.executable, "-m", "ziglang", "cc"]
-    raise RuntimeError(f"no C++ compiler: expected {', '.join(COMPILERS)} or the package ziglang")
-
-
-@functools.cache
-def folder() -> Path:
-    """Where compiled programs are kept, of this user alone."""
-    path = Path(tempfile.gettempdir()) / f"quantmm-emulation-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid() or path.is_symlink():
-        raise RuntimeError(f"{path} belongs to someone else")
-    return path
-
-
-@functools.cache
-def runtime() -> ctypes.CDLL:
-    """The library of fibers and guarded memory."""
-    source = (FOLDER / "emulate.cpp").read_text()
-    with making("runtime", source, [*compiler(), *OPTIONS]) as (path, part):
-        if part:
-            name = f"-Wl,-soname,{path.name}"
-            run([*compiler(), *OPTIONS, "-O2", "-shared", name, "-o", part, FOLDER / "emulate.cpp"])
-    library = ctypes.CDLL(str(path))
-    library.emulated_damage.restype = ctypes.c_ssize_t
-    library.emulated_free.restype = None
-    library.emulated_protect.restype = None
-    return library
-
-
-def built(source: str, kernels: tuple[str, ...]) -> Path:
-    """The library of a program."""
-    runtime_path = Path(runtime()._name)
-    text = program(source, kernels)
-    with making("program", text, [*compiler(), *KERNEL_OPTIONS, runtime_path]) as (path, part):
-        if part:
-            work = part.parent
-            for name, content in HEADERS.items():
-                (work / name).write_text(content)
-            (work / "kernel.cpp").write_text(text)
-            compile_only = [*compiler(), *KERNEL_OPTIONS, f"-I{work}", "-c"]
-            run([*compile_only, work / "kernel.cpp", "-o", work / "kernel.o"])
-            # UBSan's hooks are the run time's, not those of a library that the compiler adds.
-            link = [
-                *compiler(),
-                "-O1",
-                "-shared",
-                "-Wl,-Bsymbolic",
-                work / "kernel.o",
-                runtime_path,
-            ]
-            run([*link, "-lm", "-o", part])
-    return path
-
-
-def program(source: str, kernels: tuple[str, ...]) -> str:
-    """A CUDA source as C++, with its own line numbers."""
-    body = DYNAMIC_SHARED.sub(r"\g<type>* \g<name> = (\g<type>*)emulated_dynamic_shared;", source)
-    body = ALIGNED_SHARED.sub(r"\1 __shared__", body)
-    return "\n".join(
-        (
-            (FOLDER / "emulate.h").read_text(),
-            '#line 1 "source"',
-            body,
-            *(f"EMULATED_KERNEL({name})" for name in kernels),
-        )
-    )
-
-
-@contextlib.contextmanager
-def making(kind: str, text: str, command: list[Any]) -> Iterator[tuple[Path, Path | None]]:
-    """The path of what is made from `text`, and where to make it first unless it is there."""
-    made_from = "\0".join((text, *map(str, command))).encode()
-    path = folder() / f"{kind}-{hashlib.sha256(made_from).hexdigest()[:32]}.so"
-    if path.exists():
-        yield path, None
-        return
-    with tempfile.TemporaryDirectory(dir=folder()) as work:
-        part = Path(work) / path.name
-        yield path, part
-        os.replace(part, path)
-
-
-def run(command: list[Any]) -> None:
-    """Run a compiler."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EmulationError(f"the source cannot be compiled:\n{done.stderr[-4000:]}")

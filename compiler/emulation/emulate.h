@@ -2,7 +2,7 @@
 //
 // A kernel becomes a function that is called once per CUDA thread, each on a stack of its own.
 // Barriers and collectives of a warp change stacks (emulate.cpp); everything else is here.
-// tests/cuda_emulation.py puts a kernel's source between this text and one EMULATED_KERNEL(name) per
+// toolchain.py puts a kernel's source between this text and one EMULATED_KERNEL(name) per
 // kernel.
 #pragma once
 
@@ -26,7 +26,7 @@ typedef unsigned int uint;
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // Blocks run one after the other, so a block's memory is the program's. Arrays of the dynamic size
-// are rewritten by cuda_emulation.py to point at emulated_dynamic_shared.
+// are rewritten by toolchain.py to point at emulated_dynamic_shared.
 #define __shared__ static __attribute__((section("emulated_shared")))
 #define __constant__ static const
 
