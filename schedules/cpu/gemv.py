@@ -41,11 +41,21 @@ def schedule(program: Program) -> tirx.PrimFunc:
     """`program` as a gemv: `tile.blocks` streams of weights for `tile.rows` rows."""
     sch = Schedule(program.func)
     pack(sch, program, parallel=False)
-    loops = tile(sch, program)
+    loops = tile(sch, program, apart=one_stream(program))
     keep_in_registers(sch, program, loops)
     write_back(sch, program)
     func = sch.mod["main"]
     if loops.joined or not program.parameters.ahead:
         return func
     part = part_of(sch, program, loops)
-    return prefetch_ahead(func, program, sch.get(loops.task), sch.get(loops.kb), part)
+    matrix = sch.get(loops.matrix).loop_var if loops.matrix else None
+    return prefetch_ahead(func, program, sch.get(loops.task), sch.get(loops.kb), part, matrix)
+
+
+def one_stream(program: Program) -> bool:
+    """Whether a gate and up are read one after the other.
+
+    Where groups are small their scales are a second stream, and the hardware follows no four.
+    """
+    gated = program.tile.blocks == program.layout.matrices > 1
+    return gated and program.summed and program.parameters.ahead > 0

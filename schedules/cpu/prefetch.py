@@ -75,30 +75,38 @@ def prefetch_next_panel(
 
 
 def prefetch_ahead(
-    func: tirx.PrimFunc, program: Program, task: tirx.For, kb: tirx.For, part: tirx.Expr | int
+    func: tirx.PrimFunc,
+    program: Program,
+    task: tirx.For,
+    kb: tirx.For,
+    part: tirx.Expr | int,
+    matrix: tirx.Var | None,
 ) -> tirx.PrimFunc:
     """The scheduled `func` asking for every line of weights some bytes before it reads it.
 
+    `matrix` chooses the block where those of a tile are read one after the other.
     Behind the end of a panel lies the next one, which the hardware's prefetchers would only find
     when it is read.
     """
-    layout, blocks = program.layout, program.tile.blocks
-    panels, steps = -(-layout.n_blocks // blocks), layout.shape[1]
+    layout, width = program.layout, program.tile.blocks
+    blocks = width if matrix is None else 1
+    panels, steps = -(-layout.n_blocks // width), layout.shape[1]
     per_block = layout.k_block // (layout.depth * layout.steps_per_byte)
     (w,) = (param for param in func.params if param.name == "w")
     offsets = [each for each in func.params if each.name == "w_offset" and layout.groups > 1]
     k_block = part * (layout.k_blocks // program.parts) + kb.loop_var
+    first_block = task.loop_var % panels * width + (0 if matrix is None else matrix)
 
     def fetch(at: tirx.Expr) -> tirx.Stmt:
         step = k_block * per_block + at + program.parameters.ahead // layout.step_bytes
         block = tirx.Var("block", "int32")
         if blocks == 1:
             # Behind a panel's end the next one begins; behind the last a prefetch does nothing.
-            place = [task.loop_var % panels, step]
+            place = [first_block, step]
         else:
             beyond = tirx.if_then_else(step >= steps, 1, 0)
             panel = tirx.min(task.loop_var % panels + beyond, panels - 1)
-            nb = tirx.min(panel * blocks + block, layout.n_blocks - 1)
+            nb = tirx.min(panel * width + block, layout.n_blocks - 1)
             place = [nb, (step - beyond * steps) % steps]
         line = tirx.address_of(tirx.BufferLoad(w, [*place, 0, 0]))
         one = tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L1, DATA))
@@ -108,7 +116,7 @@ def prefetch_ahead(
         """The offsets of the group whose weights are asked for."""
         groups = program.parameters.ahead * layout.groups // (steps * layout.step_bytes)
         block = tirx.Var("block", "int32")
-        nb = tirx.min(task.loop_var % panels * blocks + block, layout.n_blocks - 1)
+        nb = tirx.min(first_block + block, layout.n_blocks - 1)
         line = tirx.address_of(tirx.BufferLoad(w_offset, [nb, part + groups, 0]))
         one = tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", line, READ, INTO_L1, DATA))
         return tirx.For(block, 0, blocks, tirx.ForKind.UNROLLED, one)

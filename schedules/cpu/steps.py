@@ -50,6 +50,7 @@ class TileLoops:
     kb: LoopRV
     ks: LoopRV
     step: LoopRV
+    matrix: LoopRV | None = None
 
     @property
     def joined(self) -> bool:
@@ -143,8 +144,11 @@ def scale_in_vectors(schedule: Schedule, program: Program) -> None:
             schedule.vectorize(schedule.split(numbers, [None, together])[1])
 
 
-def tile(schedule: Schedule, program: Program) -> TileLoops:
-    """Order the loops of the result around a register tile and compute the sums inside them."""
+def tile(schedule: Schedule, program: Program, *, apart: bool = False) -> TileLoops:
+    """Order the loops of the result around a register tile and compute the sums inside them.
+
+    `apart` computes the blocks of a tile one after the other where sums of groups are added up.
+    """
     layout, size = program.layout, program.tile
     *before, y = map(schedule.get_sblock, program.stages)
     mo, mi, r, nb, lane = loops_over(schedule, y, "o", "i", "r", "nb", "lane")
@@ -153,14 +157,18 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     inner = tiles_in_order(schedule, program, panel, mi, beside, r, block, lane)
     for stage in reversed(before):
         schedule.compute_at(stage, inner, preserve_unit_loops=True)
-    passes = None
+    passes = matrix = None
     if program.parameters.k_passes > 1:
         passes, mi, beside, inner = add_up_in_passes(schedule, program, panel)
     elif program.summed:
         total = schedule.get_sblock("total")
         schedule.compute_at(total, inner, preserve_unit_loops=True)
         r, block, lane, inner = loops_over(schedule, total, "r", "nb", "lane", "part")
-        schedule.reorder(inner, r, block, lane)
+        if apart:
+            matrix = block
+            schedule.reorder(matrix, inner, r, lane)
+        else:
+            schedule.reorder(inner, r, block, lane)
         unroll_tile(schedule, r, block, lane)
     if program.instruction.registers is not None:
         schedule.compute_at(schedule.get_sblock("sums"), inner, preserve_unit_loops=True)
@@ -192,7 +200,7 @@ def tile(schedule: Schedule, program: Program) -> TileLoops:
     part = inner if program.summed else part
     task = schedule.fuse(mo, panel)
     schedule.parallel(task)
-    return TileLoops(task, mi, beside, passes, part, kb, ks, innermost)
+    return TileLoops(task, mi, beside, passes, part, kb, ks, innermost, matrix)
 
 
 def tiles_in_order(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import problems
 import pytest
 import quantmm as qmm
+from quantmm.bench.assembly import inner_loop
+from quantmm.compiler.cpu import emit_code
 from quantmm.formats.problem import Problem, check
 from quantmm.formats.reference import bounds
 from quantmm.targets import TARGETS
@@ -34,6 +38,18 @@ def test_code_for_every_cpu_keeps_the_halves_side_by_side(target):
     layout = problems.compiled(SPECS[0], target, rows=(1,)).info.layout
     assert layout.matrices == 2
     assert layout.n_blocks == 2 * -(-70 // layout.lanes)
+
+
+def test_one_row_of_small_groups_reads_one_stream_at_a_time():
+    """The loop over K is that of one matrix: two streams with scales beside each are slower."""
+    spec = qmm.MatmulSpec(n=64, k=4096, weight="int4", group_size=32)
+    gated = dataclasses.replace(spec, n=32, gated=True, activation_fn="silu")
+    of_one, of_two = (
+        inner_loop(emit_code(each, "x86-avx512vnni", 1, "asm"), "vpdpbusd")
+        for each in (spec, gated)
+    )
+    products = [sum("vpdpbusd" in line for line in loop) for loop in (of_one, of_two)]
+    assert products[0] == products[1] > 0
 
 
 def test_one_call_is_what_two_and_a_product_are():
