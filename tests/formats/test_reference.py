@@ -332,3 +332,18 @@ def test_gated_weights_have_an_even_number_of_rows():
         qmm.reference(spec, x, odd, x_scale=1.0, bias=[0, 0])
     with pytest.raises(ArrayError, match=r"bias is float64\(2,\); expected float32\(4,\)"):
         qmm.reference(spec, x, even, x_scale=1.0, bias=[0.0, 0.0])
+
+
+def test_mxfp4_is_int8_in_groups_with_powers_of_two():
+    """Of the OCP Microscaling formats: numbers of e2m1, and exponents of 8 bits for 32 of them."""
+    rng = np.random.default_rng(0)
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    numbers = rng.choice([-1, 1], (5, 96)) * rng.choice(magnitudes, (5, 96))
+    exponents = rng.integers(64, 192, (5, 3))
+    exact = numbers * np.repeat(2.0 ** (exponents - 127), 32, axis=1)
+    scale = (2.0 ** (exponents - 128)).astype(np.float32)
+    w = qmm.QTensor((2 * numbers).astype(np.int8), scale, None, "int8", 32, (5, 96))
+    assert np.array_equal(qmm.dequantize(w), exact.astype(np.float32))
+    x = rng.integers(-128, 128, (3, 96), dtype=np.int8)
+    y = qmm.reference(w.spec(), x, w, x_scale=1.0)
+    assert np.allclose(y, x.astype(np.float64) @ exact.T, rtol=1e-5)
