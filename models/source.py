@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,3 +132,48 @@ def natural(name: str) -> list[tuple[int, str]]:
     """Sorts names by their words, and by their numbers as numbers."""
     words = re.split(r"(\d+)", name)
     return [(int(word), "") if i % 2 else (0, word) for i, word in enumerate(words)]
+
+
+def modules(
+    tensors: Mapping[str, Stored], needed: Collection[str], others: Collection[str] = ()
+) -> dict[str, dict[str, Stored]]:
+    """The parts of each module, by its name and by theirs.
+
+    Parameters
+    ----------
+    needed : what every module has that is found.
+    others : what it may have beside.
+    """
+    first, *more = needed
+    found = {}
+    for key in tensors:
+        name = key.removesuffix("." + first)
+        if name == key or any(f"{name}.{part}" not in tensors for part in more):
+            continue
+        parts = {part: tensors.get(f"{name}.{part}") for part in (*needed, *others)}
+        found[name] = {part: row for part, row in parts.items() if row is not None}
+    return found
+
+
+def found(
+    layers: dict[str, Layer], parts: Mapping[str, Mapping[str, Stored]], *notes: str
+) -> Found:
+    """Layers, of which each consists of parts."""
+    used = frozenset(row.name for rows in parts.values() for row in rows.values())
+    return Found(layers, used, notes)
+
+
+def whole_number(source: Source, name: str, value: Any, least: int = 1) -> int:
+    """A number of the quantizer's settings.
+
+    Raises
+    ------
+    WeightFileError
+        It is none, or less than `least`.
+    """
+    if type(value) is not int or value < least:
+        raise WeightFileError(
+            f"{source.path}: {name}={value!r} in the settings of the quantizer; expected a whole "
+            f"number of at least {least}"
+        )
+    return value
