@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 #: What activations are where a file says nothing of them: floats, quantized in the call.
 FLOATS_IN: dict[str, Any] = {"input": "float32", "dynamic": True}
+#: The fields of a spec that say what X is.
+OF_X = ("activation", "activation_scale", "activation_zero_point", "dynamic", "input")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +97,8 @@ class Layer:
         Raises
         ------
         UnsupportedError
-            The file asks for activations that quantmm does not compute, or holds floats, which
-            have no format of their own.
+            The file asks for activations that quantmm does not compute, and `fields` for no others;
+            or holds floats, which have no format of their own.
         SpecError
             The fields do not fit each other.
         """
@@ -107,12 +109,12 @@ class Layer:
             )
         said: Mapping[str, Any] = FLOATS_IN
         if self.activations is not None:
-            if self.activations.fields is None:
+            said = self.activations.fields or FLOATS_IN
+            if self.activations.fields is None and fields.keys().isdisjoint(OF_X):
                 raise UnsupportedError(
                     f"{self.file}: {self.name} has activations of {self.activations.text}; "
                     "quantmm computes int8 and uint8 ones, by tensor, row or group"
                 )
-            said = self.activations.fields
         decided = {**(self.fields or {}), **said, **fields}
         n //= decided.get("experts") or 1
         return MatmulSpec(n=n, k=k, **decided)

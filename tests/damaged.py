@@ -70,19 +70,18 @@ def read_all(path: Path) -> bool:
 
 def open_and_read(path: Path) -> bool:
     """Read all of a model that can be, and say whether that was everything."""
-    said: list[tuple[str, str]] = []
+    said: list[str] = []
     try:
         model = open_model(path)
     except WeightFileError as error:
-        said.append((path.name, str(error)))
+        said.append(str(error))
     else:
-        for name, mapping in [(name, each) for each in (model, model.tensors) for name in each]:
+        for mapping, name in [(each, name) for each in (model, model.tensors) for name in each]:
             try:
                 mapping[name]
             except WeightFileError as error:
-                said.append((name, str(error)))
-    for name, message in said:
-        assert name in message
+                said.append(str(error))
+    assert all(path.name in message for message in said)
     return not said
 
 
