@@ -49,7 +49,7 @@ FIELDS = {
 }
 HALF = np.dtype("<u2")
 #: Of which whole numbers there have the bits.
-IN_INTEGERS = {"float16": HALF, "bfloat16": HALF, "int4": np.dtype("u1")}
+IN_INTEGERS: dict[str, np.dtype] = {"float16": HALF, "bfloat16": HALF, "int4": np.dtype("u1")}
 EXTERNAL = 1
 
 
