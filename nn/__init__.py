@@ -3,12 +3,17 @@
 quantmm.nn.quantize_(model, "w8a8-dynamic")     # in place, every torch.nn.Linear
 quantmm.nn.Linear.from_float(layer, "w4a8-g32")     # one of them
 quantmm.nn.QuantmmConfig("w4a8-g32")        # for transformers' from_pretrained, which it needs
+quantmm.nn.load_model("model.gguf")         # a transformers model with the integers of a file
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
 from typing import Any
 
+from ..errors import ToolError
 from .requirement import require_torch, require_transformers
 
 require_torch()
@@ -21,7 +26,7 @@ from .report import LayerRow, report  # noqa: E402
 __all__ = ["LayerRow", "Linear", "fuse_", "quantize_", "report", "unfused_state"]
 
 #: What needs transformers, which takes a second or two to import.
-WITH_TRANSFORMERS = ("QuantmmConfig",)
+WITH_TRANSFORMERS = {"QuantmmConfig": "pretrained", "load_model": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,6 +40,10 @@ def __getattr__(name: str) -> Any:
     if name not in WITH_TRANSFORMERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_transformers()
-    from . import pretrained
+    return getattr(importlib.import_module(f".{WITH_TRANSFORMERS[name]}", __name__), name)
 
-    return getattr(pretrained, name)
+
+if "transformers" in sys.modules:
+    # It gives a model of a folder whose quantizer it does not know random weights, and goes on.
+    with contextlib.suppress(ToolError):
+        __getattr__("QuantmmConfig")
