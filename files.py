@@ -9,6 +9,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import QuantmmError
 
@@ -84,20 +85,37 @@ def write_whole(
     error
         `path` cannot be written.
     """
+    with writing(path, error, mode=mode, in_place=in_place) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, error: type[QuantmmError], *, mode: int = 0o666, in_place: bool = False
+) -> Iterator[BinaryIO]:
+    """A file that is at `path` when all of it is written, and nowhere where that fails.
+
+    Parameters are those of `write_whole`.
+
+    Raises
+    ------
+    error
+        `path` cannot be written.
+    """
     if not in_place:
         path = destination(path, error)
     # Not `tempfile`, whose files nobody else may read.
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException as problem:  # Ctrl-C too leaves nothing behind
         with contextlib.suppress(OSError):
             os.unlink(part)
-        if isinstance(problem, OSError):
+        if isinstance(problem, OSError) and not isinstance(problem, QuantmmError):
             raise error(f"cannot write {path}: {problem.strerror}") from None
         raise
 

@@ -19,6 +19,7 @@ from ..bench import sass
 from ..compiler.compile import compile
 from ..errors import KernelFileError, QuantmmError
 from ..files import check_writable
+from ..formats.named import FORMATS
 from ..formats.quantize import quantize
 from ..formats.reference import reference
 from ..formats.spec import MatmulSpec
@@ -29,6 +30,7 @@ from ..versions import VERSION
 from .bench import bench_command
 from .cache import cache_command
 from .logs import logs_command
+from .models import USUAL, inspect_model, is_model
 from .options import SIZE, format_options, make_spec, size_options, target_option, targets_option
 from .quantize import quantize_command
 from .rpc import serve_command, tracker_command
@@ -154,6 +156,12 @@ def compile_command(
 @click.option("--k", type=SIZE, help="Columns of X and W.")
 @click.option("--m", type=SIZE, default=512, show_default=True, help="Rows of X.")
 @format_options
+@click.option(
+    "--format",
+    "float_format",
+    type=click.Choice([*FORMATS]),
+    help=f"With a model: of layers that are not quantized; {USUAL} when left out.",
+)
 @target_option
 @click.option(
     "--emit",
@@ -167,17 +175,22 @@ def inspect(
     n: int | None,
     k: int | None,
     m: int,
+    float_format: str | None,
     target: str,
     emit: str,
     **formats: Any,
 ) -> None:
     """Show what a spec becomes for M rows: a report, the TensorExpression, TIR, or code.
 
-    With FILE, report what a kernel file holds, for this machine or others.
+    With FILE, report what a kernel file holds, for this machine or others; or list the layers of a
+    model (.safetensors, .gguf, .onnx, or a folder), and the format of the spec that each has.
     """
     if file is not None:
         if n is not None or k is not None:
             raise click.UsageError("give --n and --k, or a kernel file; not both")
+        if is_model(file):
+            inspect_model(file, float_format)
+            return
         if emit != "report":
             raise click.UsageError(
                 f"--emit {emit}: a kernel file holds machine code only; give --n and --k"

@@ -16,6 +16,7 @@ from ..formats.quantize import METHODS, PERCENTILE
 from ..formats.spec import CHOICES, MatmulSpec
 from ..formats.weights import find_matrix, save_weights
 from .options import HELP, GroupSize, format_options, make_spec
+from .quantize_model import WHOLE, is_whole, quantize_whole
 from .tables import show
 
 #: What a weight may have beside scales.
@@ -40,9 +41,9 @@ USUAL: list[tuple[str, int | None, dict[str, bool]]] = [
     "--weight",
     "--format",
     "weights",
-    type=click.Choice(CHOICES["weight"]),
+    type=click.Choice([*CHOICES["weight"], *WHOLE]),
     multiple=True,
-    help=HELP["weight"] + " May be repeated.",
+    help=HELP["weight"] + " May be repeated. The last names are formats of whole models.",
 )
 @click.option(
     "--group-size",
@@ -64,7 +65,19 @@ USUAL: list[tuple[str, int | None, dict[str, bool]]] = [
     type=float,
     help=f"Percentile that --method percentile keeps; {PERCENTILE} when left out.",
 )
-@click.option("-o", "--output", type=click.Path(), help="The .safetensors file to write.")
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="PATTERN",
+    help="Of a whole model: layers that stay floats, such as lm_head or 'layers.0.*'. May be "
+    "repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="The .safetensors file to write; the folder for a whole model.",
+)
 def quantize_command(
     file: str,
     tensor: str | None,
@@ -72,6 +85,7 @@ def quantize_command(
     group_sizes: tuple[int | str | None, ...],
     method: str,
     percentile: float | None,
+    skip: tuple[str, ...],
     output: str | None,
     **formats: Any,
 ) -> None:
@@ -80,7 +94,19 @@ def quantize_command(
     FILE is .npy, .npz or .safetensors and holds W, N x K. The table has the size, the error of the
     weight and that of X Wᵀ for activations from a normal distribution. With --output the weight
     is also written, with its spec, in the one format chosen; `quantmm.load_weights` reads it.
+
+    With a folder, a .gguf or a .onnx, or with --format of a whole model (w4a8-g128 and so on),
+    every layer of a model of floats is quantized, one at a time, into the folder --output, in the
+    conventions of compressed-tensors, which vLLM and transformers read.
     """
+    if is_whole(file, weights):
+        others = (tensor, group_sizes, any(formats[name] for name in BESIDE))
+        if any(others):
+            raise click.UsageError("--format decides all of a whole model's format")
+        quantize_whole(file, output, weights, skip, method, percentile)
+        return
+    if skip:
+        raise click.UsageError("--skip names layers of a whole model; FILE is one matrix")
     chosen = list(itertools.product(weights or ("int8", "int4"), group_sizes or (None,)))
     if output is not None and (not weights or len(chosen) != 1):
         raise click.UsageError("--output writes one weight; choose one --weight and --group-size")

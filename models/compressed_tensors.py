@@ -10,21 +10,29 @@ Source: compressed_tensors/compressors/{pack_quantized,naive_quantized}, quantiz
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..errors import WeightFileError
+from ..errors import SpecError, WeightFileError
+from ..formats.named import name_of
 from ..formats.quantize import QTensor
-from .model import Layer
+from ..formats.spec import MatmulSpec
+from .blocks import reading
+from .model import Activations, Layer
 from .schemes import Scheme, activations_of, scheme_of, schemes
 from .source import Found, Source, found, modules
-from .tensors import Stored
+from .tensors import Stored, parsed
 from .words import as_bytes, columns_sorted, pack_pairs, transposed, unpack
 
 METHOD = "compressed-tensors"
+#: In a file's metadata: JSON, by the names of layers the specs of those that quantmm wrote.
+SPECS = "quantmm_specs"
+#: What a spec says beside the weight that it is for.
+OF_X = ("activation", "activation_scale", "activation_zero_point", "dynamic", "input", "out")
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
 PLAIN = ("weight", "weight_scale")
 #: What a module may have beside.
@@ -82,8 +90,51 @@ def find(source: Source) -> Found:
                 f"{source.path}: {key} has no {' and '.join(PACKED[1:])} beside it, which "
                 "pack-quantized has; other packed formats are not read"
             )
-    layers = {name: layer(name, rows, scheme_of(name, listed)) for name, rows in parts.items()}
+    specs = said_specs(source)
+    layers = {}
+    for name, rows in parts.items():
+        layers[name] = layer(name, rows, scheme_of(name, listed))
+        if name in specs:
+            layers[name] = with_spec(layers[name], specs[name])
     return found(layers, parts)
+
+
+def said_specs(source: Source) -> dict[str, Any]:
+    """The specs of layers, as JSON, where quantmm wrote the file."""
+    text = source.contents.metadata.get(SPECS)
+    return {} if text is None else parsed(source.path, text.encode(), SPECS)
+
+
+def with_spec(layer: Layer, text: Any) -> Layer:
+    """A layer of which quantmm said more than compressed-tensors has words for.
+
+    Raises
+    ------
+    WeightFileError
+        That is no spec, or one for another weight.
+    """
+    with reading(layer.file, layer.name):
+        spec = MatmulSpec.from_json(text)
+        fields = dict(layer.fields or {})
+        if (fields["weight"], spec.weight) == ("int8", "int7"):
+            fields["weight"] = "int7"
+            layer = replace(layer, fields=fields, load=partial(as_int7, layer.load))
+        own = layer.spec()
+        for name in ("n", "k", *fields):
+            if getattr(spec, name) != getattr(own, name):
+                raise SpecError(
+                    f"{name}={getattr(spec, name)!r} in {SPECS}; the weight has "
+                    f"{getattr(own, name)!r}"
+                )
+        said = {name: getattr(spec, name) for name in OF_X}
+        return replace(layer, activations=Activations(name_of(spec), said))
+
+
+def as_int7(load: Callable[[], QTensor | np.ndarray]) -> QTensor:
+    """A weight of int8 whose numbers int7 holds."""
+    weight = load()
+    assert isinstance(weight, QTensor)
+    return replace(weight, dtype="int7")
 
 
 def layer(name: str, parts: dict[str, Stored], scheme: Scheme | None) -> Layer:
@@ -164,9 +215,9 @@ def group_size_of(
         return None
     groups = scale.expect(SCALES, (n, None)).shape[1]
     size = scheme.group_size if scheme is not None else None
-    if groups == 1 and (size is None or size >= k):
-        return None
     if size is None:
+        if groups == 1:
+            return None
         size = -(-k // groups) if groups else k
     scale.expect(SCALES, (n, -(-k // size)))
     return size

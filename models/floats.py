@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def find(source: Source, tensors: Mapping[str, Stored] | None = None) -> Found:
     if source.config.get("tie_word_embeddings") is True and TIED not in layers:
         tables = [row for key, row in tensors.items() if is_token_table(key) and is_matrix(row)]
         if len(tables) == 1:
-            layers[TIED] = layer(TIED, tables[0], False)
+            layers[TIED] = replace(layer(TIED, tables[0], False), shared=True)
     return Found(layers, frozenset(used))
 
 

@@ -90,7 +90,7 @@ def layers(file: OpenFile, header: Header) -> list[Layer]:
         and TIED + WEIGHT not in header.tensors
         and causal
     ):
-        found.append(dataclasses.replace(layer_of(file, table), name=TIED))
+        found.append(dataclasses.replace(layer_of(file, table), name=TIED, shared=True))
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import UnsupportedError, WeightFileError
 from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
+from ..formats.weights import FLOATS
 from .blocks import reading
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Layer:
     fields : of a `MatmulSpec`, what the weight decides (weight, group_size, weight_zero_point,
         weight_offset, weight_order, experts); None for floats.
     activations : what the file says of X; None where it says nothing.
+    shared : whether the weight is a table of embeddings, which is one of the model's other tensors.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Layer:
     load: Callable[[], QTensor | np.ndarray] = field(repr=False)
     fields: Mapping[str, Any] | None = None
     activations: Activations | None = None
+    shared: bool = False
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the weight is not quantized."""
+        return self.fields is None and self.format in FLOATS
 
     def read(self) -> QTensor | np.ndarray:
         """The weight: quantized, or an array (N, K) of float32, float16 or bfloat16.
@@ -103,6 +111,10 @@ class Layer:
             The fields do not fit each other.
         """
         n, k = self.shape
+        if self.fields is None and not self.is_float:
+            raise UnsupportedError(
+                f"{self.file}: {self.name} is {self.format}, which quantmm does not read"
+            )
         if self.fields is None and "weight" not in fields:
             raise UnsupportedError(
                 f"{self.name} is {self.format}, which is not quantized; expected a format"
