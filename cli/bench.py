@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from ..formats.named import FORMATS, fields_of
 from ..formats.spec import MatmulSpec
 from ..runtime.threads import default_threads
 from .inside import InsideRun, check_inside_page, measure_inside
+from .models import specs_in
 from .options import Names, Whole, format_options, make_spec, rpc_options, target_option
 from .reports import STDOUT, check_files, require_ours, watched, write_report
 from .tables import lined, show
@@ -105,7 +107,11 @@ def report_option(kind: str, text: str) -> Callable[..., Any]:
 @click.option("--n", type=Whole(), default="4096", show_default=True, help="Rows of W.")
 @click.option("--k", type=Whole(), default="4096", show_default=True, help="Columns of X and W.")
 @click.option(
-    "--model", "models", type=Names(), help=f"N and K of the layers of {', '.join(MODELS)}."
+    "--model",
+    "models",
+    type=Names(),
+    help=f"N and K of the layers of {', '.join(MODELS)}; or a model's file or folder, whose "
+    "quantized layers have formats of their own.",
 )
 @click.option("--hot", is_flag=True, help="Weights that stay in the caches for small M too.")
 @click.option(
@@ -250,20 +256,21 @@ def jobs_for(
     usual = "row" if spec_fields["dynamic"] else "tensor"
     spec_fields["activation_scale"] = activation_scale or usual
     formats = [fields_of(name) for name in format_names] if format_names else [spec_fields]
-    layers = layers_of(models) if models else [Layer("", rows, depth) for rows in n for depth in k]
-    return [
-        Job(
-            make_spec(layer.n, layer.k, fields),
-            rows,
-            count,
-            rows <= COLD_ROWS and not hot,
-            target,
-            layer.name,
-        )
-        for count in threads
+    files = [model for model in models or () if model not in MODELS and os.path.exists(model)]
+    names = [model for model in models or () if model not in files]
+    layers = [Layer("", rows, depth) for rows in n for depth in k] if not models else []
+    layers = layers_of(names) if names else layers
+    work = [
+        [(make_spec(layer.n, layer.k, fields), layer.name) for fields in formats]
         for layer in layers
+    ]
+    work += [specs for file in files for specs in specs_in(file, formats)]
+    return [
+        Job(spec, rows, count, rows <= COLD_ROWS and not hot, target, title)
+        for count in threads
+        for specs in work
         for rows in m
-        for fields in formats
+        for spec, title in specs
     ]
 
 
@@ -278,7 +285,9 @@ def layers_of(models: Sequence[str]) -> list[Layer]:
     names: dict[tuple[int, int], list[str]] = {}
     for model in models:
         if model not in MODELS:
-            raise BenchError(f"no model {model!r}; expected some of {', '.join(MODELS)}")
+            raise BenchError(
+                f"no model {model!r}; expected a file, a folder or some of {', '.join(MODELS)}"
+            )
         for layer in MODELS[model]:
             names.setdefault((layer.n, layer.k), []).append(f"{model} {layer.name}")
     return [Layer("; ".join(words), n, k) for (n, k), words in names.items()]

@@ -19,7 +19,6 @@ from ..bench import sass
 from ..compiler.compile import compile
 from ..errors import KernelFileError, QuantmmError
 from ..files import check_writable
-from ..formats.named import FORMATS
 from ..formats.quantize import quantize
 from ..formats.reference import reference
 from ..formats.spec import MatmulSpec
@@ -30,8 +29,8 @@ from ..versions import VERSION
 from .bench import bench_command
 from .cache import cache_command
 from .logs import logs_command
-from .models import USUAL, inspect_model, is_model
-from .options import SIZE, format_options, make_spec, size_options, target_option, targets_option
+from .models import compile_model, float_format_option, inspect_model, is_model
+from .options import SIZE, format_options, is_given, make_spec, target_option, targets_option
 from .quantize import quantize_command
 from .rpc import serve_command, tracker_command
 from .targets import targets_command
@@ -126,19 +125,53 @@ def complain(message: str) -> int:
 
 
 @cli.command("compile")
-@size_options
+@click.option("--n", type=SIZE, help="Rows of W.")
+@click.option("--k", type=SIZE, help="Columns of X and W.")
 @click.option("--m", type=SIZE, help="The only M that will be called; any when left out.")
+@click.option(
+    "--model",
+    type=click.Path(),
+    help="A model's file or folder: a kernel file for each of its shapes and formats.",
+)
+@float_format_option
 @format_options
 @targets_option
-@click.option("-o", "--output", required=True, type=click.Path(), help="The kernel file to write.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="The kernel file to write; the folder with --model.",
+)
+@click.pass_context
 def compile_command(
-    n: int, k: int, m: int | None, target: list[str], output: str, **formats: Any
+    context: click.Context,
+    /,
+    n: int | None,
+    k: int | None,
+    m: int | None,
+    model: str | None,
+    float_format: str | None,
+    target: list[str],
+    output: str,
+    **formats: Any,
 ) -> None:
     """Compile a kernel and write it to a file that `quantmm.load` reads.
 
     For several targets the file has a kernel for each, and loading takes the best one for its
     machine. The targets may be other machines' than this one.
     """
+    if model is not None:
+        given = {name for name in (*formats, "n", "k", "m") if is_given(context, name)}
+        if given:
+            names = ", ".join("--" + name.replace("_", "-") for name in sorted(given))
+            raise click.UsageError(f"{names}: --model decides this; --format is of float layers")
+        compile_model(model, Path(output), target, float_format)
+        return
+    if n is None or k is None:
+        raise click.UsageError("give --n and --k, or --model")
+    if float_format is not None:
+        raise click.UsageError("--format is of the layers of a --model")
     spec = make_spec(n, k, formats, m)
     check_writable(Path(output), KernelFileError)
     rows = [devices.find(name) for name in target]
@@ -156,12 +189,7 @@ def compile_command(
 @click.option("--k", type=SIZE, help="Columns of X and W.")
 @click.option("--m", type=SIZE, default=512, show_default=True, help="Rows of X.")
 @format_options
-@click.option(
-    "--format",
-    "float_format",
-    type=click.Choice([*FORMATS]),
-    help=f"With a model: of layers that are not quantized; {USUAL} when left out.",
-)
+@float_format_option
 @target_option
 @click.option(
     "--emit",

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from ..errors import QuantmmError
-from ..formats.named import fields_of, name_of
+from ..compiler.compile import compile
+from ..errors import KernelFileError, QuantmmError
+from ..files import write_whole
+from ..formats.named import FORMATS, fields_of, name_of
 from ..formats.spec import MatmulSpec
 from ..models.model import Layer, Model
 from ..models.open import open_model
 from ..models.source import ONE_FILE
 from ..models.tensors import SUFFIX
+from ..runtime import devices
+from .reports import watched
 from .tables import show
+
+if TYPE_CHECKING:
+    from ..tuning.state import Tuning
 
 #: The format that layers of floats get where nothing is said.
 USUAL = "w8a8-dynamic"
+#: In a folder of kernels, which layers each is for.
+KERNELS = "kernels.json"
 
 
 @dataclass(frozen=True)
@@ -69,17 +81,88 @@ def shapes_of(model: Model, floats: Mapping[str, Any]) -> list[Shape]:
         A layer's shape, or its format, is one that no kernel has.
     """
     names: dict[MatmulSpec, list[str]] = {}
-    for name, layer in model.layers.items():
-        names.setdefault(spec_of(layer, floats), []).append(name)
+    for layer in model.layers.values():
+        names.setdefault(spec_of(model, layer, floats), []).append(layer.name)
     return [Shape(spec, tuple(each)) for spec, each in names.items()]
 
 
-def spec_of(layer: Layer, floats: Mapping[str, Any]) -> MatmulSpec:
-    """The spec of a layer; `floats` are the fields of one that is not quantized."""
+def spec_of(model: Model, layer: Layer, floats: Mapping[str, Any]) -> MatmulSpec:
+    """The spec of a layer, with a bias where the file has one.
+
+    `floats` are the fields of a layer that is not quantized.
+    """
+    bias = {"bias": True} if f"{layer.name}.bias" in model.tensors else {}
     if layer.is_float:
         n, k = layer.shape
-        return MatmulSpec(n=n, k=k, **floats)
-    return layer.spec()
+        return MatmulSpec(n=n, k=k, **{**floats, **bias})
+    return layer.spec(**bias)
+
+
+def specs_in(path: str, formats: Sequence[Mapping[str, Any]]) -> list[list[tuple[MatmulSpec, str]]]:
+    """For layers of a model's file that have the same specs, these and what tables call them.
+
+    Parameters
+    ----------
+    formats : the fields of specs that layers of floats get, each in turn. Quantized layers have
+        their own.
+    """
+    model = open_model(path)
+    found: dict[str, dict[MatmulSpec, None]] = {}
+    for fields in formats:
+        for shape in shapes_of(model, fields):
+            found.setdefault(shape.title, {})[shape.spec] = None
+    return [[(spec, title) for spec in specs] for title, specs in found.items()]
+
+
+def file_name(spec: MatmulSpec) -> str:
+    """Of a kernel file: its shape and format."""
+    words = re.sub(r"[^\w.=-]+", "-", name_of(spec))
+    return f"{spec.n}x{spec.k}-{words}.qmm"
+
+
+def compile_model(path: str, folder: Path, names: Sequence[str], format: str | None) -> None:
+    """Compile a kernel file for each distinct spec of a model, and write which layers have it."""
+    rows = [devices.find(name) for name in names]
+    shapes = shapes_of(open_model(path), float_format(format))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelFileError(f"cannot write {folder}: {error.strerror}") from None
+    listed = []
+    for shape in watched(shapes, lambda shape: f"{shape.spec.n} x {shape.spec.k}"):
+        file = folder / file_name(shape.spec)
+        first, *others = [compile(shape.spec, row) for row in rows]
+        first.save(file, *others)
+        spec = json.loads(shape.spec.to_json())
+        listed.append({"file": file.name, "spec": spec, "layers": shape.names})
+        click.echo(f"{file}: {shape.count} layers, {file.stat().st_size:,} bytes")
+    text = json.dumps({"model": path, "targets": [row.name for row in rows], "kernels": listed})
+    write_whole(folder / KERNELS, text.encode(), KernelFileError)
+
+
+def saved_per_token(path: str, tunings: Iterable[Tuning], shapes: Sequence[Shape]) -> list[str]:
+    """What tuning saved per row of X, over all layers of a model, for each M."""
+    counts = {shape.spec: shape.count for shape in shapes}
+    times: dict[int, list[float]] = {}
+    for tuning in tunings:
+        for each in tuning.outcomes:
+            both = times.setdefault(each.m, [0.0, 0.0])
+            best = each.tuned if each.choice is not None else each.default
+            both[0] += counts[tuning.spec] * each.default
+            both[1] += counts[tuning.spec] * best
+    return [
+        f"{path}, M={m}: {1e6 * (before - after) / m:,.1f} us saved per token, "
+        f"{1e6 * after / m:,.1f} instead of {1e6 * before / m:,.1f}"
+        for m, (before, after) in times.items()
+    ]
+
+
+float_format_option = click.option(
+    "--format",
+    "float_format",
+    type=click.Choice([*FORMATS]),
+    help=f"Of the layers of a model that are not quantized; {USUAL} when left out.",
+)
 
 
 def float_format(name: str | None) -> Mapping[str, Any]:
@@ -98,7 +181,7 @@ def inspect_model(path: str, format: str | None) -> None:
     for layer in model.layers.values():
         n, k = layer.shape
         cells = layer.name, f"{n}", f"{k}", layer.format, f"{layer.nbytes:,}"
-        table.add_row(*cells, spec_text(layer, floats))
+        table.add_row(*cells, spec_text(model, layer, floats))
     show(table)
     formats = sorted(model.layers.values(), key=lambda layer: layer.format)
     for text, layers in itertools.groupby(formats, key=lambda layer: layer.format):
@@ -113,9 +196,9 @@ def total(layers: Iterable[Layer]) -> int:
     return sum(layer.nbytes for layer in layers)
 
 
-def spec_text(layer: Layer, floats: Mapping[str, Any]) -> str:
+def spec_text(model: Model, layer: Layer, floats: Mapping[str, Any]) -> str:
     """The format of a layer's spec, or why it has none."""
     try:
-        return name_of(spec_of(layer, floats))
+        return name_of(spec_of(model, layer, floats))
     except QuantmmError as error:
         return str(error).removeprefix(f"{layer.file}: {layer.name} has ")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..errors import SpecError
 from ..formats.spec import CHOICES, FLAGS, MatmulSpec
@@ -121,10 +122,9 @@ def format_options(
     return command
 
 
-def size_options(command: Command) -> Command:
-    """--n and --k."""
-    command = click.option("--k", type=SIZE, required=True, help="Columns of X and W.")(command)
-    return click.option("--n", type=SIZE, required=True, help="Rows of W.")(command)
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether a command line says a parameter itself."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def target_option(command: Command) -> Command:

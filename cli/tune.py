@@ -11,6 +11,8 @@ import click
 from ..bench.models import MODELS
 from ..errors import TuningError
 from ..files import check_writable
+from ..models.open import open_model
+from .models import Shape, saved_per_token, shapes_of
 from .options import Whole, format_options, make_spec, rpc_options, target_option, threads_option
 
 
@@ -18,7 +20,11 @@ from .options import Whole, format_options, make_spec, rpc_options, target_optio
 @click.option("--m", type=Whole(), default="1,16,512", show_default=True, help="Rows of X.")
 @click.option("--n", type=Whole(), help="Rows of W.")
 @click.option("--k", type=Whole(), help="Columns of X and W.")
-@click.option("--model", type=click.Choice([*MODELS]), help="The layers of a model: its n and k.")
+@click.option(
+    "--model",
+    help=f"The layers of a model: its n and k. One of {', '.join(MODELS)}; or a file or folder, "
+    "whose quantized layers decide the options of formats too.",
+)
 @format_options
 @target_option
 @threads_option
@@ -67,7 +73,8 @@ def tune_command(
         require_matplotlib()
         check_suffix(Path(plot))
         check_writable(Path(plot), TuningError)
-    specs = [make_spec(rows, columns, formats) for rows, columns in shapes(model, n, k)]
+    found = shapes(model, n, k, formats)
+    specs = [shape.spec for shape in found]
     if time_limit is not None and time_limit <= 0:
         raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
     begun, tunings = time.monotonic(), []
@@ -98,14 +105,27 @@ def tune_command(
         draw(tunings, Path(plot))
     for tuning in tunings:
         click.echo(tuning.record or f"{tuning.spec.n} x {tuning.spec.k}: the defaults stay")
+    if model is not None and model not in MODELS:
+        for line in saved_per_token(model, tunings, found):
+            click.echo(line)
 
 
-def shapes(model: str | None, n: list[int] | None, k: list[int] | None) -> list[tuple[int, int]]:
-    """The n and k that are asked for."""
+def shapes(
+    model: str | None, n: list[int] | None, k: list[int] | None, formats: dict[str, Any]
+) -> list[Shape]:
+    """The specs that are asked for."""
     if model is not None and (n or k):
         raise click.UsageError("give --model, or --n and --k")
+    if model is not None and model not in MODELS:
+        if not Path(model).exists():
+            raise click.UsageError(
+                f"no model {model!r}; expected a file, a folder or one of {', '.join(MODELS)}"
+            )
+        return shapes_of(open_model(model), formats)
     if model is not None:
-        return [(layer.n, layer.k) for layer in MODELS[model]]
-    if not n or not k:
+        pairs = [(layer.n, layer.k) for layer in MODELS[model]]
+    elif n and k:
+        pairs = [(rows, columns) for rows in n for columns in k]
+    else:
         raise click.UsageError("give --n and --k, or --model")
-    return [(rows, columns) for rows in n for columns in k]
+    return [Shape(make_spec(rows, columns, formats), ("",)) for rows, columns in pairs]

@@ -1,4 +1,4 @@
-"""Commands that take models: `inspect MODEL` and `quantize MODEL`."""
+"""Commands that take models: inspect, quantize, compile, bench and tune."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import model_files
 import numpy as np
 import pytest
 import quantmm as qmm
-from quantmm.cli.models import shapes_of
-from quantmm.formats.named import fields_of
+from quantmm.cli import models
+from quantmm.cli.bench import jobs_for
+from quantmm.cli.models import saved_per_token, shapes_of
+from quantmm.cli.tune import shapes
+from quantmm.errors import BenchError
+from quantmm.formats.named import fields_of, name_of
+from quantmm.tuning.state import Outcome, Tuning
 from safetensors.numpy import save_file
 
 W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 8}
@@ -141,3 +146,112 @@ def test_skip_is_of_whole_models(quantmm, tmp_path):
     status, _, err = quantmm("quantize", tmp_path / "w.npy", "--skip", "a")
     assert status == 2
     assert "--skip names layers of a whole model; FILE is one matrix" in err
+
+
+def packed_and_floats(folder):
+    """A layer of 4 bits with a bias, and two of floats of one shape."""
+    tensors = {
+        "a.weight_packed": np.ones((2, 2), np.int32),
+        "a.weight_scale": np.ones((2, 2), np.float16),
+        "a.weight_shape": np.array([2, 16]),
+        "a.bias": np.ones(2, np.float32),
+        "b.weight": np.ones((8, 16), np.float32),
+        "c.weight": np.ones((8, 16), np.float32),
+    }
+    says = model_files.of_groups("pack-quantized", W4)
+    return model_files.Written(tensors, says, np.ones((2, 16))).save(folder)
+
+
+class NoKernel:
+    """Stands for a kernel where only its file's name and place matter: linking takes seconds."""
+
+    def __init__(self, spec, row):
+        self.text = f"{row.name} {spec.to_json()}"
+
+    def save(self, path, *others):
+        path.write_text("; ".join([self.text, *(each.text for each in others)]))
+
+
+def test_compile_writes_a_kernel_for_each_spec(quantmm, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "compile", NoKernel)
+    model, folder = packed_and_floats(tmp_path), tmp_path / "kernels"
+    words = ["--model", model, "--target", "generic,x86-avx2", "--format", "w4a8", "-o", folder]
+    status, out, _ = quantmm("compile", *words)
+    assert status == 0
+    listed = json.loads((folder / "kernels.json").read_text())
+    assert listed["targets"] == ["generic", "x86-avx2"]
+    assert [each["layers"] for each in listed["kernels"]] == [["a"], ["b", "c"]]
+    shared = {"input": "float32", "dynamic": True, "weight": "int4"}
+    specs = (
+        qmm.MatmulSpec(2, 16, **shared, group_size=8, bias=True),
+        qmm.MatmulSpec(8, 16, **shared),
+    )
+    for spec, each in zip(specs, listed["kernels"], strict=True):
+        assert qmm.MatmulSpec(**each["spec"]) == spec
+        text = f"generic {spec.to_json()}; x86-avx2 {spec.to_json()}"
+        assert (folder / each["file"]).read_text() == text
+    assert listed["kernels"][1]["file"] == "8x16-w4a8.qmm"
+    assert out.splitlines()[1].startswith(f"{folder}/8x16-w4a8.qmm: 2 layers, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "k"], "give --n and --k, or --model"),
+        (["--n", 8, "--k", 8, "--format", "w4a8", "-o", "k"], "--format is of the layers of a"),
+        (["--model", ".", "--n", 8, "--bias", "-o", "k"], "--bias, --n: --model decides this"),
+        (["--model", "nowhere", "-o", "k"], "cannot read nowhere: no such file or folder"),
+        (["--model", ".", "-o", "config.json"], "cannot write config.json: File exists"),
+    ],
+)
+def test_what_compile_does_not_take(quantmm, tmp_path, monkeypatch, words, message):
+    packed_and_floats(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = quantmm("compile", *words)
+    assert status == 2
+    assert message in err
+
+
+def test_bench_takes_the_specs_of_a_file(tmp_path):
+    folder = packed_and_floats(tmp_path)
+    shared = {"m": [1, 16], "n": [4096], "k": [4096], "hot": False, "activation_scale": None}
+    fields = {field: getattr(qmm.MatmulSpec(1, 8), field) for field in ("weight", "dynamic")}
+    words = {**shared, "models": [str(folder), "bert-base"]}
+    words["format_names"] = ["w4a8", "w8a8-dynamic"]
+    jobs = jobs_for({"models"}, "host", [1], **words, **fields)
+    found = [(job.layer, job.m, name_of(job.spec)) for job in jobs if "bert" not in job.layer]
+    assert found == [
+        ("a", 1, "weight=int4 group_size=8 dynamic input=float32 bias"),
+        ("a", 16, "weight=int4 group_size=8 dynamic input=float32 bias"),
+        ("b and 1 more", 1, "w4a8"),
+        ("b and 1 more", 1, "w8a8-dynamic"),
+        ("b and 1 more", 16, "w4a8"),
+        ("b and 1 more", 16, "w8a8-dynamic"),
+    ]
+    assert len(jobs) == len(found) + 3 * 2 * 2
+    with pytest.raises(BenchError, match="no model 'x'; expected a file, a folder or some of bert"):
+        jobs_for({"models"}, "host", [1], **{**words, "models": ["x"]}, **fields)
+
+
+def test_tune_says_what_a_token_saves(tmp_path):
+    found = shapes(str(packed_and_floats(tmp_path)), None, None, {})
+    assert [shape.count for shape in found] == [1, 2]
+    choice = object()
+
+    def tuning(spec, *outcomes):
+        rows = [Outcome(m, (), 0, which, old, new, 0, m, m) for m, which, old, new in outcomes]
+        return Tuning(spec, "host", 1, tuple(rows), None, 1.0)
+
+    first = tuning(found[0].spec, (1, choice, 3e-6, 2e-6), (16, None, 8e-6, 1e-6))
+    second = tuning(found[1].spec, (1, choice, 5e-6, 4e-6), (16, choice, 20e-6, 4e-6))
+    assert saved_per_token("m", [first, second], found) == [
+        "m, M=1: 3.0 us saved per token, 10.0 instead of 13.0",
+        "m, M=16: 2.0 us saved per token, 1.0 instead of 3.0",
+    ]
+    assert saved_per_token("m", [first], found)[0].startswith("m, M=1: 1.0 us saved")
+
+
+def test_tune_refuses_what_is_no_model(quantmm):
+    status, _, err = quantmm("tune", "--model", "nowhere")
+    assert status == 2
+    assert "no model 'nowhere'; expected a file, a folder or one of bert-base" in err
