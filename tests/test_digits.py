@@ -80,22 +80,22 @@ def test_bytes_shrink(rows):
         assert rows[variant].nbytes < 0.8 * least
 
 
-def readme_table():
-    """Accuracy and bytes of each row of the README's table, and the target that it names."""
-    text = (EXAMPLE.parent.parent / "README.md").read_text(encoding="utf-8")
+def shown_table():
+    """Accuracy and bytes of each row of the table of formats, and the target that it names."""
+    text = (EXAMPLE.parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
     _, _, text = text.partition("`examples/digits.py`")
     target = re.search(r"The bytes are those of\s+(\S+);", text)[1]
     rows = re.findall(r"^\| .+ \| ([\d.]+) % \| ([\d,]+) \|$", text, re.MULTILINE)
     return [(accuracy, int(size.replace(",", ""))) for accuracy, size in rows], target
 
 
-def test_the_readme_has_these_accuracies(rows):
-    table, _ = readme_table()
+def test_the_docs_have_these_accuracies(rows):
+    table, _ = shown_table()
     assert [accuracy for accuracy, _ in table] == [f"{row.accuracy:.2f}" for row in rows.values()]
 
 
-def test_the_readme_has_the_bytes_of_the_target_that_it_names(example, rows, monkeypatch):
-    table, target = readme_table()
+def test_the_docs_have_the_bytes_of_the_target_that_it_names(example, rows, monkeypatch):
+    table, target = shown_table()
     compile = qmm.compile
     one_row = lambda spec: compile(dataclasses.replace(spec, m=1), target)  # noqa: E731
     monkeypatch.setattr(qmm, "compile", one_row)
