@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import awq, compressed_tensors, floats, gguf, gptq, mlx, onnx
+from . import awq, compressed_tensors, floats, gguf, gptq, hqq, mlx, onnx, torchao
 from .blocks import reading
 from .model import Model
 from .source import Found, Source, natural, source_of
@@ -62,6 +62,8 @@ READERS: tuple[Reader, ...] = (
         compressed_tensors.METHOD, compressed_tensors.recognises, compressed_tensors.find
     ),
     among_tensors("gptq", gptq.recognises, gptq.find),
+    among_tensors("hqq", hqq.recognises, hqq.find),
+    among_tensors("torchao", torchao.recognises, torchao.find),
     among_tensors("mlx", mlx.recognises, mlx.find),
     among_tensors("floats", lambda source: True, lambda source: Found({}, frozenset())),
 )

@@ -232,6 +232,89 @@ def mlx(draw):
     return Written(tensors, {"bits": bits, "group_size": size}, matrix)
 
 
+#: HQQ's packings: bits, numbers in a word, and its dtype. The first number is in the high bits.
+HQQ = {
+    "8bit_u8": (8, 1, np.uint8),
+    "4bit_u8": (4, 2, np.uint8),
+    "3bit_32": (3, 10, np.int32),
+    "2bit_u8": (2, 4, np.uint8),
+    "1bit_u8": (1, 8, np.uint8),
+}
+
+
+@st.composite
+def hqq(draw):
+    """HQQ: (q - zero) scale, groups along K, words of numbers from rows that lie far apart."""
+    rng = draw(seeds())
+    packing = draw(st.sampled_from(("4bit_u8", *HQQ)))
+    bits, count, dtype = HQQ[packing]
+    n, groups, size = count * draw(st.integers(1, 3)), draw(st.integers(1, 3)), 8
+    q = rng.integers(0, 1 << bits, (n, groups * size))
+    kind = draw(st.sampled_from(("float16", ml_dtypes.bfloat16)))
+    scale = scales(rng, (n, groups), kind)
+    whole = draw(st.booleans())
+    zero = rng.integers(0, 1 << bits, (n, groups)) if whole else 7 * rng.random((n, groups))
+    rows = q.reshape(-1, size)  # of groups
+    step = len(rows) // count
+    words_of_groups = np.zeros((step, size), np.int64)
+    for row in range(step):
+        for i in range(count):
+            words_of_groups[row] |= rows[i * step + row] << bits * (count - 1 - i)
+    letters = np.frombuffer(packing.encode(), np.uint8)
+    tensors = {
+        "a.W_q": words_of_groups.astype(dtype),
+        "a.scale": scale.reshape(-1, 1),
+        "a.zero": zero.astype(kind).reshape(-1, 1),
+        "a.shape": np.array(q.shape),
+        "a.nbits": np.array(bits, np.int32),
+        "a.group_size": np.array(size, np.int32),
+        "a.axis": np.array(1, np.int32),
+        "a.packing": letters,
+        "a.view_as_float": np.array(0, np.uint8),
+        "a.encoded_state_dict": np.array(1, np.uint8),
+    }
+    matrix = meant(q, scale, zero.astype(kind).astype(np.float64), group_of(q.shape[1], size))
+    return Written(tensors, {}, matrix)
+
+
+def of_torchao(kind, parts, **attributes):
+    """The metadata of one weight "a" of torchao's."""
+    says = {"_type": kind, "_data": attributes, "_tensor_data_names": parts}
+    return {"a.weight": json.dumps(says), "tensor_names": '["a.weight"]'}
+
+
+@st.composite
+def torchao(draw):
+    """torchao: (qdata - zero_point) scale, one for each block_size."""
+    rng = draw(seeds())
+    intx = draw(st.booleans())
+    bits = draw(st.sampled_from((4, 2, 8))) if intx else 8
+    n, k = draw(st.integers(1, 9)), 8 * draw(st.integers(1, 4))
+    block = draw(st.sampled_from(((1, k), (n, k), (1, 8)) if intx else ((1, k), (n, k))))
+    half = 1 << bits - 1
+    q = rng.integers(-half, half, (n, k)).astype(np.int8)
+    shape = n // block[0], k // block[1]
+    kind = draw(st.sampled_from(("float16", ml_dtypes.bfloat16)))
+    scale = scales(rng, shape, kind)
+    z = rng.integers(-half, half, shape).astype(np.int8)
+    z = draw(st.sampled_from((z, 0 * z, (z * 0.3).astype(kind) if intx else z)))
+    tensors = {"a._weight_qdata": q, "a._weight_scale": scale, "a._weight_zero_point": z}
+    if intx:
+        target = {"_type": "torch.dtype", "_data": f"int{bits}"}
+        says = {"target_dtype": target, "activation_quantization": None}
+    else:
+        says = {"act_quant_kwargs": None}
+    metadata = of_torchao(
+        "IntxUnpackedToInt8Tensor" if intx else "Int8Tensor",
+        ["qdata", "scale", "zero_point"],
+        block_size=list(block),
+        **says,
+    )
+    wide = np.broadcast_to(scale, (n, shape[1])), np.broadcast_to(z.astype(float), (n, shape[1]))
+    matrix = meant(q, *wide, group_of(k, block[1]))
+    return Written(tensors, {}, matrix, metadata)
+
+
 def example(strategy, condition=lambda each: True):
     """The same one whenever it is asked for."""
     quick = settings(phases=[Phase.generate], max_examples=1000, database=None)
@@ -245,4 +328,6 @@ FORMATS = {
     "pack-quantized": packed,
     "int-quantized": int_quantized,
     "mlx": mlx,
+    "hqq": hqq,
+    "torchao": torchao,
 }
