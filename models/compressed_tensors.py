@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpecError, WeightFileError
-from ..formats.named import name_of
 from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
 from .blocks import reading
-from .model import Activations, Layer
+from .model import Layer
+from .model import activations_of as of_ours
 from .schemes import Scheme, activations_of, scheme_of, schemes
 from .source import Found, Source, found, modules
 from .tensors import Stored, parsed
@@ -31,8 +31,6 @@ from .words import as_bytes, columns_sorted, pack_pairs, transposed, unpack
 METHOD = "compressed-tensors"
 #: In a file's metadata: JSON, by the names of layers the specs of those that quantmm wrote.
 SPECS = "quantmm_specs"
-#: What a spec says beside the weight that it is for.
-OF_X = ("activation", "activation_scale", "activation_zero_point", "dynamic", "input", "out")
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
 PLAIN = ("weight", "weight_scale")
 #: What a module may have beside.
@@ -126,8 +124,7 @@ def with_spec(layer: Layer, text: Any) -> Layer:
                     f"{name}={getattr(spec, name)!r} in {SPECS}; the weight has "
                     f"{getattr(own, name)!r}"
                 )
-        said = {name: getattr(spec, name) for name in OF_X}
-        return replace(layer, activations=Activations(name_of(spec), said))
+        return replace(layer, activations=of_ours(spec))
 
 
 def as_int7(load: Callable[[], QTensor | np.ndarray]) -> QTensor:

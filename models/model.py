@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import UnsupportedError, WeightFileError
+from ..formats.named import name_of
 from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
 from ..formats.weights import FLOATS
@@ -41,6 +42,11 @@ class Activations:
     fields: Mapping[str, Any] | None
     scale: np.ndarray | None = None
     zero_point: np.ndarray | None = None
+
+
+def activations_of(spec: MatmulSpec) -> Activations:
+    """What a spec of ours in a file says of a layer's X, and of Y."""
+    return Activations(name_of(spec), {name: getattr(spec, name) for name in (*OF_X, "out")})
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import awq, compressed_tensors, floats, gguf, gptq, hqq, mlx, onnx, torchao
+from . import awq, compressed_tensors, floats, gguf, gptq, hqq, mlx, onnx, own, torchao
 from .blocks import reading
 from .model import Model
 from .source import Found, Source, natural, source_of
@@ -57,6 +57,7 @@ def among_tensors(
 READERS: tuple[Reader, ...] = (
     Reader("GGUF", gguf.recognises, gguf.read),
     Reader("ONNX", onnx.recognises, onnx.read),
+    among_tensors("quantmm", own.recognises, own.find),
     among_tensors("awq", awq.recognises, awq.find),
     among_tensors(
         compressed_tensors.METHOD, compressed_tensors.recognises, compressed_tensors.find

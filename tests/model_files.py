@@ -315,6 +315,28 @@ def torchao(draw):
     return Written(tensors, {}, matrix, metadata)
 
 
+@st.composite
+def own(draw):
+    """`save_weights`: a `QTensor` as it is, and what it is as JSON."""
+    rng = draw(seeds())
+    n, k, size = draw(st.integers(1, 9)), draw(st.integers(1, 40)), 8
+    groups = -(-k // size)
+    q = rng.integers(0, 256, (n, k)).astype(np.uint8)
+    scale = scales(rng, (n, groups), np.float32)
+    z = rng.integers(0, 256, (n, groups)).astype(np.int32)
+    offset = scales(rng, (n, groups), np.float32)
+    says = {"version": 2, "dtype": "uint8", "group_size": size, "shape": [n, k]}
+    says |= {"zero_point": False, "offset": False, "order": False}
+    tensors = {"a.data": q, "a.scale": scale}
+    beside = draw(st.sampled_from(("zero_point", "offset", None)))
+    if beside is not None:
+        says[beside] = True
+        tensors[f"a.{beside}"] = z if beside == "zero_point" else offset
+    z, offset = z if beside == "zero_point" else None, offset if beside == "offset" else None
+    matrix = meant(q, scale, z, group_of(k, size), offset)
+    return Written(tensors, {}, matrix, {"quantmm:a": json.dumps(says)})
+
+
 def example(strategy, condition=lambda each: True):
     """The same one whenever it is asked for."""
     quick = settings(phases=[Phase.generate], max_examples=1000, database=None)
@@ -330,4 +352,5 @@ FORMATS = {
     "mlx": mlx,
     "hqq": hqq,
     "torchao": torchao,
+    "quantmm": own,
 }
