@@ -24,9 +24,10 @@ STRATEGIES = ("gemv", "splitk", "dp4a", "mma")
 #: What the tensor core's instruction is called in SASS, by the oldest generation that has it.
 MATRIX = {(7, 5): ("IMMA", "8816"), (8, 0): ("IMMA", "16832")}
 
-#: Targets that differ from another one in the size of shared memory alone have two formats; one
-#: with the instructions of another one those with most registers.
-FEW = {"cuda-sm86": ("w8", "w4-g128"), "cuda-sm89": ("w8", "w4-g128")}
+#: The rows of dp4a and of sm80 have all formats. Others, which differ from one of them in the
+#: size of shared memory or share its instructions, have those with most registers.
+FEW = {"cuda-sm75": ("w8", "w4-g32", "w4-g128-zero"), "cuda-sm86": ("w8", "w4-g128")}
+FEW["cuda-sm89"] = FEW["cuda-sm86"]
 FEW["cuda-sm90"] = ("w8", "w4-g32", "w4-g128-zero")
 FEW["cuda-sm100"] = FEW["cuda-sm120"] = ("w8",)
 #: Of the version of NVRTC that knows a generation, where it is newer than what tests install.
