@@ -120,6 +120,12 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.4f}"
 
 
+def share_of_limit(share: float) -> str:
+    """In percent; above 100 % with a *, as the limit was measured too low then."""
+    text = f"{share:.0%}"
+    return text if share <= 1 or text == "100%" else f"{text}*"
+
+
 def rounded(cores: float) -> str:
     """Without digits that mean nothing."""
     return str(round(cores, 3))
@@ -149,7 +155,7 @@ SHAPE, FORMAT = Column("row.title", words=True), Column("row.format", words=True
 LAYER, CONTENDER = Column("row.job.layer", words=True), Column("name", words=True)
 THREADS, FLOOR = Column("row.job.threads"), Column("row.floor", milliseconds)
 MEDIAN, LEAST = Column("time.median", milliseconds), Column("time.least", milliseconds)
-SHARE = Column("share", "{:.0%}".format)
+SHARE = Column("share", share_of_limit)
 RATIO = Column("ratio", shown)
 
 # The tables, by the headings of their columns.

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .row import Row, geometric_mean
@@ -34,6 +35,8 @@ STYLE: dict[Any, Any] = {
 #: Readable on white and on black (after Okabe and Ito); markers are for who cannot tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#888888")
 MARKERS = "osD^vPX<>hd*"
+#: Of text in a picture that stands alone, which knows no ink: readable on white and on black.
+MIDDLE = "#7a7a7a"
 WIDTH = 8.0
 
 
@@ -144,6 +147,60 @@ def speed_up(rows: Sequence[Row], key: str) -> str:
     return svg(figure, f"speed-up-{key}", "time of every contender over quantmm's")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a picture under one heading: their labels, and times over quantmm's by name."""
+
+    heading: str
+    ratios: dict[str, dict[str, float]]
+
+
+@mpl.rc_context(STYLE)
+def picture(parts: Sequence[Part], title: str) -> str:
+    """Times of others over quantmm's, as points on one line for each row: an SVG file."""
+    labels = [label for part in parts for label in ("", *part.ratios)]
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.24 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1, color=MIDDLE, linewidth=1.2)
+    names = dict.fromkeys(
+        name for part in parts for found in part.ratios.values() for name in found
+    )
+    marks = {name: mark for name, *mark in zip(names, itertools.cycle(COLORS), MARKERS)}
+    points: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
+    height = 0
+    for part in parts:
+        axes.text(
+            0,
+            height,
+            part.heading,
+            weight="bold",
+            va="center",
+            ha="right",
+            transform=axes.get_yaxis_transform(),
+        )
+        for found in part.ratios.values():
+            height += 1
+            for name, ratio in found.items():
+                points[name].append((ratio, height))
+        height += 1
+    for name, (color, marker) in marks.items():
+        axes.plot(
+            *zip(*points[name], strict=True), marker, color=color, label=name, linestyle="none"
+        )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params("y", length=0)
+    axes.set(ylim=(len(labels) - 0.5, -0.8), xscale="log", title=title)
+    axes.set_xlabel("time over quantmm's: right of the line quantmm is faster")
+    plain_numbers(axes.xaxis)
+    axes.grid(axis="x")
+    legend(figure)
+    for text in figure.findobj(Text):
+        text.set_color(MIDDLE)
+    for spine in axes.spines.values():
+        spine.set_color(MIDDLE)
+    return saved(figure)
+
+
 def plain_numbers(axis: Any) -> None:
     """Ticks of a logarithmic axis at 1, 2, 5, 10, ... or at powers of ten, as plain numbers."""
     low, high = axis.get_view_interval()
@@ -160,9 +217,14 @@ def legend(figure: Figure) -> None:
 
 def svg(figure: Figure, key: str, description: str) -> str:
     """The figure as an element of a page, its ids unlike those of other figures."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    element = file.getvalue().partition("<svg")[2]
+    element = saved(figure).partition("<svg")[2]
     element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", element)
     element = element.replace(INK, "currentColor")
     return f'<svg role="img" aria-label="{description}"{element}'
+
+
+def saved(figure: Figure) -> str:
+    """The figure as an SVG file."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()

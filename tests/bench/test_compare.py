@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import quantmm as qmm
 from quantmm import processes
-from quantmm.bench import check, compare, contenders, export, machine, process, report, row
+from quantmm.bench import check, columns, compare, contenders, export, machine, process, report, row
 from quantmm.bench.contenders import Contender, Job
 from quantmm.bench.models import MODELS
 from quantmm.bench.timing import Time, median_range
@@ -150,3 +150,10 @@ def test_models_have_layers():
     for layers in MODELS.values():
         assert layers
         assert all(layer.n > 0 and layer.k > 0 and layer.name for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.953, "95%"), (1.0, "100%"), (1.004, "100%"), (1.06, "106%*")]
+)
+def test_a_share_above_the_limit_is_marked(share, text):
+    assert columns.share_of_limit(share) == text
