@@ -18,11 +18,12 @@ from rich.table import Table
 
 from ..errors import WeightFileError
 from ..formats.named import FORMATS, fields_of
-from ..formats.quality import Original, product
 from ..formats.quantize import dequantize, quantize
+from ..formats.ranges import pieces
 from ..formats.spec import CHOICES
 from ..models.open import open_model
-from ..models.write import NAME, Written, chosen_layers, quantize_model
+from ..models.write import BLOCK, NAME, Written, chosen_layers, quantize_model
+from ..side_by_side import side_by_side
 from .tables import show
 
 #: Formats of whole models; the other names that --format takes are formats of one matrix.
@@ -33,7 +34,7 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """What quantizing a layer costs; sums of squares in float64.
+    """What quantizing a layer costs, in sums of squares.
 
     Attributes
     ----------
@@ -66,19 +67,25 @@ class Cost:
 
 def cost_of(written: Written) -> Cost:
     """What a layer costs, with X quantized as its spec says."""
-    spec, weight = written.spec, written.original.astype(np.float32, copy=False)
+    spec, weight = written.spec, written.weight
     x = np.random.default_rng(0).standard_normal((ROWS, spec.k), np.float32)
-    qx = quantize(
-        x, spec.activation, group_size=spec.x_group_size, symmetric=not spec.activation_zero_point
-    )
-    original = Original(weight, x, product(x, weight))
-    restored = dequantize(written.weight)
-    snr, error = original.errors(restored, dequantize(qx))
-    signal = float(np.sum(np.square(weight, dtype=np.float64)))
-    whole = float(np.sum(original.y**2))
-    noise = 0.0 if snr == math.inf else signal / 10 ** (snr / 10)
-    lost = whole * error**2
-    return Cost(written.original.nbytes, written.nbytes, signal, noise, whole, lost)
+    symmetric = not spec.activation_zero_point
+    qx = dequantize(quantize(x, spec.activation, group_size=spec.x_group_size, symmetric=symmetric))
+
+    def some(rows: slice) -> Cost:
+        w = written.original[rows].astype(np.float32)
+        restored = dequantize(weight.rows(rows))
+        y = x @ w.T
+        errors = restored - w, qx @ restored.T - y
+        return Cost(0, 0, *map(squares, (w, errors[0], y, errors[1])))
+
+    parts = side_by_side(some, pieces(spec.n, BLOCK // spec.k))
+    return sum(parts, Cost(written.original.nbytes, written.nbytes, 0, 0, 0, 0))
+
+
+def squares(values: np.ndarray) -> float:
+    """The sum of the squares."""
+    return float(np.vdot(values, values))
 
 
 def quantize_whole(

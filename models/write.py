@@ -26,8 +26,9 @@ from ..files import write_whole, writing
 from ..formats.integers import INTEGERS
 from ..formats.quality import quantize_weight
 from ..formats.quantize import QTensor, quantize
-from ..formats.ranges import scale_shape
+from ..formats.ranges import pieces, scale_shape
 from ..formats.spec import MatmulSpec
+from ..side_by_side import side_by_side
 from .compressed_tensors import METHOD, SPECS
 from .floats import WEIGHT
 from .model import Layer, Model
@@ -39,6 +40,8 @@ NAME = "model" + SUFFIX
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 #: What is not: the settings that others left of how they quantized, and indexes of shards.
 NOT_COPIED = (CONFIG, "quantize_config.json", "quant_config.json", "*.index.json")
+#: Numbers that are quantized at a time; no format here has a scale for several rows.
+BLOCK = 1 << 20
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -182,13 +185,22 @@ def quantized(
     method: str,
     percentile: float | None,
 ) -> QTensor:
-    """A weight whose scales the dtype `scales` holds."""
-    weight = quantize_weight(original, spec, method, percentile)
-    least = np.finfo(scales).smallest_subnormal if scales == np.float16 else np.float32(0)
-    rounded = np.maximum(weight.scale.astype(scales).astype(np.float32), least)
-    if scales == np.float32 or np.isinf(rounded).any() or not (rounded > 0).all():
-        return weight
-    return quantize(original, spec.weight, group_size=spec.group_size, scale=rounded)
+    """A weight whose scales the dtype `scales` holds, some rows at a time on all cores."""
+    n, k = original.shape
+
+    def some(rows: slice) -> QTensor:
+        weight = quantize_weight(original[rows], spec, method, percentile)
+        least = np.finfo(scales).smallest_subnormal if scales == np.float16 else np.float32(0)
+        rounded = np.maximum(weight.scale.astype(scales).astype(np.float32), least)
+        if scales == np.float32 or np.isinf(rounded).any() or not (rounded > 0).all():
+            return weight
+        return quantize(original[rows], spec.weight, group_size=spec.group_size, scale=rounded)
+
+    parts = side_by_side(some, pieces(n, BLOCK // k))
+    data, scale = (
+        np.concatenate([getattr(each, of) for each in parts]) for of in ("data", "scale")
+    )
+    return QTensor(data, scale, None, spec.weight, spec.group_size, (n, k))
 
 
 def dtype_of_scales(layer: Layer) -> np.dtype:
