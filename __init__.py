@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import targets
+from . import interrupt as interrupt  # isort: split
+
+from . import errors, targets
 from .compiler.compile import compile
 from .errors import QuantmmError
 from .formats.nibbles import pack_int4, unpack_int4
@@ -37,6 +39,7 @@ __all__ = [
     "compile",
     "dequantize",
     "error_report",
+    "errors",
     "load",
     "load_weights",
     "open_model",
@@ -60,3 +63,8 @@ def __getattr__(name: str) -> Any:
     if name in LATE:
         return getattr(importlib.import_module(LATE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a program may use."""
+    return sorted([*__all__, "__version__"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 import secrets
 import stat
@@ -13,12 +13,51 @@ from typing import BinaryIO
 
 from .errors import QuantmmError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 
 def check_writable(path: Path, error: type[QuantmmError]) -> None:
     """Raise `error` where `write_whole` cannot succeed: to ask before work that takes long."""
     target = destination(path, error)
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise error(f"cannot write {path}: not a writable file in an existing folder")
+    reason = None
+    if target.is_dir():
+        reason = "a folder; expected a file or a new name"
+    elif not target.parent.is_dir():
+        reason = f"there is no folder {target.parent}"
+    elif not os.access(target.parent, os.W_OK):
+        reason = read_only(target.parent)
+    if reason:
+        raise error(f"cannot write {path}: {reason}")
+
+
+def why_not(problem: OSError, path: Path) -> str:
+    """Why `path`, a file or a folder that is to be made, was not written."""
+    if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return read_only(next(each for each in path.absolute().parents if each.is_dir()))
+    if problem.errno == errno.ENOENT and not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return problem.strerror or str(problem)
+
+
+def read_only(folder: Path) -> str:
+    """What is said of a folder that this user may not change."""
+    return f"the folder {folder} is read-only for this user"
+
+
+def as_path(path: object, error: type[QuantmmError]) -> Path:
+    """A path that a caller gave.
+
+    Raises
+    ------
+    error
+        It is neither a string nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise error(f"the path is {path!r}; expected the name of a file or folder")
+    return Path(path)
 
 
 def destination(path: Path, error: type[QuantmmError]) -> Path:
@@ -116,13 +155,16 @@ def writing(
         with contextlib.suppress(OSError):
             os.unlink(part)
         if isinstance(problem, OSError) and not isinstance(problem, QuantmmError):
-            raise error(f"cannot write {path}: {problem.strerror}") from None
+            raise error(f"cannot write {path}: {why_not(problem, path)}") from None
         raise
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that write records to `folder` waiting."""
+    """Keep other processes that write records to `folder` waiting, where the system can do so."""
+    if fcntl is None:
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

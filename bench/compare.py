@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from ..errors import BenchError
+from ..extras import EXTRAS, install
 from ..processes import Worker, WorkerError
 from ..targets import machine
 from . import process
@@ -86,7 +87,7 @@ def started(contender: Contender, job: Job, running: dict[str, Worker]) -> str:
         It takes no part, and nothing of it is left.
     """
     if module := first_missing(contender.needs):
-        raise WorkerError(f"not installed (no module {module!r})")
+        raise WorkerError(not_installed(module))
     worker = running[contender.name] = process.started(contender, job)
     try:
         about = process.ready(worker, contender, job)
@@ -97,6 +98,13 @@ def started(contender: Contender, job: Job, running: dict[str, Worker]) -> str:
         running.pop(contender.name).close()
         raise
     return about
+
+
+def not_installed(module: str) -> str:
+    """What brings a module that is missing, where an extra does."""
+    brought_by = [extra.name for extra in EXTRAS if module in extra.modules]
+    how = f": {install(brought_by[-1])}" if brought_by else ""
+    return f"not installed (no module {module!r}){how}"
 
 
 def first_missing(modules: Collection[str]) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ToolError
+from ..extras import install
 from .columns import REPORT, Beside, cells
 from .contenders import OURS
 from .export import absences, counted, flat, parts, summaries
@@ -29,9 +30,7 @@ def require_libraries() -> None:
     """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ToolError(
-            f"an HTML report needs {' and '.join(missing)}; install quantmm's extra 'bench'"
-        )
+        raise ToolError(f"an HTML report needs {' and '.join(missing)}: {install('bench')}")
 
 
 def to_html(rows: Sequence[Row], environment: dict[str, Any]) -> str:

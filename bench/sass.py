@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ToolError
+from ..extras import install
 
 INSTRUCTION_BYTES = 16
 
@@ -138,7 +139,7 @@ def disassembler() -> str:
             return str(path)
     if found := shutil.which("nvdisasm"):
         return found
-    raise ToolError("reading a cubin needs nvdisasm: pip install nvidia-cuda-nvdisasm")
+    raise ToolError(f"reading a cubin needs nvdisasm: {install('cuda')}")
 
 
 def elf_sections(content: bytes) -> Iterator[tuple[str, bytes, int]]:

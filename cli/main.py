@@ -22,6 +22,7 @@ from ..files import check_writable
 from ..formats.quantize import quantize
 from ..formats.reference import reference
 from ..formats.spec import MatmulSpec
+from ..interrupt import INTERRUPTED
 from ..runtime import devices
 from ..runtime.kernel_file import Stored, contents
 from ..runtime.tvm_runtime import without_torch
@@ -84,8 +85,9 @@ def outcome() -> int | None:
         return FAILURE
     except click.ClickException as error:
         return complain(error.format_message())
-    except click.Abort:
-        return complain("interrupted")
+    except click.Abort as error:
+        complain(str(error) or "interrupted")
+        return INTERRUPTED
     except MemoryError as error:
         return complain(f"not enough memory: {error}")
     except OSError as error:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ..errors import SpecError
 from ..formats.spec import CHOICES, FLAGS, MatmulSpec
 
 #: No size of a matrix is larger: kernels compute offsets in int32.
@@ -164,7 +163,4 @@ def rpc_options(command: Command) -> Command:
 
 def make_spec(n: int, k: int, formats: dict[str, Any], m: int | None = None) -> MatmulSpec:
     """A spec from a command line's words."""
-    try:
-        return MatmulSpec(n=n, k=k, m=m, **formats)
-    except TypeError as error:
-        raise SpecError(str(error)) from None
+    return MatmulSpec(n=n, k=k, m=m, **formats)

@@ -12,6 +12,7 @@ from ..bench.models import MODELS
 from ..errors import TuningError
 from ..files import check_writable
 from ..models.open import open_model
+from ..schedules import records
 from .models import Shape, saved_per_token, shapes_of
 from .options import Whole, format_options, make_spec, rpc_options, target_option, threads_option
 
@@ -78,29 +79,37 @@ def tune_command(
     if time_limit is not None and time_limit <= 0:
         raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
     begun, tunings = time.monotonic(), []
-    with session_for(rpc, key) as session, Display(trials * len(specs) * len(set(m))) as display:
-        if rpc is not None:
-            names = ", ".join(board.name for board in session.boards)
-            click.echo(f"measuring on {names}", err=True)
-        for spec in specs:
-            left = None if time_limit is None else time_limit - (time.monotonic() - begun)
-            if left is not None and left <= 0:
-                break
-            tunings.append(
-                tune(
-                    spec,
-                    target,
-                    m,
-                    trials=trials,
-                    time_limit=left,
-                    seed=seed,
-                    threads=threads,
-                    log=log,
-                    watch=display,
-                    session=session,
+    display = Display(trials * len(specs) * len(set(m)))
+    try:
+        with session_for(rpc, key) as session, display:
+            if rpc is not None:
+                names = ", ".join(board.name for board in session.boards)
+                click.echo(f"measuring on {names}", err=True)
+            for spec in specs:
+                left = None if time_limit is None else time_limit - (time.monotonic() - begun)
+                if left is not None and left <= 0:
+                    break
+                tunings.append(
+                    tune(
+                        spec,
+                        target,
+                        m,
+                        trials=trials,
+                        time_limit=left,
+                        seed=seed,
+                        threads=threads,
+                        log=log,
+                        watch=display,
+                        session=session,
+                    )
                 )
-            )
-            display.finished(tunings[-1])
+                display.finished(tunings[-1])
+    except KeyboardInterrupt:
+        kept = "1 trial is" if display.trials == 1 else f"{display.trials} trials are"
+        where = log or records.default_folder()
+        raise click.Abort(
+            f"interrupted: {kept} kept in {where}; the same command goes on from there"
+        ) from None
     if plot is not None:
         draw(tunings, Path(plot))
     for tuning in tunings:

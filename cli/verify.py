@@ -120,7 +120,7 @@ def verify_command(
 
     Integers must be equal, floats within one unit in the last place. The line that a failure
     prints repeats it. A GPU's kernels are checked on a GPU; with --emulated their CUDA C++ runs on
-    the CPU, which needs a C++ compiler or the extra quantmm[link].
+    the CPU, which needs a C++ compiler or pip install 'quantmm[link]'.
 
     What --time-limit ends is gone on with by the line that it prints, and then a record counts the
     problems of both.

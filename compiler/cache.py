@@ -25,8 +25,8 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from ..errors import CacheError
-from ..files import users_folder, write_whole
+from ..errors import CacheError, QuantmmError
+from ..files import users_folder, why_not, write_whole
 from ..formats.spec import MatmulSpec
 from ..runtime import kernel_file
 from ..runtime.code import library_of
@@ -206,7 +206,11 @@ def keep(
             library = library_of(kernel.code.content())
             library.load()
             kernel.code = library
-    except (OSError, RuntimeError) as error:
+    except QuantmmError as error:
+        raise CacheError(str(error)) from None
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {why_not(error, path)}") from None
+    except RuntimeError as error:
         raise CacheError(str(error)) from None
     write_whole(path, content, CacheError, mode=ENTRY_MODE, in_place=True)
     evict(but=path)

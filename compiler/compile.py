@@ -11,7 +11,7 @@ import warnings
 from typing import Literal
 
 from ..errors import CacheError
-from ..formats.spec import MatmulSpec
+from ..formats.spec import MatmulSpec, check_spec, say_short_groups
 from ..runtime import devices
 from ..runtime.kernel import Kernel
 from ..runtime.threads import check_threads, default_threads
@@ -66,6 +66,8 @@ def compile(
     ArrayError
         A `num_threads` with which no call can run.
     """
+    check_spec(spec)
+    say_short_groups(spec.group_size, spec.k)
     row = devices.find(target)
     if num_threads is not None:
         num_threads = check_threads(num_threads)  # before the work

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import ToolError
+from ..extras import install
 from ..targets import machine
 
 #: C compilers that can drive a linker, in the order in which they are tried.
@@ -31,7 +32,7 @@ def command(architecture: str | None = None) -> list[str]:
             f"a linker for {architecture}: install {architecture}-linux-gnu-gcc, or clang with lld"
         )
     if found is None:
-        raise ToolError(f"saving a kernel needs {wanted}, or the extra quantmm[link]")
+        raise ToolError(f"saving a kernel needs {wanted}, or {install('link')}")
     return found
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ..errors import CudaSourceError, QuantmmError, ToolError
+from ..extras import install
 from .cuda_prelude import INTEGERS, PRELUDE
 
 Form = Literal["cubin", "ptx"]
@@ -65,7 +66,7 @@ def compile_cuda(source: str, architecture: str, *, form: Form = "cubin") -> byt
     full = f'{PRELUDE}#line 1 "kernel.cu"\n{source}'
     nvrtc = bindings()
     if nvrtc is None:
-        raise ToolError("compiling for NVIDIA GPUs needs NVRTC: pip install 'quantmm[cuda]'")
+        raise ToolError(f"compiling for NVIDIA GPUs needs NVRTC: {install('cuda')}")
     real = architecture if form == "cubin" else architecture.replace("sm_", "compute_")
     options = encoded([*OPTIONS, f"--gpu-architecture={real}"])
     with new_program(nvrtc, full) as program:

@@ -11,9 +11,9 @@ and compiled in four ways:
                   that were found on the training set ("static"). No floats in between.
 
 Training is the same on every machine, and so is the table: its products are exact, see `product`.
-Bias and relu are part of the kernels, so a layer is one call. Run it, with scikit-learn installed
-for the images, as `python examples/digits.py`; it takes some ten seconds, most of them to compile
-twelve kernels.
+Bias and relu are part of the kernels, so a layer is one call. The images come with scikit-learn:
+`pip install 'quantmm[examples]'`. Run it as `python examples/digits.py`; it takes some ten seconds,
+most of them to compile twelve kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from typing import Any
 
 import numpy as np
 import quantmm as qmm
-from sklearn.datasets import load_digits
+from quantmm.extras import install
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError:
+    raise SystemExit(f"the images come with scikit-learn: {install('examples')}") from None
 
 SIZES = (64, 128, 64, 10)
 TEST_IMAGES = 600  # of 1797

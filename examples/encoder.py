@@ -25,7 +25,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+from quantmm.extras import install
+
+try:
+    import torch
+except ModuleNotFoundError:
+    raise SystemExit(f"this example needs torch: {install('torch')}") from None
 from quantmm.bench.inside.encoder import VARIANTS, Size, encoder
 from torch import nn
 

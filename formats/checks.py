@@ -94,9 +94,14 @@ def numbers(name: str, value: npt.ArrayLike, spec: MatmulSpec, m: int | None) ->
     return found
 
 
-def missing(name: str) -> ArrayError:
+def missing(name: str, spec: MatmulSpec) -> ArrayError:
     """The error for a number that neither `bind` nor the call was given."""
-    return ArrayError(f"{name} is missing; give it to bind or to the call")
+    text = f"{name} is missing; give it to bind or to the call"
+    if name.startswith("x_") and spec.input is None:
+        text += ", or give x as a QTensor, which quantize makes"
+    elif name.startswith("x_"):
+        text += ", or have the call find it from x: a spec with dynamic=True"
+    return ArrayError(text)
 
 
 def opened(
@@ -138,9 +143,11 @@ def check_weight(spec: MatmulSpec, w: object) -> None:
         )
     expected = spec.weight, (spec.weight_rows, spec.k), spec.group_size
     if given != expected:
+        transposed = given[1] != expected[1] == given[1][::-1]
         raise ArrayError(
             f"w is {given[0]}{given[1]} with group_size={given[2]!r}; "
             f"the spec has {expected[0]}{expected[1]} with group_size={expected[2]!r}"
+            + ("; is W transposed? It is N x K" if transposed else "")
         )
     if w.zero_point is not None and w.zero_point.any() and not spec.weight_zero_point:
         raise ArrayError("w has zero points; the spec has weight_zero_point=False")

@@ -78,6 +78,8 @@ def error_report(
     """
     weight = as_matrix("W", W)
     n, k = weight.shape
+    if isinstance(specs, MatmulSpec):
+        raise SpecError("specs is one MatmulSpec; expected several, as in [spec]")
     specs = list(specs)
     for spec in specs:
         if not isinstance(spec, MatmulSpec):

@@ -27,7 +27,7 @@ from .ranges import (
     spread,
     spread_rows,
 )
-from .spec import MatmulSpec, as_group_size, as_size
+from .spec import MatmulSpec, as_group_size, as_size, say_short_groups
 from .values import (
     FLOAT32_MAX,
     as_array,
@@ -216,6 +216,7 @@ def quantize(
     values = (given if nothing else as_matrix("x", given)).astype(np.float32, copy=False)
     shape = values.shape[0], values.shape[1]
     per_scale = scale_shape(shape, group_size)
+    say_short_groups(group_size, shape[1])
     if symmetric is None:
         symmetric = zero_point is None and INTEGERS[dtype].signed and not offset
     if symmetric and zero_point is not None:

@@ -56,7 +56,7 @@ from .integers import INTEGERS
 from .nibbles import unpack_int4
 from .quantize import QTensor, quantize
 from .ranges import spread
-from .spec import MatmulSpec
+from .spec import MatmulSpec, check_spec
 from .values import as_array, to_float32
 
 _erfc: Any = np.vectorize(math.erfc, otypes=[np.float64])
@@ -133,7 +133,7 @@ def reference(
     ArrayError
         What is given does not fit `spec`.
     """
-    check_weight(spec, w)
+    check_weight(check_spec(spec), w)
     added_bias = check_bias(spec, bias)
     end = output_numbers(spec, out_scale, out_zero_point)
     if not isinstance(x, QTensor) and (given := as_array("x", x)).ndim != 2:
@@ -286,7 +286,7 @@ def activations(
 def optional(name: str, value: npt.ArrayLike | None, spec: MatmulSpec, m: int) -> np.ndarray | None:
     """A number that the spec takes, (1,) or (m,); None where it takes none."""
     if value is None and takes(name, spec):
-        raise missing(name)
+        raise missing(name, spec)
     return None if value is None else numbers(name, value, spec, m)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import json
 import operator
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import SpecError
 from .integers import INTEGERS
@@ -35,6 +39,38 @@ FLAGS = (
 )
 
 
+Spec = TypeVar("Spec", bound=type)
+
+
+def with_known_fields(spec: Spec) -> Spec:
+    """A dataclass that refuses a field that it lacks, or is not given, with a `SpecError`."""
+    construct = spec.__init__  # type: ignore[misc]
+    fields = dataclasses.fields(spec)
+    names = [field.name for field in fields]
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+
+    @functools.wraps(construct)
+    def checked(self: Any, *values: Any, **given: Any) -> None:
+        check_names(given, names)
+        there = {*names[: len(values)], *given}
+        if missing := [name for name in needed if name not in there]:
+            raise SpecError(f"a {spec.__name__} needs {missing[0]!r}")
+        construct(self, *values, **given)
+
+    spec.__init__ = checked  # type: ignore[misc]
+    return spec
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse names of fields that a spec does not have."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            expected = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
+            raise SpecError(f"no field {name!r} in a spec; {expected}")
+
+
+@with_known_fields
 @dataclass(frozen=True)
 class MatmulSpec:
     """Y = X Wᵀ with X of M x K and W of N x K, both quantized; see `reference` for the meaning.
@@ -269,15 +305,36 @@ class MatmulSpec:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
             raise SpecError(f"not a spec in JSON: {error}") from None
-        known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict):
             raise SpecError(f"a spec is a JSON object, not {type(fields).__name__}")
-        if unknown := sorted(set(fields) - known):
-            raise SpecError(f"no field {unknown[0]!r} in a spec; its fields are {sorted(known)}")
-        if missing := sorted({"n", "k"} - set(fields)):
-            raise SpecError(f"a spec needs {missing[0]!r}")
         fields.setdefault("activation_scale", "row" if fields.get("dynamic") else "tensor")
         return cls(**fields)
+
+
+def check_spec(spec: object) -> MatmulSpec:
+    """`spec`, if it is one.
+
+    Raises
+    ------
+    SpecError
+        It is something else.
+    """
+    if not isinstance(spec, MatmulSpec):
+        given = repr(spec)
+        if len(given) > 60:
+            given = type(spec).__name__
+        raise SpecError(f"spec is {given}; expected a MatmulSpec, as in MatmulSpec(n=4096, k=1024)")
+    return spec
+
+
+def say_short_groups(group_size: int | str | None, k: int) -> None:
+    """Warn of groups that are longer than K: there is one, as with group_size=None."""
+    if isinstance(group_size, int) and group_size > k:
+        message = (
+            f"group_size={group_size} is more than K={k}: every row has one group, as with "
+            "group_size=None"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def stored_as(dtype: str) -> str:

@@ -104,16 +104,28 @@ def as_matrix(name: str, value: Any) -> np.ndarray:
     """
     array = as_array(name, value)
     if array.ndim != 2 or array.size == 0:
-        raise ArrayError(f"{name} has shape {array.shape}; expected a matrix that is not empty")
+        more = f", such as {name}.reshape(-1, {array.shape[-1]})" if array.ndim > 2 else ""
+        raise ArrayError(
+            f"{name} has shape {array.shape}; expected a matrix that is not empty{more}"
+        )
     exact = np.float32 if np.can_cast(array.dtype, np.float32) else np.float64
     with np.errstate(over="ignore"):  # of long doubles, some of which become infinite
         array = array.astype(exact, copy=False)
     # Both ends are NaN wherever there is one.
     ends = np.array([array.min(), array.max()])
     if not np.isfinite(ends).all():
-        raise ArrayError(f"{name} holds NaN or infinity; expected finite numbers")
+        found = at_first(~np.isfinite(array))
+        raise ArrayError(f"{name} holds NaN or infinity{found}; expected finite numbers")
     to_float32(name, ends)
     return array
+
+
+def at_first(wrong: np.ndarray) -> str:
+    """Where the first of the wrong elements is, in words; nothing of an array with one element."""
+    if wrong.size == 1:
+        return ""
+    indices = np.unravel_index(wrong.argmax(), wrong.shape)
+    return f", first at [{', '.join(map(str, indices))}]"
 
 
 def to_float32(name: str, array: np.ndarray) -> np.ndarray:
@@ -157,14 +169,16 @@ def refuse_scales(name: str, scale: np.ndarray) -> None:
     """Refuse scales that are not positive and finite."""
     fine = (scale > 0) & (scale < np.inf)
     if not fine.all():
-        raise ArrayError(f"{name} {scale[~fine].flat[0]}; expected positive finite numbers")
+        found = f"{scale[~fine].flat[0]}{at_first(~fine)}"
+        raise ArrayError(f"{name} {found}; expected positive finite numbers")
 
 
 def refuse_infinite(name: str, values: np.ndarray) -> None:
     """Refuse NaN and infinity."""
     fine = np.isfinite(values)
     if not fine.all():
-        raise ArrayError(f"{name} {values[~fine].flat[0]}; expected finite numbers")
+        found = f"{values[~fine].flat[0]}{at_first(~fine)}"
+        raise ArrayError(f"{name} {found}; expected finite numbers")
 
 
 def zero_points(name: str, value: npt.ArrayLike, dtype: str) -> np.ndarray:

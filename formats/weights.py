@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 
 from ..errors import ArrayError, QuantmmError, SpecError, WeightFileError
-from ..files import write_whole
+from ..files import as_path, write_whole
 from .checks import check_weight
 from .quantize import QTensor
 from .spec import MatmulSpec
@@ -69,7 +69,7 @@ def read_matrix(path: str | os.PathLike[str], name: str | None = None) -> np.nda
 
 def find_matrix(path: str | os.PathLike[str], name: str | None) -> tuple[str, np.ndarray]:
     """What `read_matrix` reads, with its name; that of a .npy is the file's."""
-    suffix = Path(path).suffix.lower()
+    suffix = as_path(path, WeightFileError).suffix.lower()
     if suffix in NUMPY:
         chosen, array = numpy_array(path, name)
     elif suffix == SAFETENSORS:
@@ -154,7 +154,7 @@ def save_weights(
         raise ArrayError(
             f"weights is {type(weights).__name__}; expected name: (QTensor, MatmulSpec or None)"
         )
-    file = Path(path)
+    file = as_path(path, WeightFileError)
     if file.suffix.lower() != SAFETENSORS:
         raise WeightFileError(f"cannot write {path}: expected a name that ends in {SAFETENSORS}")
     if not weights:
@@ -271,6 +271,7 @@ def check_pair(pair: tuple[QTensor, MatmulSpec | None]) -> tuple[QTensor, Matmul
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what goes wrong while a file is read into a `WeightFileError`."""
+    as_path(path, WeightFileError)
     try:
         with open(path, "rb"):
             pass  # what is missing or forbidden has a clear error here

@@ -6,8 +6,9 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..errors import WeightFileError
+from ..files import as_path
 from . import awq, compressed_tensors, floats, gguf, gptq, hqq, mlx, onnx, own, torchao
 from .blocks import reading
 from .model import Model
@@ -90,7 +91,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         The file cannot be read, is damaged, or is of a format that is not read. A pickle is never
         loaded.
     """
-    place = Path(path)
+    place = as_path(path, WeightFileError)
     with reading(place):
         source = source_of(place)
         model = next(reader for reader in READERS if reader.recognises(source)).read(source)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 from ..errors import ToolError
+from ..extras import install
 
 #: The first versions that the tests cover, which the extras ask for too.
 MINIMUM = (2, 13)
-INSTALL = "pip install 'quantmm[torch]'"
+INSTALL = install("torch")
 TRANSFORMERS = (5, 24)
-INSTALL_TRANSFORMERS = "pip install 'quantmm[transformers]'"
+INSTALL_TRANSFORMERS = install("transformers")
 
 
 def require_torch() -> None:

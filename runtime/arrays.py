@@ -55,7 +55,7 @@ def import_array(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
         refuse_masked(name, x)
     native = x.dtype == dtype
     if x.ndim != 2 or x.shape[1] != columns or not (native or x.dtype.newbyteorder("=") == dtype):
-        raise ArrayError(f"{name} is {x.dtype.name}{x.shape}; expected {dtype.name}(M, {columns})")
+        raise unfit(name, x.dtype.name, x.shape, dtype, columns)
     fits = native and x.flags.writeable and rows_fit(x, columns, dtype.itemsize)
     return tensor(x if fits else np.array(x, dtype, order="C"))
 
@@ -74,6 +74,18 @@ def steps_fit(rows: int, columns: int, row: int) -> bool:
     return columns <= row <= MAX_ELEMENTS // max(1, rows)
 
 
+def unfit(
+    name: str, found: str, shape: tuple[int, ...], dtype: np.dtype, columns: int
+) -> ArrayError:
+    """The error for an array of another shape or dtype than (M, columns) of `dtype`."""
+    text = f"{name} is {found}{shape}; expected {dtype.name}(M, {columns})"
+    if len(shape) == 2 and shape[1] != columns == shape[0]:
+        text += "; is it transposed?"
+    elif name == "x" and dtype.kind in "iu" and "float" in found:
+        text += "; quantize it before, or have the call do so: a spec with input='float32'"
+    return ArrayError(text)
+
+
 def tensor(array: np.ndarray) -> Any:
     """A NumPy array of a format that kernels take, as a tensor over the same memory."""
     stored = VIEWED.get(array.dtype)
@@ -85,7 +97,7 @@ def import_torch(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
     check_torch(name, x, "reads")
     shape, found = x.shape, torch_name(x.dtype)
     if len(shape) != 2 or shape[1] != columns or found != name_of(dtype):
-        raise ArrayError(f"{name} is {found}{(*shape,)}; expected {dtype.name}(M, {columns})")
+        raise unfit(name, found, tuple(shape), dtype, columns)
     if x.is_neg():
         x = x.resolve_neg()
     if not torch_rows_fit(x, columns):
@@ -163,7 +175,7 @@ def import_dlpack(name: str, x: Any, dtype: np.dtype, columns: int) -> Any:
     check_on_cpu(name, given, "reads")
     shape, found = tuple(given.shape), str(given.dtype)
     if len(shape) != 2 or shape[1] != columns or found != name_of(dtype):
-        raise ArrayError(f"{name} is {found}{shape}; expected {dtype.name}(M, {columns})")
+        raise unfit(name, found, shape, dtype, columns)
     row, column = given.strides
     fits = column == 1 and steps_fit(shape[0], columns, row)
     stored = stored_as(found)

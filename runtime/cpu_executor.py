@@ -232,7 +232,7 @@ class CpuExecutor:
         for i, name in enumerate(self._names):
             if arguments[i] is None:
                 if name not in self._defaults:
-                    raise missing(name)
+                    raise missing(name, self._spec)
                 arguments[i] = self._tensor(name, self._defaults[name][0], m)
         return arguments
 

@@ -194,7 +194,7 @@ class CudaExecutor:
         shape = shape_of(name, self._spec, call.m)
         if value is None:
             if name not in self._defaults:
-                raise missing(name)
+                raise missing(name, self._spec)
             if by_row(name, self._spec):
                 count = math.prod(shape)
                 return self._memory.repeated(name, self._defaults[name], count, call.place)

@@ -5,7 +5,9 @@ This module and what it imports need NumPy, tvm_ffi and libtvm_runtime.so, no co
 
 from __future__ import annotations
 
+import operator
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,9 +129,14 @@ class Kernel:
 
         Its strategy, function, tiles, instruction and tuned record; on a CPU the number of threads,
         and the pool that those belong to; on a GPU the thread blocks of a launch.
+
+        Raises
+        ------
+        ArrayError
+            Something in `m` is no number of rows, or not of this kernel's.
         """
         rows = []
-        for count in [self.spec.m] if self.spec.m else m:
+        for count in [self.spec.m] if self.spec.m else numbers_of_rows(m):
             parts = self.parts(count)
             plan = self.info.tiling(len(parts[0])) if len(parts) > 1 else self.plan(count)
             rows.append(
@@ -178,7 +185,11 @@ class Kernel:
             "out_scale": out_scale,
             "out_zero_point": out_zero_point,
         }
-        return Linear(self, w, bias, scalars)
+        linear = Linear(self, w, bias, scalars)
+        if self.info.device == "cpu" and (reason := self.info.why_not_here()):
+            message = f"the bound kernel for {self.info.target} cannot be called here: {reason}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return linear
 
     def __call__(self, x: Any, w: QTensor, bias: npt.ArrayLike | None = None, **call: Any) -> Any:
         """`bind(w, bias)(x, **call)`: packs the weight anew in every call."""
@@ -193,6 +204,14 @@ class Kernel:
             its machine can execute.
         """
         kernel_file.save(path, [self, *others])
+
+
+def numbers_of_rows(m: Sequence[int]) -> list[int]:
+    """The M that are asked for, as ints."""
+    try:
+        return [operator.index(count) for count in m]
+    except TypeError:
+        raise ArrayError(f"m={m!r}; expected several numbers of rows, as in [1, 16]") from None
 
 
 #: For one version more.

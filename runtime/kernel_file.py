@@ -23,11 +23,10 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import KernelFileError
-from ..files import check_writable, write_whole
+from ..files import as_path, check_writable, write_whole
 from ..targets import CUDA_TARGETS, TARGETS
 from .code import Content
 from .cuda_info import CudaInfo
@@ -70,7 +69,7 @@ def save(path: str | os.PathLike[str], kernels: Sequence[Saved]) -> None:
     ToolError
         No linker was found.
     """
-    target = Path(path)
+    target = as_path(path, KernelFileError)
     check_writable(target, KernelFileError)
     write_whole(target, packed(kernels), KernelFileError)
 
@@ -119,9 +118,13 @@ def contents(path: str | os.PathLike[str]) -> list[Stored]:
         See `load`.
     """
     try:
-        content = Path(path).read_bytes()
+        content = as_path(path, KernelFileError).read_bytes()
+    except KernelFileError:
+        raise
     except OSError as error:
         raise KernelFileError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a name with a null character
+        raise KernelFileError(f"cannot read {str(path)!r}: {error}") from None
     return parsed(path, content)
 
 

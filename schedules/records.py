@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from platformdirs import user_data_path
 
 from ..errors import RecordError
-from ..files import users_folder
+from ..files import as_path, users_folder
 from ..formats.reference import SMOOTH
 from ..formats.spec import MatmulSpec
 from ..targets import Instruction, Target, machine
@@ -292,7 +292,7 @@ def databases_in(log: str | os.PathLike[str] | None) -> Iterator[Path]:
     RecordError
         There is no `log`.
     """
-    if log is not None and not Path(log).is_dir():
+    if log is not None and not as_path(log, RecordError).is_dir():
         raise RecordError(f"no log at {log}; expected a folder that tuning wrote")
     try:
         first = Path(log) if log is not None else default_folder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 
 from ..cores import physical_cores
 from ..errors import TargetError
@@ -99,5 +100,9 @@ def find(name: str | Target | CudaTarget) -> Target | CudaTarget:
     for row in rows:
         if row.name == name:
             return row
-    known = ", ".join(["host", "cuda", *(row.name for row in rows)])
-    raise TargetError(f"no target {name!r}; the targets are {known}")
+    known = ["host", "cuda", *(row.name for row in rows)]
+    close = difflib.get_close_matches(name, known, 2) if isinstance(name, str) else []
+    if close:
+        meant = " or ".join(map(repr, close))
+        raise TargetError(f"no target {name!r}; did you mean {meant}? `quantmm targets` lists all")
+    raise TargetError(f"no target {name!r}; the targets are {', '.join(known)}")

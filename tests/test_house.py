@@ -24,7 +24,7 @@ FLOORS = (
     ("formats", "targets"),
     ("side_by_side",),
     ("cores", "files", "processes", "versions"),
-    ("errors",),
+    ("errors", "extras", "interrupt"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError
-from ..files import alone, write_whole
+from ..files import alone, why_not, write_whole
 from ..schedules import records
 from ..schedules.records import DAMAGE, FAILURES, HEADER, TRIALS, WORKLOADS
 from .candidate import Choice
@@ -138,7 +138,7 @@ class Database:
                     content = content[file.write(content) :]
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RecordError(f"cannot write {path}: {error.strerror}") from None
+            raise RecordError(f"cannot write {path}: {why_not(error, path)}") from None
 
 
 def ends_with_newline(file: Any) -> bool:
@@ -229,5 +229,5 @@ def database_for(log: Path, header: dict[str, Any]) -> Database:
     except OSError as error:
         if isinstance(error, RecordError):
             raise
-        raise RecordError(f"cannot write the log {log}: {error.strerror}") from None
+        raise RecordError(f"cannot write the log {log}: {why_not(error, log)}") from None
     return Database(path)

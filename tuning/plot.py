@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ToolError, TuningError
+from ..extras import install
 from .state import Outcome, Tuning
 
 #: Inches of one M's curve.
@@ -24,7 +25,7 @@ def require_matplotlib() -> None:
         It is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ToolError("a plot needs matplotlib; install it with pip install 'quantmm[tune]'")
+        raise ToolError(f"a plot needs matplotlib: {install('tune')}")
 
 
 def check_suffix(path: Path) -> None:

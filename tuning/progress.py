@@ -71,6 +71,11 @@ class Display:
     ) -> None:
         self._progress.stop()
 
+    @property
+    def trials(self) -> int:
+        """How many trials of all runs the log has now."""
+        return self._before + self._done
+
     def __call__(self, state: State) -> None:
         """Show where a run is."""
         if self._problem != (state.spec, state.m):

@@ -16,15 +16,15 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import targets
 from ..bench.rotation import COLD_ROWS
 from ..compiler.linker import command as linker_command
-from ..errors import SpecError, TuningError
+from ..errors import RecordError, SpecError, TuningError
+from ..files import as_path
 from ..formats.named import weight_bytes
-from ..formats.spec import MatmulSpec, as_size, as_whole
+from ..formats.spec import MatmulSpec, as_size, as_whole, check_spec
 from ..runtime.tvm_runtime import without_torch
 from ..schedules import records
 from ..schedules.cpu.plan import plan_for
@@ -100,7 +100,7 @@ def tune(
     RecordError
         The log cannot be written.
     """
-    m, spec = rows_to_tune(m), spec.of_one
+    m, spec = rows_to_tune(m), check_spec(spec).of_one
     trials, seed = as_size("trials", trials), as_size("seed", seed, least=0)
     threads = None if threads is None else as_size("threads", threads)
     if spec.m is not None:
@@ -117,7 +117,7 @@ def tune(
         linker_command(row.architecture or machine.architecture())
         with without_torch():
             from tvm.target import codegen
-        path = records.default_folder() if log is None else Path(log)
+        path = records.default_folder() if log is None else as_path(log, RecordError)
         database = database_for(path, {**header, "llvm": codegen.llvm_version_major()})
         limit = active.limits(row, count)
         active.start()
@@ -135,10 +135,15 @@ def tune(
             )
             for rows in sorted({*m, *concluded(database, spec)})
         ]
+        say = watch or (lambda _: None)
         for problem in problems:
             wanted = trials if problem.m in m else 1
-            explore(active, problem, wanted, deadline, watch or (lambda _: None))
-        return conclude(active, problems, watch or (lambda _: None), begun)
+            try:
+                explore(active, problem, wanted, deadline, say)
+            except KeyboardInterrupt:
+                say(problem.progress(wanted, "interrupted"))
+                raise
+        return conclude(active, problems, say, begun)
     finally:
         if own is not None:
             own.__exit__()

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..errors import RpcError, ToolError
+from ..extras import install
 from ..processes import Worker, WorkerError, end_with_parent
 from ..runtime.tvm_runtime import tvm_ffi, without_torch
 from .messages import identity, packed, unpacked
@@ -151,9 +152,7 @@ def track(host: str, port: int, say: Callable[[str], None] = lambda _: None) -> 
         with without_torch():
             from tvm.rpc import base, tracker
     except ImportError:
-        raise ToolError(
-            "a tracker needs tornado; install it with pip install 'quantmm[rpc]'"
-        ) from None
+        raise ToolError(f"a tracker needs tornado: {install('rpc')}") from None
     with listening(host, port) as (sock, address):
         say(f"tracker at {address}")
         asyncio.set_event_loop(asyncio.new_event_loop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Problem:
         the default in the same rounds, times this.
     times : of every choice that ran; None where it failed.
     leader : what beat the default, and those before it, beyond the noise.
+    shown : the time that was last shown as the best. A new leader won in turns with the one before,
+        and may still have the longer time on the clock, which is no reason to show a rise.
     """
 
     spec: MatmulSpec
@@ -63,6 +66,7 @@ class Problem:
     clock: float | None = None
     times: dict[Choice, list[float] | None] = field(default_factory=dict)
     leader: Choice | None = None
+    shown: float = math.inf
 
     def median(self, choice: Choice) -> float:
         """The median time of a choice that ran."""
@@ -87,6 +91,8 @@ class Problem:
     def progress(self, trials: int, text: str = "") -> Progress:
         """Where it is."""
         best = self.clock if self.leader is None else self.median(self.leader)
+        if best is not None:
+            best = self.shown = min(best, self.shown)
         failed = sum(times is None for times in self.times.values())
         return Progress(
             self.spec, self.m, len(self.times), trials, failed, self.clock, best, self.floor, text

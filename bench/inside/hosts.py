@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import BenchError, ToolError
+from ...extras import install
 from ..compare import first_missing
 from ..contenders import CONTENDERS, Contender, Job, check_words, chosen
 
@@ -114,10 +115,7 @@ def require(host: Host, against: Collection[str]) -> None:
                 f"expected some of {', '.join(host.groups)}"
             )
     if module := first_missing(host.needs):
-        raise ToolError(
-            f"--inside {host.name} needs {module}, which is not installed; install quantmm's extra "
-            "'bench'"
-        )
+        raise ToolError(f"--inside {host.name} needs {module}: {install('bench')}")
 
 
 def taking_part(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EmulationError, ToolError
+from ...extras import install
 
 #: The C++ of the emulation.
 FOLDER = Path(__file__).parent
@@ -74,7 +75,7 @@ def compiler() -> list[str]:
         # Not "c++", which compiles a standard library first.
         return [sys.executable, "-m", "ziglang", "cc"]
     raise ToolError(
-        f"emulating a GPU needs a C++ compiler ({', '.join(COMPILERS)}), or the extra quantmm[link]"
+        f"emulating a GPU needs a C++ compiler ({', '.join(COMPILERS)}), or {install('link')}"
     )
 
 

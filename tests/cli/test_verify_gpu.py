@@ -124,7 +124,7 @@ def test_no_compiler_for_the_emulation(quantmm, monkeypatch):
         words = ["verify", "--target", "cuda-sm80", "--emulated", *SMALL, "--m", 1]
         status, _, err = quantmm(*words)
         assert status == 2
-        assert "emulating a GPU needs a C++ compiler (), or the extra quantmm[link]" in err
+        assert "emulating a GPU needs a C++ compiler (), or pip install 'quantmm[link]'" in err
         with pytest.raises(qmm.errors.ToolError):
             toolchain.compiler()
     finally:

@@ -219,6 +219,6 @@ def test_without_a_disassembler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
     sass.disassembler.cache_clear()
-    with pytest.raises(qmm.errors.ToolError, match="pip install nvidia-cuda-nvdisasm"):
+    with pytest.raises(qmm.errors.ToolError, match=r"nvdisasm: pip install 'quantmm\[cuda\]'"):
         sass.read(cubin)
     sass.disassembler.cache_clear()

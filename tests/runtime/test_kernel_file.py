@@ -380,9 +380,9 @@ def current_umask():
 def test_without_a_linker(monkeypatch, tmp_path):
     monkeypatch.setattr(linker.shutil, "which", lambda _: None)
     monkeypatch.setattr(linker.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ToolError, match=r"needs a linker: .* or the extra quantmm\[link\]"):
+    with pytest.raises(ToolError, match=r"needs a linker: .* or pip install 'quantmm\[link\]'"):
         qmm.compile(qmm.MatmulSpec(n=4, k=4, m=1)).save(tmp_path / "k.qmm")
-    message = r"a linker for m68k: install m68k-linux-gnu-gcc, or clang with lld, or the extra"
+    message = r"a linker for m68k: install m68k-linux-gnu-gcc, or clang with lld, or pip install"
     with pytest.raises(ToolError, match=message):
         linker.command("m68k")
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 
@@ -39,8 +40,12 @@ def end(process, log, how):
 
 def test_ctrl_c(tmp_path):
     process = command(tmp_path, "--trials", 1000)
-    assert end(process, tmp_path, signal.SIGINT).endswith("quantmm: interrupted\n")
-    assert process.returncode == 2
+    said = end(process, tmp_path, signal.SIGINT).splitlines()[-1]
+    assert process.returncode == 130
+    words = f"trials are kept in {tmp_path}; the same command goes on from there"
+    kept = re.fullmatch(rf"quantmm: interrupted: (\d+) {words}", said)
+    assert kept
+    assert int(kept[1]) >= len(lines(tmp_path))
     assert keeping.check(tmp_path) == []
 
 

@@ -321,5 +321,5 @@ def test_a_tracker_needs_tornado():
     command = [sys.executable, "-c", code, "tracker", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    message = "a tracker needs tornado; install it with pip install 'quantmm[rpc]'"
+    message = "a tracker needs tornado: pip install 'quantmm[rpc]'"
     assert done.stderr == f"quantmm: {message}\n"

@@ -79,7 +79,7 @@ def test_plot(log, tmp_path, suffix):
 
 def test_plot_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ToolError, match=r"needs matplotlib; install it with .*quantmm\[tune\]"):
+    with pytest.raises(ToolError, match=r"needs matplotlib: pip install 'quantmm\[tune\]'"):
         plot.plot([Tuning(SPEC, "host", 1, (), None, 1.0)], tmp_path / "curve.png")
 
 
