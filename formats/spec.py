@@ -54,7 +54,7 @@ def with_known_fields(spec: Spec) -> Spec:
         check_names(given, names)
         there = {*names[: len(values)], *given}
         if missing := [name for name in needed if name not in there]:
-            raise SpecError(f"a {spec.__name__} needs {missing[0]!r}")
+            raise SpecError(f"a spec needs {missing[0]!r}")
         construct(self, *values, **given)
 
     spec.__init__ = checked  # type: ignore[misc]

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import ArrayError, WeightFileError
+from ..extras import install
 from .blocks import OpenFile, reading
 
 #: By name: the number in onnx.proto3, the dtype of NumPy, and the bits of a number in the file.
@@ -154,7 +155,7 @@ def read_proto(path: Path) -> Any:
         from google.protobuf.message import DecodeError
     except ImportError:
         raise WeightFileError(
-            f"cannot read {path} without the package onnx: pip install 'quantmm[onnx]'"
+            f"cannot read {path} without the package onnx: {install('onnx')}"
         ) from None
     file = OpenFile(path)
     content = file.array("the file", 0, "u1", (file.size,)).tobytes()

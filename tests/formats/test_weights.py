@@ -390,7 +390,7 @@ def test_damaged_metadata(tmp_path, change, message):
         ({"w.data": np.zeros((4, 10), np.uint8)}, r"w: uint4 data .* not uint8\(4, 10\)"),
         ({"w.data": np.zeros((4, 11), np.int8)}, r"w: uint4 data .* not int8\(4, 11\)"),
         ({"w.scale": np.ones(5, np.float32)}, r"w: scale is float32\(5,\); expected float32\(4,\)"),
-        ({"w.scale": np.full(4, np.nan, np.float32)}, "w: scale nan; expected finite numbers"),
+        ({"w.scale": np.full(4, np.nan, np.float32)}, r"w: scale nan, first at \[0\]; expected finite"),
         ({"w.zero_point": np.zeros(4)}, r"w: zero_point is float64\(4,\)"),
         ({"w.zero_point": np.full(4, 16, np.int32)}, "w: zero_point 16; uint4 holds 0 to 15"),
     ],
@@ -445,7 +445,7 @@ def test_cannot_be_written(tmp_path, monkeypatch):
     weights = {"a": (qmm.quantize(W), None)}
     with pytest.raises(WeightFileError, match=r"cannot write .*: expected a name that ends in"):
         qmm.save_weights(tmp_path / "q.qmm", weights)
-    with pytest.raises(WeightFileError, match=r"cannot write .*No such file"):
+    with pytest.raises(WeightFileError, match=r"cannot write .*there is no folder"):
         qmm.save_weights(tmp_path / "no" / "q.safetensors", weights)
     path = tmp_path / "q.safetensors"
     path.write_bytes(b"precious")

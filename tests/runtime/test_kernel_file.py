@@ -110,7 +110,7 @@ def test_of_another_version(saved, tmp_path):
         ("info", None, "no 'info'"),
         ("info", [], "list indices must be"),
         ("spec", None, "no 'spec'"),
-        ("spec", "{}", "a spec needs 'k'"),
+        ("spec", "{}", "a spec needs 'n'"),
         ("layout", {"n": 1}, "missing 4 required positional arguments"),
         ("functions", None, "no 'functions'"),
         ("features", 5, "not iterable"),
