@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..formats.spec import CHOICES, FLAGS, MatmulSpec
+from ..targets import CUDA_TARGETS, TARGETS
 
 #: No size of a matrix is larger: kernels compute offsets in int32.
 MOST = 2**31 - 1
@@ -126,10 +127,21 @@ def is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
+def target_names(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """What a shell completes the last of several targets to."""
+    before, comma, last = begun.rpartition(",")
+    rows = ["host", "cuda", *(row.name for row in (*TARGETS, *CUDA_TARGETS))]
+    return [before + comma + name for name in rows if name.startswith(last)]
+
+
 def target_option(command: Command) -> Command:
     """--target."""
     return click.option(
-        "--target", default="host", show_default=True, help="A name that `quantmm targets` lists."
+        "--target",
+        default="host",
+        show_default=True,
+        help="A name that `quantmm targets` lists.",
+        shell_complete=target_names,
     )(command)
 
 
@@ -141,6 +153,7 @@ def targets_option(command: Command) -> Command:
         default="host",
         show_default=True,
         help="Names that `quantmm targets` lists, separated by commas.",
+        shell_complete=target_names,
     )(command)
 
 

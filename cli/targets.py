@@ -15,11 +15,21 @@ from ..targets.verified import Record
 from ..versions import cuda_versions, versions
 from .tables import show
 
+#: What is said of a record that kernels of earlier schedules were verified for.
+OLDER = "older schedules"
+RENEWAL = (
+    f"{OLDER}: the way in which kernels are computed has changed since then. To verify today's:\n"
+    "  quantmm verify --target NAME --random 100 --record, with --emulated where NAME does not run"
+)
+
 
 @click.command("targets")
 def targets_command() -> None:
     """List the targets, which of them this machine can execute, and how they were verified."""
-    show(targets_table(verified.read()))
+    table = targets_table(verified.read())
+    show(table)
+    if any(OLDER in cell for column in table.columns for cell in column.cells):
+        click.echo(f"\n{RENEWAL}")
     click.echo(f"\nkernels of this process run on up to {default_threads()} threads: {pool_name()}")
 
 
@@ -55,7 +65,5 @@ def evidence_text(record: Record, schedule: str) -> str:
     what = record.cpu if record.how == verified.NATIVE else record.how
     if record.how == verified.SEMANTICS:
         what += " only"
-    when = record.date
-    if not record.is_current(schedule):
-        when += f", schedule {record.versions.get('schedule')}; now {schedule}"
-    return f"{what} ({when})"
+    old = "" if record.is_current(schedule) else f", {OLDER}"
+    return f"{what} ({record.date}{old})"

@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.progress import track
 
 from .. import targets
 from ..errors import (
@@ -36,6 +35,7 @@ from ..targets import CudaTarget, Target, verified
 from ..targets.verified import Record
 from ..versions import cuda_versions, versions
 from .options import SIZE, format_options, make_spec, target_option
+from .reports import watched
 
 #: Ends of the random N, K and M of problems: emulated ones of GPUs are slow, and a GPU's largest
 #: tile has 128 x 256 results.
@@ -250,7 +250,9 @@ def verify(checks: Sequence[Check], way: Way, time_limit: float | None = None) -
     """
     deadline = time.monotonic() + (float("inf") if time_limit is None else time_limit)
     done = 0
-    for each in track(checks, "verify", transient=True, disable=len(checks) == 1):
+    for each in watched(
+        checks, lambda each: f"M={each.problem.m} {each.problem.spec.n} x {each.problem.spec.k}"
+    ):
         if time.monotonic() >= deadline:
             break
         problem = each.problem

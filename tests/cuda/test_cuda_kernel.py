@@ -752,7 +752,7 @@ def test_the_command_line(quantmm, tmp_path):
     status, out, _ = quantmm("compile", *sizes, "--m", 1, "--target", targets, "-o", path)
     assert status == 0
     assert "cuda-sm90: mma.sync m16n8k32, cuda, " in out
-    _, out, _ = quantmm("inspect", path)
+    _, out, _ = quantmm("inspect", path, "--json")
     assert '"target": "cuda-sm90"' in out
     for form, text in [
         ("te", "acc"),

@@ -390,7 +390,10 @@ def test_damaged_metadata(tmp_path, change, message):
         ({"w.data": np.zeros((4, 10), np.uint8)}, r"w: uint4 data .* not uint8\(4, 10\)"),
         ({"w.data": np.zeros((4, 11), np.int8)}, r"w: uint4 data .* not int8\(4, 11\)"),
         ({"w.scale": np.ones(5, np.float32)}, r"w: scale is float32\(5,\); expected float32\(4,\)"),
-        ({"w.scale": np.full(4, np.nan, np.float32)}, r"w: scale nan, first at \[0\]; expected finite"),
+        (
+            {"w.scale": np.full(4, np.nan, np.float32)},
+            r"w: scale nan, first at \[0\]; expected finite",
+        ),
         ({"w.zero_point": np.zeros(4)}, r"w: zero_point is float64\(4,\)"),
         ({"w.zero_point": np.full(4, 16, np.int32)}, "w: zero_point 16; uint4 holds 0 to 15"),
     ],
