@@ -7,17 +7,14 @@ from typing import Any
 
 import click
 
-from ..compiler import linker
 from ..compiler.compile import compile
 from ..errors import KernelFileError
 from ..files import check_writable
-from ..runtime import devices
 from ..runtime.kernel_file import contents
-from ..targets import machine
 from .inspect import records_of
 from .models import compile_model, float_format_option
 from .options import SIZE, format_options, is_given, make_spec, targets_option
-from .reports import watched
+from .reports import rows_to_save, watched
 
 
 @click.command("compile")
@@ -71,10 +68,7 @@ def compile_command(
         raise click.UsageError("--format is of the layers of a --model")
     spec = make_spec(n, k, formats, m)
     check_writable(Path(output), KernelFileError)
-    rows = [devices.find(name) for name in target]
-    for row in rows:  # before the work, which would say of each kernel that it is not kept
-        if row.device == "cpu":
-            linker.command(row.architecture or machine.architecture())
+    rows = rows_to_save(target)
     kernels = [compile(spec, row) for row in watched(rows, lambda row: f"compiling for {row.name}")]
     kernels[0].save(output, *kernels[1:])
     click.echo(f"{output}: {spec.to_json()}")

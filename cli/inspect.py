@@ -134,5 +134,6 @@ def kernels_table(kernels: list[Stored]) -> Table:
 
 def records_of(info: KernelInfo | CudaInfo) -> list[str]:
     """Names of the tuned records whose parameters a kernel has."""
-    named = [info.record] if info.device == "cuda" else [each.record for each in info.functions]
-    return [*dict.fromkeys(name for name in named if name)]
+    if isinstance(info, CudaInfo):
+        return [info.record] if info.record else []
+    return [*dict.fromkeys(each.record for each in info.functions if each.record)]

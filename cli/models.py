@@ -16,15 +16,14 @@ from rich.table import Table
 
 from ..compiler.compile import compile
 from ..errors import KernelFileError, QuantmmError
-from ..files import write_whole
+from ..files import why_not, write_whole
 from ..formats.named import FORMATS, fields_of, name_of
 from ..formats.spec import MatmulSpec
 from ..models.model import Layer, Model
 from ..models.open import open_model
 from ..models.source import ONE_FILE
 from ..models.tensors import SUFFIX
-from ..runtime import devices
-from .reports import watched
+from .reports import rows_to_save, watched
 from .tables import show
 
 if TYPE_CHECKING:
@@ -122,12 +121,12 @@ def file_name(spec: MatmulSpec) -> str:
 
 def compile_model(path: str, folder: Path, names: Sequence[str], format: str | None) -> None:
     """Compile a kernel file for each distinct spec of a model, and write which layers have it."""
-    rows = [devices.find(name) for name in names]
+    rows = rows_to_save(names)
     shapes = shapes_of(open_model(path), float_format(format))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KernelFileError(f"cannot write {folder}: {error.strerror}") from None
+        raise KernelFileError(f"cannot write {folder}: {why_not(error, folder)}") from None
     listed = []
     for shape in watched(shapes, lambda shape: f"{shape.spec.n} x {shape.spec.k}"):
         file = folder / file_name(shape.spec)

@@ -130,8 +130,8 @@ def is_given(context: click.Context, name: str) -> bool:
 def target_names(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
     """What a shell completes the last of several targets to."""
     before, comma, last = begun.rpartition(",")
-    rows = ["host", "cuda", *(row.name for row in (*TARGETS, *CUDA_TARGETS))]
-    return [before + comma + name for name in rows if name.startswith(last)]
+    names = ["host", "cuda", *(row.name for row in TARGETS), *(row.name for row in CUDA_TARGETS)]
+    return [before + comma + name for name in names if name.startswith(last)]
 
 
 def target_option(command: Command) -> Command:

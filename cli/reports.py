@@ -12,8 +12,11 @@ from rich.progress import Progress
 
 from ..bench.contenders import OURS
 from ..bench.row import Measured
+from ..compiler import linker
 from ..errors import BenchError, ReportError
 from ..files import check_writable, write_whole
+from ..runtime import devices
+from ..targets import CudaTarget, Target, machine
 
 #: The file name that stands for the terminal.
 STDOUT = "-"
@@ -51,6 +54,25 @@ def watched(items: Sequence[T], described: Callable[[T], str]) -> Iterator[T]:
             progress.update(task, description=described(item))
             yield item
             progress.advance(task)
+
+
+def rows_to_save(names: Sequence[str]) -> list[Target | CudaTarget]:
+    """The rows of targets for which kernels can be linked here.
+
+    Asked before the work, in which every kernel would say that it is not kept.
+
+    Raises
+    ------
+    TargetError
+        No such target.
+    ToolError
+        No linker for one of them.
+    """
+    rows = [devices.find(name) for name in names]
+    for row in rows:
+        if row.device == "cpu":
+            linker.command(row.architecture or machine.architecture())
+    return rows
 
 
 def require_ours(rows: Sequence[Measured], names: Collection[str] = (OURS.name,)) -> None:

@@ -28,7 +28,7 @@ def targets_command() -> None:
     """List the targets, which of them this machine can execute, and how they were verified."""
     table = targets_table(verified.read())
     show(table)
-    if any(OLDER in cell for column in table.columns for cell in column.cells):
+    if any(OLDER in str(cell) for column in table.columns for cell in column.cells):
         click.echo(f"\n{RENEWAL}")
     click.echo(f"\nkernels of this process run on up to {default_threads()} threads: {pool_name()}")
 
