@@ -17,7 +17,7 @@ from ..formats.quantize import QTensor
 from .model import Layer
 from .source import Found, Source, found, modules, whole_number
 from .tensors import Stored
-from .words import as_bytes, common, fields_of, qtensor, transposed, unpack
+from .words import as_bytes, common, fields_of, for_all, qtensor, transposed, unpack
 
 PARTS = ("qweight", "qzeros", "scales")
 SCALES = ("float16", "bfloat16", "float32")
@@ -105,14 +105,21 @@ def load(row: Module, group_size: int | None) -> QTensor:
     """A weight. Two rows of the file become one of pairs along K, half of the numbers at a time."""
     n, k = row.shape
     packed = as_bytes(row.parts["qweight"].read())
-    pairs = np.zeros((-(-k // 2), n), np.uint8)
-    first, second = packed[0::2], packed[1::2]
-    for half in (0, 1):  # the low nibbles of all bytes, and the high ones
-        both = (first & 15) if half == 0 else first >> 4
-        both[: k // 2] |= second << 4 if half == 0 else second & 0xF0
-        for byte in range(4):
-            pairs[:, COLUMNS[2 * byte + half] :: 8] = both[:, byte::4]
+    stored = np.empty((n, -(-k // 2)), np.uint8)
+
+    def some(rows: slice) -> None:
+        words = packed[:, rows.start // 2 : rows.stop // 2]
+        pairs = np.empty((stored.shape[1], 2 * words.shape[1]), np.uint8)
+        first, second = words[0::2], words[1::2]
+        for half in (0, 1):  # the low nibbles of all bytes, and the high ones
+            both = (first & 15) if half == 0 else first >> 4
+            both[: k // 2] |= second << 4 if half == 0 else second & 0xF0
+            for byte in range(4):
+                pairs[:, COLUMNS[2 * byte + half] :: 8] = both[:, byte::4]
+        stored[rows] = pairs.T
+
+    for_all(some, n, n * k)
     scale, zero_point = transposed(row.parts["scales"].read()), row.zero_points
     if group_size is None:
         scale, zero_point = scale[:, 0], zero_point[:, 0]
-    return qtensor(transposed(pairs), 4, k, scale, zero_point, group_size)
+    return qtensor(stored, 4, k, scale, zero_point, group_size)

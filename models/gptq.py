@@ -27,10 +27,12 @@ from .words import (
     columns_sorted,
     common,
     fields_of,
+    for_all,
     pack_pairs,
     qtensor,
     transposed,
     unpack,
+    unpack_rows,
 )
 
 PARTS = ("qweight", "qzeros", "scales")
@@ -168,15 +170,25 @@ def layer(row: Module, lacking: int) -> Layer:
 def load(row: Module, lacking: int, group_size: int | None) -> QTensor:
     """A weight. Words hold K from the low bits on, as `QTensor` has it."""
     k = row.shape[1]
-    stored = as_bytes(transposed(row.parts["qweight"].read()))
-    if row.bits != 4 or row.order is not None:
-        stored = unpack(stored, row.bits, k)
-        if row.order is not None:
-            stored = stored[:, row.order]
-        if row.bits <= 4:
-            stored = pack_pairs(stored)
+    qweight = row.parts["qweight"].read()
+    stored = as_bytes(transposed(qweight)) if row.order is None else in_order(row, qweight)
+    if row.order is None and row.bits not in (4, 8):
+        stored = pack_pairs(unpack(stored, row.bits, k))
     scale = transposed(row.parts["scales"].read())
     zero_point = row.zero_points(lacking)
     if group_size is None:
         scale, zero_point = scale[:, 0], zero_point[:, 0]
     return qtensor(stored, row.bits, k, scale, zero_point, group_size, order=row.order)
+
+
+def in_order(row: Module, qweight: np.ndarray) -> np.ndarray:
+    """The numbers as they are stored, with the columns of a group side by side."""
+    (n, k), packed = row.shape, row.bits <= 4
+    stored = np.empty((n, k // 2 if packed else k), np.uint8)
+
+    def some(rows: slice) -> None:
+        codes = unpack_rows(qweight[:, rows], row.bits)[row.order]
+        stored[rows] = (codes[0::2] | codes[1::2] << 4 if packed else codes).T
+
+    for_all(some, n, n * k)
+    return stored

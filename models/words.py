@@ -6,6 +6,7 @@ words. Words are little-endian, so that the same holds of their bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from ..errors import WeightFileError
 from ..formats.integers import INTEGERS
 from ..formats.quantize import QTensor
 from ..formats.ranges import pieces
+from ..side_by_side import side_by_side
 
 #: Numbers that are unpacked to single bits at a time.
 BLOCK = 1 << 20
-#: Rows and columns that are transposed at a time: both sides stay in a core's cache.
+#: Rows and columns that are transposed at a time: both sides stay in a core's cache. Several words.
 TILE = 256
 
 
@@ -30,10 +32,32 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
     """The transpose, in memory of its own: several times as fast as NumPy's copy of it."""
     rows, columns = matrix.shape
     out = np.empty((columns, rows), matrix.dtype)
-    for some in pieces(rows, TILE):
-        for others in pieces(columns, TILE):
-            out[others, some] = matrix[some, others].T
+
+    def some(others: slice) -> None:
+        for piece in pieces(rows, TILE):
+            out[others, piece] = matrix[piece, others].T
+
+    for_all(some, columns, matrix.size)
     return out
+
+
+def for_all(work: Callable[[slice], None], columns: int, size: int) -> None:
+    """`work` for all columns of a matrix of `size` numbers, on all cores where that is worth it."""
+    if size < BLOCK:
+        for some in pieces(columns, TILE):
+            work(some)
+    else:
+        side_by_side(work, pieces(columns, TILE))
+
+
+def unpack_rows(words: np.ndarray, bits: int) -> np.ndarray:
+    """The numbers of words (R, N) whose columns are packed: (32 R / bits, N), as uint8."""
+    if 32 % bits:
+        return transposed(unpack(as_bytes(transposed(words)), bits, len(words) * 32 // bits))
+    out = np.empty((len(words), 32 // bits, words.shape[1]), np.uint8)
+    for place in range(32 // bits):
+        out[:, place] = words >> (bits * place) & ((1 << bits) - 1)
+    return out.reshape(-1, words.shape[1])
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -12,6 +12,14 @@ import quantmm as qmm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantmm.formats.checks import check_weight
+from quantmm.models import words
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Matrices of these tests are read in several pieces, some of them on all cores."""
+    monkeypatch.setattr(words, "TILE", 16)
+    monkeypatch.setattr(words, "BLOCK", 512)
 
 
 @pytest.mark.parametrize("format", model_files.FORMATS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 import warnings
+from collections import deque
 
 import model_files
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import quantmm as qmm
 from mutations import count, damaged, damaged_json, damaged_safetensors
 from quantmm.errors import WeightFileError
+from quantmm.formats.named import fields_of
+from quantmm.models.write import quantize_model
 
 #: What reading a small file may take, whatever that says of itself.
 MEMORY = 4 << 20
@@ -43,9 +46,14 @@ def outcome(folder):
     return None
 
 
-@pytest.mark.parametrize("format", [*model_files.FORMATS, "floats"])
+@pytest.mark.parametrize("format", [*model_files.FORMATS, "floats", "quantize"])
 def test_damaged_files(tmp_path, format):
-    written(format).save(tmp_path, tie_word_embeddings=False)
+    if format == "quantize":
+        written("floats").save(tmp_path)
+        model = qmm.open_model(tmp_path)
+        deque(quantize_model(model, tmp_path, fields_of("w7a8-dynamic")), 0)
+    else:
+        written(format).save(tmp_path, tie_word_embeddings=False)
     assert outcome(tmp_path) is None
     file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     content, text = file.read_bytes(), config.read_text()
