@@ -7,6 +7,7 @@ Inference", CVPR 2018, section 2.1; this module shares no code with the compiler
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +117,11 @@ class QTensor:
             return values if values is None or not values.ndim else values[rows]
 
         start, stop, _ = rows.indices(self.shape[0])
-        shape = max(0, stop - start), self.shape[1]
-        scale, zero_point, offset = some(self.scale), some(self.zero_point), some(self.offset)
-        assert scale is not None
-        others = self.dtype, self.group_size, shape, offset, self.order
-        return QTensor(self.data[rows], scale, zero_point, *others)
+        part = copy.copy(self)  # of which nothing needs to be checked again
+        for name in ("data", "scale", "zero_point", "offset"):
+            object.__setattr__(part, name, some(getattr(self, name)))
+        object.__setattr__(part, "shape", (max(0, stop - start), self.shape[1]))
+        return part
 
     def spec(self, **fields: Any) -> MatmulSpec:
         """A spec that fits this weight.

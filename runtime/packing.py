@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from ..formats.integers import INTEGERS
 from ..formats.quantize import QTensor
 from ..formats.spec import MatmulSpec
+from ..side_by_side import side_by_side
 from ..targets import WeightLayout
 from ..targets.cuda_layout import CudaLayout
 from .memory import aligned, aligned_empty
@@ -35,23 +37,33 @@ def packed_weight(
         order = np.arange(spec.k, dtype=np.int32) if w.order is None else w.order
         arrays["w_order"] = aligned(order)
     experts = spec.experts or 1
-    for expert, rows, matrix in itertools.product(
-        range(experts), row_pieces(spec.n, layout.lanes, spec.k), range(spec.matrices)
-    ):
+
+    def at(array: np.ndarray, expert: int, rows: slice, matrix: int) -> np.ndarray:
+        """Where some rows of a matrix of an expert lie."""
+        of_expert = array[expert * layout.n_blocks : (expert + 1) * layout.n_blocks]
+        return of_expert[matrix :: spec.matrices][
+            rows.start // layout.lanes : -(-rows.stop // layout.lanes)
+        ]
+
+    def pack(part: tuple[int, slice, int]) -> None:
+        expert, rows, matrix = part
         some = dataclasses.replace(layout, n=rows.stop - rows.start, matrices=1)
         start = expert * spec.w_rows + matrix * spec.n
         piece = w.rows(slice(start + rows.start, start + rows.stop))
-        packed = packed_rows(spec, some, x_offset, piece)
-        if "w_extra" in names and isinstance(some, WeightLayout):
-            packed["w_extra"] = some.pair_sums(packed["w"])
-        first = rows.start // layout.lanes
-        for name in packed.keys() & set(names):
-            array = packed[name]
+        packed = at(arrays["w"], *part)
+        for name, array in packed_rows(spec, some, x_offset, piece, names, packed).items():
             if name not in arrays:
                 shape = experts * layout.n_blocks, *array.shape[1:]
                 arrays[name] = aligned_empty(shape, array.dtype)
-            of_expert = arrays[name][expert * layout.n_blocks : (expert + 1) * layout.n_blocks]
-            of_expert[matrix :: spec.matrices][first : first + len(array)] = array
+            at(arrays[name], *part)[...] = array
+
+    shape = experts * layout.n_blocks, *layout.shape[1:]
+    arrays["w"] = aligned_empty(shape, layout.stored_dtype)
+    pieces = row_pieces(spec.n, layout.lanes, spec.k)
+    first_part, *others = itertools.product(range(experts), pieces, range(spec.matrices))
+    pack(first_part)  # which makes the other arrays
+    if others:
+        side_by_side(pack, others)
     return arrays
 
 
@@ -83,31 +95,55 @@ def row_pieces(n: int, lanes: int, k: int) -> Iterator[slice]:
 
 
 def packed_rows(
-    spec: MatmulSpec, layout: WeightLayout | CudaLayout, x_offset: int, w: QTensor
+    spec: MatmulSpec,
+    layout: WeightLayout | CudaLayout,
+    x_offset: int,
+    w: QTensor,
+    names: Collection[str],
+    packed: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """What a kernel reads of a weight, or of some rows of one whose layout is that of as many."""
-    integers = w.unpacked()
+    """What a kernel reads of some rows of a weight, whose layout is that of as many.
+
+    Their integers come into `packed`.
+    """
     size = layout.group_size or spec.k
     starts = np.arange(0, spec.k, size)
-    groups = len(starts)
-    zero = np.zeros((len(integers), groups), np.int32)
-    if w.zero_point is not None:
-        zero += np.reshape(w.zero_point, (-1, groups) if w.zero_point.ndim else ())
-    sums = np.add.reduceat(integers, starts, axis=1, dtype=np.int32)
-    sums -= zero * np.diff(np.append(starts, spec.k)).astype(np.int32)
-    if not spec.activation_zero_point:
-        sums *= np.int32(x_offset)  # the whole correction
+    shape = w.shape[0], len(starts)
 
-    def floats(values: np.ndarray) -> np.ndarray:
+    def of_groups(values: np.ndarray) -> np.ndarray:
         """Numbers per group, or one for all, as they lie in the layout."""
-        given = np.reshape(values, (-1, groups) if values.ndim else (1, 1))
-        return layout.pack_columns(np.broadcast_to(given, zero.shape))
+        given = np.reshape(values, (-1, shape[1]) if values.ndim else (1, 1))
+        return layout.pack_columns(np.broadcast_to(given, shape))
 
-    offset = np.zeros((), np.float32) if w.offset is None else w.offset
-    return {
-        "w": layout.pack(integers),
-        "w_sum": layout.pack_columns(sums),
-        "w_zero_point": layout.pack_columns((zero + layout.offset).astype(layout.dtype)),
-        "w_scale": floats(w.scale),
-        "w_offset": floats(offset),
-    }
+    if layout.keeps_pairs:
+        layout.pack_pairs(w.data, packed)
+    else:
+        layout.pack(w.unpacked(), packed)
+    arrays: dict[str, np.ndarray] = {}
+    zero = np.zeros((), np.int32) if w.zero_point is None else w.zero_point
+    if "w_sum" in names:
+        sums = sums_of_groups(w, starts)
+        count = np.diff(np.append(starts, spec.k)).astype(np.int32)
+        sums -= np.reshape(zero, (-1, shape[1]) if zero.ndim else ()) * count
+        if not spec.activation_zero_point:
+            sums *= np.int32(x_offset)  # the whole correction
+        arrays["w_sum"] = layout.pack_columns(sums)
+    if "w_zero_point" in names:
+        arrays["w_zero_point"] = of_groups((zero + layout.offset).astype(layout.dtype))
+    if "w_scale" in names:
+        arrays["w_scale"] = of_groups(w.scale)
+    if "w_offset" in names:
+        arrays["w_offset"] = of_groups(np.zeros((), np.float32) if w.offset is None else w.offset)
+    if "w_extra" in names and isinstance(layout, WeightLayout):
+        arrays["w_extra"] = layout.pair_sums(packed)
+    return arrays
+
+
+def sums_of_groups(w: QTensor, starts: np.ndarray) -> np.ndarray:
+    """The sum of the integers of each group, (rows, groups) of int32."""
+    if not INTEGERS[w.dtype].packed or w.shape[1] % 2:
+        return np.add.reduceat(w.unpacked(), starts, axis=1, dtype=np.int32)
+    least = INTEGERS[w.dtype].least
+    pairs = w.data ^ 0x88 if least else w.data
+    sums = np.add.reduceat((pairs & 15) + (pairs >> 4), starts // 2, axis=1, dtype=np.int32)
+    return sums + np.int32(least) * np.diff(np.append(starts, w.shape[1])).astype(np.int32)

@@ -133,26 +133,53 @@ class CudaLayout:
         """By how much products of packed weights are too large: 16 where nibbles are high ones."""
         return 16 if self.bits == 4 else 1
 
-    def spread(self, w: np.ndarray) -> np.ndarray:
-        """Rows (n, k) with every group as long as its steps, zero where no k is."""
-        size, padded = self.group_size or self.k, self.group_steps * self.depth
-        rows = np.zeros((len(w), self.groups, padded), w.dtype)
-        whole = self.k // size
-        rows[:, :whole, :size] = w[:, : whole * size].reshape(len(w), whole, size)
-        if rest := self.k - whole * size:
-            rows[:, whole, :rest] = w[:, whole * size :]
-        return rows.reshape(len(w), self.x_columns)
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether `pack_pairs` packs the weight: 4-bit integers stay two to a byte meanwhile."""
+        return self.bits == 4 and self.k % 2 == 0
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        """`w` (n, k) of integers in this layout."""
-        rows = np.zeros((self.n_blocks * COLUMNS, self.x_columns), np.uint8)
-        rows[: self.n] = self.spread(w.astype(np.uint8))
-        shape = self.n_blocks, COLUMNS, self.steps, self.halves, self.piece
-        pieces = rows.reshape(shape)
-        data = pieces[:, :, :, 0]
+    def pack_pairs(self, q: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """What `pack` makes of 4-bit integers (n, k), of such as lie two to a byte, (n, k / 2).
+
+        Number 2i is in the low half.
+        """
+        rows = np.zeros((self.n_blocks * COLUMNS, self.x_columns // 2), np.uint8)
+        rows[: self.n] = self.spread(q, per_byte=2)
+        first, second = (rows.reshape(-1, 2, self.piece // 2)[:, half] for half in range(2))
+        pairs = (first & 15 | second << 4).astype("<u2")
+        pairs |= (first >> 4 | second & 0xF0).astype("<u2") << 8
+        return self.interleaved(pairs, out)
+
+    def spread(self, w: np.ndarray, per_byte: int = 1) -> np.ndarray:
+        """Rows (n, k) with every group as long as its steps, zero where no k is.
+
+        `per_byte` numbers lie in an element.
+        """
+        size, padded = self.group_size or self.k, self.group_steps * self.depth
+        whole, rest = self.k // size, self.k % size
+        size, padded, rest = size // per_byte, padded // per_byte, rest // per_byte
+        rows = np.zeros((len(w), self.groups, padded), w.dtype)
+        rows[:, :whole, :size] = w[:, : whole * size].reshape(len(w), whole, size)
+        if rest:
+            rows[:, whole, :rest] = w[:, whole * size :]
+        return rows.reshape(len(w), -1)
+
+    def pack(self, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """`w` (n, k) of integers in this layout, in `out` or a new array of `shape`."""
+        rows: np.ndarray = np.zeros((self.n_blocks * COLUMNS, self.x_columns), np.uint8)
+        rows[: self.n] = self.spread(w.view(np.uint8))
         if self.bits == 4:
-            data = (data & 15 | pieces[:, :, :, 1] << 4).astype(np.uint8)
-        return np.ascontiguousarray(data.transpose(0, 2, 1, 3)).view(self.stored_dtype)
+            pieces = rows.reshape(-1, 2, self.piece)
+            rows = pieces[:, 0] & 15 | pieces[:, 1] << 4
+        return self.interleaved(rows, out)
+
+    def interleaved(self, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        """Bytes (n_blocks columns, steps piece), with those of a step of a block side by side."""
+        out = np.empty(self.shape, self.stored_dtype) if out is None else out
+        pieces = np.ascontiguousarray(rows).view(f"V{self.piece}")
+        blocks = pieces.reshape(self.n_blocks, COLUMNS, self.steps).transpose(0, 2, 1)
+        out.view(pieces.dtype)[..., 0] = blocks
+        return out
 
     def pack_columns(self, values: np.ndarray) -> np.ndarray:
         """Numbers per column and group as (n_blocks, groups, 8), or per column with one group."""

@@ -25,6 +25,9 @@ K_BLOCKS = (64, 32, 16, 8, 4)
 #: How much larger than K the padded K may be before a smaller block is taken.
 PADDING_LIMIT = 1.01
 
+#: Integers of so many bytes, which NumPy moves and shifts at once.
+WORDS = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+
 
 @dataclass(frozen=True)
 class WeightLayout:
@@ -126,31 +129,63 @@ class WeightLayout:
         """The n at which the last block of columns starts; 0 when N is shorter than a block."""
         return max(0, self.n - self.lanes)
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        """`w` (n, k) of integers in this layout."""
-        rows = np.zeros((self.n_blocks * self.lanes, self.k_padded), self.stored_dtype)
-        whole = self.k // self.k_block * self.k_block
-        rows[: self.n, :whole] = w[:, :whole]
-        if rest := self.k - whole:
-            # The last block ends at K (or starts at 0 when K is shorter than a block).
-            start = whole if self.last_start < 0 else 2 * whole - self.last_start
-            rows[: self.n, start : start + rest] = w[:, whole:]
+    def pack(self, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """`w` (n, k) of integers in this layout, in `out` or a new array of `shape`."""
+        data = w.view(self.stored_dtype)
         if self.offset:
-            offset = np.array(self.offset % 256, np.uint8).view(rows.dtype)
-            rows[: self.n, :whole] += offset
-            if rest:
-                rows[: self.n, start : start + rest] += offset
-        if self.n > self.lanes and self.n % self.lanes:
-            overlap = rows[self.last_column : self.n].copy()
-            rows[-self.lanes :] = overlap
+            data = data + np.array(self.offset % 256, np.uint8).view(data.dtype)
+        rows = self.placed(data)
         if self.pairs:
             blocks = rows.reshape(len(rows), self.k_blocks, self.k_block // 2, 2)
             rows = blocks.transpose(0, 1, 3, 2).reshape(rows.shape)
-        split = rows.reshape(self.n_blocks, self.lanes, -1, self.steps_per_byte, self.depth)
-        data = split[:, :, :, 0]
         if self.bits == 4:
-            data = data | split[:, :, :, 1] << 4
-        return np.ascontiguousarray(data.transpose(0, 2, 1, 3))
+            split = rows.reshape(len(rows), -1, 2, self.depth)
+            rows = split[:, :, 0] | split[:, :, 1] << 4
+        return self.interleaved(rows, out)
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether `pack_pairs` packs the weight: 4-bit integers stay two to a byte meanwhile."""
+        return self.bits == 4 and not self.pairs and self.k % 2 == 0 and self.depth in WORDS
+
+    def pack_pairs(self, q: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """What `pack` makes of 4-bit integers (n, k), of such as lie two to a byte, (n, k / 2).
+
+        Number 2i is in the low half; those that get an offset are in two's complement.
+        """
+        rows = self.placed(q ^ 0x88 if self.offset else q.copy(), per_byte=2)
+        set_apart(rows.view(WORDS[self.depth]), self.depth)
+        return self.interleaved(rows, out)
+
+    def placed(self, w: np.ndarray, per_byte: int = 1) -> np.ndarray:
+        """`w` (n, k) where N and K are as kernels see them, or itself where they are that already.
+
+        What is overlapped stands twice, or in K in the second place; what is padded is zero.
+        `per_byte` numbers lie in an element.
+        """
+        shape = self.n_blocks * self.lanes, self.k_padded // per_byte
+        if w.shape == shape:
+            return w
+        k, block = self.k // per_byte, self.k_block // per_byte
+        rows = np.zeros(shape, w.dtype)
+        whole = k // block * block
+        rows[: self.n, :whole] = w[:, :whole]
+        if rest := k - whole:
+            # The last block ends at K (or starts at 0 when K is shorter than a block).
+            start = whole if self.last_start < 0 else 2 * whole - self.last_start // per_byte
+            rows[: self.n, start : start + rest] = w[:, whole:]
+        if self.n > self.lanes and self.n % self.lanes:
+            rows[-self.lanes :] = rows[self.last_column : self.n].copy()
+        return rows
+
+    def interleaved(self, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        """Bytes (n_blocks lanes, steps depth), with those of a step of all lanes side by side."""
+        out = np.empty(self.shape, self.stored_dtype) if out is None else out
+        run = np.dtype(WORDS.get(self.depth, f"V{self.depth}"))
+        words = np.ascontiguousarray(rows.reshape(len(rows), -1)).view(run)
+        blocks = words.reshape(self.n_blocks, self.lanes, -1).transpose(0, 2, 1)
+        out.view(run)[..., 0] = blocks
+        return out
 
     def pair_sums(self, packed: np.ndarray) -> np.ndarray:
         """Sums per column and group of the products of every even k with the next.
@@ -169,6 +204,26 @@ class WeightLayout:
             columns[-self.lanes :] = values[self.last_column :]
         blocks = columns.reshape(self.n_blocks, self.lanes, groups)
         return np.ascontiguousarray(blocks.transpose(0, 2, 1))
+
+
+def set_apart(words: np.ndarray, depth: int) -> None:
+    """Move 4-bit integers, 2 depth of them in a word, so that i lies with i + depth.
+
+    Two lie in a byte, and 2i lay with 2i + 1. It is a perfect shuffle, see Warren, "Hacker's
+    Delight", 2nd edition, section 7-2.
+    """
+    moved = np.empty_like(words)
+    bits = 8 * depth
+    while bits > 8:  # exchange the second quarter of every `bits` with the third
+        shift = bits // 4
+        second = sum(((1 << shift) - 1) << at for at in range(shift, 8 * depth, bits))
+        np.right_shift(words, shift, out=moved)
+        moved ^= words
+        moved &= second
+        words ^= moved
+        moved <<= shift
+        words ^= moved
+        bits //= 2
 
 
 def weight_layout(

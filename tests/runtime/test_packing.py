@@ -17,6 +17,7 @@ from quantmm.runtime.packing import packed_weight, row_pieces
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.targets import CUDA_TARGETS, TARGETS
 from quantmm.targets.cuda_layout import cuda_layout
+from quantmm.targets.layout import WeightLayout
 
 NAMES = ("w", "w_sum", "w_extra", "w_zero_point", "w_scale", "w_offset")
 
@@ -69,6 +70,88 @@ def test_pieces_make_the_weight_that_all_rows_make(data):
         assert whole.keys() == pieces.keys()
         for name, array in whole.items():
             np.testing.assert_array_equal(pieces[name], array, err_msg=name)
+
+
+def where_from(layout, position):
+    """The k that stands at a position of a padded row, or None for what is zero."""
+    block, within = divmod(position, layout.k_block)
+    if layout.pairs:  # the even positions come first
+        half = layout.k_block // 2
+        within = 2 * within if within < half else 2 * (within - half) + 1
+    k = block * layout.k_block + within
+    whole = layout.k // layout.k_block * layout.k_block
+    if block * layout.k_block < whole or layout.last_start < 0:
+        return k if k < layout.k else None
+    if block * layout.k_block > whole:
+        return None
+    k = layout.last_start + within  # the last block ends at K; what it repeats is zero
+    return k if whole <= k < layout.k else None
+
+
+def plainly(layout, w):
+    """`WeightLayout.pack` of one number after the other."""
+    packed = np.zeros(layout.shape, np.uint8)
+    for block, step, lane, d in np.ndindex(*layout.shape):
+        n = block * layout.lanes + lane
+        if layout.n > layout.lanes and block == layout.n_blocks - 1:
+            n = layout.n - layout.lanes + lane
+        for half in range(layout.steps_per_byte):
+            position = (step * layout.steps_per_byte + half) * layout.depth + d
+            k = where_from(layout, position)
+            if k is not None and n < layout.n:
+                packed[block, step, lane, d] |= (int(w[n, k]) + layout.offset) % 256 << 4 * half
+    return packed.view(layout.stored_dtype)
+
+
+@given(st.data())
+def test_a_weight_lies_where_the_layout_says(data):
+    weight = data.draw(st.sampled_from(["int8", "int4", "uint4"]))
+    n, k = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
+    size = data.draw(st.sampled_from([None, 32]))
+    spec = qmm.MatmulSpec(n=n, k=k, weight=weight, group_size=size)
+    w = problems.weight(np.random.default_rng(data.draw(st.integers(0, 99))), spec)
+    seen = set()
+    for layout, _ in layouts(spec):
+        if not isinstance(layout, WeightLayout) or layout in seen or layout.matrices > 1:
+            continue
+        seen.add(layout)
+        expected = plainly(layout, w.unpacked())
+        np.testing.assert_array_equal(layout.pack(w.unpacked()), expected)
+        if layout.keeps_pairs:
+            np.testing.assert_array_equal(layout.pack_pairs(w.data), expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("k", [32, 34, 46, 16])
+@pytest.mark.parametrize("offset", [0, 8])
+def test_pairs_of_any_depth_are_set_apart(depth, k, offset):
+    layout = WeightLayout(19, k, 8, depth, 16, bits=4, stored_dtype="uint8", offset=offset)
+    rng = np.random.default_rng(0)
+    w = rng.integers(-offset, 16 - offset, (19, k)).astype(np.int8 if offset else np.uint8)
+    expected = plainly(layout, w)
+    given_ = qmm.pack_int4(w)
+    before = given_.copy()
+    np.testing.assert_array_equal(layout.pack_pairs(given_), expected)
+    np.testing.assert_array_equal(given_, before)
+    np.testing.assert_array_equal(layout.pack(w), expected)
+
+
+@pytest.mark.parametrize("size", [None, 16, 32, 48, 128])
+@pytest.mark.parametrize("k", [96, 130, 16])
+def test_pairs_on_gpus_are_what_integers_are(size, k):
+    layout = cuda_layout(19, k, group_size=size, bits=4)
+    w = np.random.default_rng(0).integers(-8, 8, (19, k)).astype(np.int8)
+    np.testing.assert_array_equal(layout.pack_pairs(qmm.pack_int4(w)), layout.pack(w))
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8"])
+@pytest.mark.parametrize("k", [64, 71, 90])
+def test_sums_of_groups(dtype, k):
+    w = qmm.quantize(np.random.default_rng(0).standard_normal((5, k)), dtype, group_size=32)
+    sums = packing.sums_of_groups(w, np.arange(0, k, 32))
+    integers = w.unpacked().astype(np.int64)
+    expected = [integers[:, start : start + 32].sum(axis=1) for start in range(0, k, 32)]
+    np.testing.assert_array_equal(sums, np.stack(expected, axis=1))
 
 
 PEAK = """
