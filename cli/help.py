@@ -36,6 +36,7 @@ TASKS = (
         "Quantize weights and models",
         {
             "quantize": "Compare formats on a weight, and write it or a model quantized.",
+            "evaluate": "Compare formats of a whole model on a text: perplexity, bytes.",
             "inspect": "List what a model or a kernel file holds, or show code.",
         },
         "quantmm quantize model.safetensors --tensor w",

@@ -19,6 +19,7 @@ from .cache import cache_command
 from .compile import compile_command
 from .demo import demo_command
 from .doctor import doctor_command
+from .evaluate import evaluate_command
 from .help import ByTask
 from .inspect import inspect_command
 from .logs import logs_command
@@ -49,6 +50,7 @@ for _command in (
     compile_command,
     demo_command,
     doctor_command,
+    evaluate_command,
     inspect_command,
     logs_command,
     quantize_command,
