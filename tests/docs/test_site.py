@@ -125,6 +125,33 @@ def test_the_readme_begins_with_a_demo_and_an_example():
     assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 120
 
 
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)", PAGES[0].read_text(encoding="utf-8"))
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_pages_that_comments_name_exist():
+    named = {
+        name
+        for path in ROOT.glob("*/**/*.py")
+        if not path.is_relative_to(ROOT / "build")
+        for name in re.findall(r"docs/[a-z_]+\.(?:md|svg)", path.read_text(encoding="utf-8"))
+    }
+    own = {"docs/gguf.md"}  # of llama.cpp
+    assert {"docs/performance.md"} < named
+    assert not [name for name in named - own if not (ROOT / name).is_file()]
+
+
+def test_every_extra_is_explained():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = extras.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    names = re.findall(r"^(\w+) = \[", extras, re.MULTILINE)
+    assert "docs" in names
+    assert sorted(names) == sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+
+
 def test_every_error_has_a_section():
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     found = re.findall(r"^## (\w+Error)$", text, re.MULTILINE)
