@@ -6,6 +6,7 @@ A name stands for fields of `MatmulSpec`; every other combination can be timed t
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,11 @@ def fields_of(name: str) -> dict[str, Any]:
     if name not in FORMATS:
         raise SpecError(f"no format {name!r}; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a pattern, as in names of files, means a layer's name or its end behind a dot."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
 
 
 def is_named(spec: MatmulSpec) -> bool:

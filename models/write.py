@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import SpecError, WeightFileError
 from ..files import write_whole, writing
 from ..formats.integers import INTEGERS
+from ..formats.named import fits
 from ..formats.quality import quantize_weight
 from ..formats.quantize import QTensor, quantize
 from ..formats.ranges import pieces, scale_shape
@@ -75,11 +76,6 @@ class Written:
     original: np.ndarray
     weight: QTensor
     nbytes: int
-
-
-def fits(name: str, pattern: str) -> bool:
-    """Whether a pattern means a name, or what it ends with behind a dot."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
 
 
 def chosen_layers(model: Model, skip: Sequence[str]) -> dict[str, Layer]:
@@ -189,12 +185,14 @@ def quantized(
     n, k = original.shape
 
     def some(rows: slice) -> QTensor:
-        weight = quantize_weight(original[rows], spec, method, percentile)
+        values = original[rows]
+        values = values.astype(np.float32) if values.itemsize < 4 else values
+        weight = quantize_weight(values, spec, method, percentile)
         least = np.finfo(scales).smallest_subnormal if scales == np.float16 else np.float32(0)
         rounded = np.maximum(weight.scale.astype(scales).astype(np.float32), least)
         if scales == np.float32 or np.isinf(rounded).any() or not (rounded > 0).all():
             return weight
-        return quantize(original[rows], spec.weight, group_size=spec.group_size, scale=rounded)
+        return quantize(values, spec.weight, group_size=spec.group_size, scale=rounded)
 
     parts = side_by_side(some, pieces(n, BLOCK // k))
     data, scale = (

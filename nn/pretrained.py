@@ -8,7 +8,6 @@ call is decided when a model is loaded, and changes no file.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import ModuleError, SpecError, StateError, UnsupportedError
-from ..formats.named import FORMATS
+from ..formats.named import FORMATS, fits
 from ..formats.spec import MatmulSpec
 from .formats import SHORT
 from .fuse import fuse_, unfused_state
@@ -110,11 +109,6 @@ def patterns(name: str, given: Any) -> list[str]:
     if isinstance(given, str) or not all(isinstance(each, str) for each in given):
         raise SpecError(f"{name}={given!r}; expected names of linears, such as ['lm_head']")
     return list(given)
-
-
-def fits(name: str, pattern: str) -> bool:
-    """Whether a pattern means a name, or what it ends with behind a dot."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
 
 
 @register_quantizer(METHOD)
