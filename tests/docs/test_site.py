@@ -14,6 +14,7 @@ import pytest
 import quantmm as qmm
 from quantmm import errors
 from quantmm.cli.main import cli
+from quantmm.formats.integers import INTEGERS
 from quantmm.tuning import run
 
 ROOT = Path(qmm.__file__).parent
@@ -150,6 +151,14 @@ def test_every_extra_is_explained():
     names = re.findall(r"^(\w+) = \[", extras, re.MULTILINE)
     assert "docs" in names
     assert sorted(names) == sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+
+
+def test_the_page_of_mathematics_has_the_ranges_of_all_formats():
+    text = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| (\w+) \| (-?\d+) \| (-?\d+) \|$", text, re.MULTILINE)
+    assert {name: (int(least), int(most)) for name, least, most in found} == {
+        name: row.range for name, row in INTEGERS.items()
+    }
 
 
 def test_every_error_has_a_section():
