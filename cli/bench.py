@@ -25,7 +25,7 @@ from ..bench.models import MODELS, Layer
 from ..bench.rotation import COLD_ROWS
 from ..bench.row import Row
 from ..errors import BenchError
-from ..formats.named import FORMATS, fields_of
+from ..formats.named import FORMATS, fields_of, name_of
 from ..formats.spec import MatmulSpec
 from ..runtime.threads import default_threads
 from .inside import InsideRun, check_inside_page, measure_inside
@@ -300,8 +300,15 @@ def measure(run: Run, jobs: Sequence[Job]) -> None:
     if run.prints_table:
         click.echo(f"{run.rows[0].target} on {run.environment['cpu']}")
         show(results_table(run.rows))
-        for text in closing(run.rows):
+        for text in [*origins(jobs), *closing(run.rows)]:
             click.echo(text)
+
+
+def origins(jobs: Sequence[Job]) -> list[str]:
+    """The layers that shapes are of."""
+    named = [job for job in jobs if job.layer]
+    lines = [f"{job.spec.n} x {job.spec.k} {name_of(job.spec)}: {job.layer}" for job in named]
+    return [*dict.fromkeys(lines)]
 
 
 def closing(rows: Sequence[Row]) -> list[str]:

@@ -307,7 +307,7 @@ def test_a_demo_that_differs(quantmm, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["compile", "--n", "8"], "Missing option '--k'"),
+        (["compile", "--n", "8", "-o", "k.qmm"], "give --n and --k, or --model"),
         (["compile", "--n", "0", "--k", "8", "-o", "x"], "n=0; expected a whole number"),
         (["compile", *SMALL, "--target", "z80", "-o", "x"], "no target 'z80'"),
         (["compile", *SMALL, "-o", "/nowhere/k.qmm"], "cannot write /nowhere/k.qmm"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm.cli import models
-from quantmm.cli.bench import jobs_for
+from quantmm.cli.bench import jobs_for, origins
 from quantmm.cli.models import saved_per_token, shapes_of
 from quantmm.cli.tune import shapes
 from quantmm.errors import BenchError
@@ -229,6 +229,11 @@ def test_bench_takes_the_specs_of_a_file(tmp_path):
         ("b and 1 more", 16, "w8a8-dynamic"),
     ]
     assert len(jobs) == len(found) + 3 * 2 * 2
+    lines = origins(jobs)
+    assert "2 x 16 weight=int4 group_size=8 dynamic input=float32 bias: a" in lines
+    assert "8 x 16 w4a8: b and 1 more" in lines
+    assert "768 x 768 w4a8: bert-base query, key, value, output" in lines
+    assert len(lines) == 1 + 2 + 3 * 2
     with pytest.raises(BenchError, match="no model 'x'; expected a file, a folder or some of bert"):
         jobs_for({"models"}, "host", [1], **{**words, "models": ["x"]}, **fields)
 

@@ -28,7 +28,10 @@ from tuning_runs import ROW, SPEC, M, lines
         ([], "give --n and --k, or --model"),
         (["--n", "8"], "give --n and --k, or --model"),
         (["--model", "llama-7b", "--n", "8"], "give --model, or --n and --k"),
-        (["--model", "llama-1t"], "'llama-1t' is not one of 'bert-base'"),
+        (
+            ["--model", "llama-1t"],
+            "no model 'llama-1t'; expected a file, a folder or one of bert-base",
+        ),
         (["--n", "8", "--k", "8", "--trials", "0"], "Invalid value for '--trials'"),
         (["--n", "8", "--k", "8", "--time-limit", "0"], "--time-limit is 0.0; expected more than"),
         (["--n", "8", "--k", "8", "--log", __file__], "cannot write the log"),
