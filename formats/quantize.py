@@ -223,7 +223,7 @@ def quantize(
     if symmetric and zero_point is not None:
         raise SpecError("symmetric=True has no zero_point, but one was given")
 
-    if nothing:
+    if nothing or (scale is not None and symmetric):  # there are none, or nobody asks
         low = high = np.zeros(per_scale, np.float32)
     elif method == "percentile":
         ends = {"symmetric": symmetric, "with_zero": not offset}

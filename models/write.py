@@ -27,7 +27,7 @@ from ..formats.integers import INTEGERS
 from ..formats.named import fits
 from ..formats.quality import quantize_weight
 from ..formats.quantize import QTensor, quantize
-from ..formats.ranges import pieces, scale_shape
+from ..formats.ranges import group_range, pieces, scale_shape
 from ..formats.spec import MatmulSpec
 from ..side_by_side import side_by_side
 from .compressed_tensors import METHOD, SPECS
@@ -187,18 +187,30 @@ def quantized(
     def some(rows: slice) -> QTensor:
         values = original[rows]
         values = values.astype(np.float32) if values.itemsize < 4 else values
-        weight = quantize_weight(values, spec, method, percentile)
+        if scales == np.float32:
+            return quantize_weight(values, spec, method, percentile)
+        scale = scales_of(values, spec, method, percentile)
         least = np.finfo(scales).smallest_subnormal if scales == np.float16 else np.float32(0)
-        rounded = np.maximum(weight.scale.astype(scales).astype(np.float32), least)
-        if scales == np.float32 or np.isinf(rounded).any() or not (rounded > 0).all():
-            return weight
-        return quantize(values, spec.weight, group_size=spec.group_size, scale=rounded)
+        rounded = np.maximum(scale.astype(scales).astype(np.float32), least)
+        fits = (rounded > 0) & np.isfinite(rounded)
+        scale = rounded if fits.all() else scale
+        return quantize(values, spec.weight, group_size=spec.group_size, scale=scale)
 
     parts = side_by_side(some, pieces(n, BLOCK // k))
     data, scale = (
         np.concatenate([getattr(each, of) for each in parts]) for of in ("data", "scale")
     )
     return QTensor(data, scale, None, spec.weight, spec.group_size, (n, k))
+
+
+def scales_of(
+    values: np.ndarray, spec: MatmulSpec, method: str, percentile: float | None
+) -> np.ndarray:
+    """The scales that `quantize` finds. "absmax" sees nothing but the ends of each range."""
+    if method != "absmax":
+        return quantize_weight(values, spec, method, percentile).scale
+    ends = np.stack(group_range(values, spec.group_size), axis=-1)
+    return quantize(ends.reshape(-1, 2), spec.weight).scale.reshape(ends.shape[:-1])
 
 
 def dtype_of_scales(layer: Layer) -> np.dtype:
@@ -305,6 +317,8 @@ def quantization_config(fields: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not spec.dynamic:
         raise SpecError(f"{described} takes X quantized; expected a format that quantizes it")
+    if spec.group_size == "tensor":
+        raise SpecError(f"{described} has one scale for all rows; expected one per row or group")
     packed, size = spec.four_bit_weight, spec.group_size
     kind = "pack-quantized" if packed else "int-quantized"
     weights: dict[str, Any] = {
