@@ -19,6 +19,7 @@ from .formats.weights import load_weights, read_matrix, save_weights
 from .runtime.kernel import CudaKernel, Kernel
 from .runtime.linear import CudaLinear, Linear
 from .runtime.load import load
+from .runtime.packed_file import load_packed, save_packed
 from .versions import VERSION
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ __all__ = [
     "error_report",
     "errors",
     "load",
+    "load_packed",
     "load_weights",
     "open_model",
     "pack_int4",
     "quantize",
     "read_matrix",
     "reference",
+    "save_packed",
     "save_weights",
     "targets",
     "tune",
