@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import operator
 import os
 import secrets
 import stat
@@ -58,6 +60,11 @@ def as_path(path: object, error: type[QuantmmError]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise error(f"the path is {path!r}; expected the name of a file or folder")
     return Path(path)
+
+
+def flags(*names: str) -> int:
+    """Those of these flags of `os.open` that the system has."""
+    return functools.reduce(operator.or_, (getattr(os, name, 0) for name in names), 0)
 
 
 def destination(path: Path, error: type[QuantmmError]) -> Path:

@@ -7,10 +7,9 @@ those which are called.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tvm
@@ -56,11 +55,15 @@ class Built:
 
 def machine_code(module: Any) -> bytes:
     """The object file of a module that was built here."""
-    # LLVM ends the process where it cannot write all of a file, so it is given memory.
-    in_memory = sys.platform == "linux"
-    with open(os.memfd_create("kernel"), "rb") if in_memory else NamedTemporaryFile() as file:
-        module.write_to_file(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, "o")
-        return file.read()
+    if hasattr(os, "memfd_create"):
+        # LLVM ends the process where it cannot write all of a file, so it is given memory.
+        with open(os.memfd_create("kernel"), "rb") as file:
+            module.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+            return file.read()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def linked(code: Sequence[bytes], architecture: str) -> bytes:

@@ -26,7 +26,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from ..errors import CacheError, QuantmmError
-from ..files import users_folder, why_not, write_whole
+from ..files import flags, users_folder, why_not, write_whole
 from ..formats.spec import MatmulSpec
 from ..runtime import kernel_file
 from ..runtime.code import library_of
@@ -163,13 +163,15 @@ def stored_in(path: Path) -> list[Stored]:
         return kernel_file.parsed(path, file.read())
 
 
-def open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, how: int) -> int:
     """Open what is there under this name: no link, and no pipe to wait for."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return os.open(path, how | flags("O_NOFOLLOW", "O_NONBLOCK"))
 
 
 def check_own(path: Path, status: os.stat_result) -> None:
     """Refuse a file or folder that another user owns or can write to: entries are executed."""
+    if not hasattr(os, "getuid"):
+        return  # Windows has no modes; a user's folder there is closed to others by its lists
     if status.st_uid != os.getuid():
         raise CacheError(f"{path} belongs to user {status.st_uid}, not to {os.getuid()}")
     if status.st_mode & OTHERS_WRITE:

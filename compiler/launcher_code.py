@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tvm
@@ -25,11 +26,16 @@ def launcher_module(kernel: Any) -> Any:
 def compiled(target: str) -> Any:
     """The launcher for a target that is described as TVM does."""
     load = tvm_ffi.get_global_func("ffi.Module.load_from_file.ll")
-    # In memory: folders for temporary files may be full.
-    with open(os.memfd_create("launcher"), "w") as file:
-        file.write(source(target))
-        file.flush()
-        return load(f"/proc/self/fd/{file.fileno()}", "ll")
+    if hasattr(os, "memfd_create"):
+        # In memory: folders for temporary files may be full.
+        with open(os.memfd_create("launcher"), "w") as file:
+            file.write(source(target))
+            file.flush()
+            return load(f"/proc/self/fd/{file.fileno()}", "ll")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "launcher.ll"
+        path.write_text(source(target), encoding="utf-8")
+        return load(str(path), "ll")
 
 
 def source(target: str) -> str:

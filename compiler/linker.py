@@ -19,15 +19,18 @@ DRIVERS = ("cc", "gcc", "clang")
 def command(architecture: str | None = None) -> list[str]:
     """The start of a command line that links for `architecture`; None is this machine's.
 
+    What is linked are kernels for Linux, whatever system this is.
+
     Raises
     ------
     ToolError
         Neither a C compiler for it nor the package `ziglang` is there.
     """
-    if architecture in (None, machine.architecture()):
+    if architecture in (None, machine.architecture()) and sys.platform == "linux":
         found, wanted = native(), f"a linker: install a C compiler ({', '.join(DRIVERS)})"
     else:
-        found = foreign(str(architecture))
+        architecture = architecture or machine.architecture()
+        found = foreign(architecture)
         wanted = (
             f"a linker for {architecture}: install {architecture}-linux-gnu-gcc, or clang with lld"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import tvm
@@ -42,11 +43,14 @@ def llvm_target(row: Target) -> tvm.target.Target:
 
 
 def options_for(row: Target) -> dict[str, Any]:
-    """The row's options, with the triple of another architecture where they have none."""
+    """The row's options, where they have no triple with that of another system's Linux.
+
+    Kernels are for Linux, whatever system compiles them.
+    """
     options = dict(row.llvm)
     here = machine.architecture()
     architecture = row.architecture or here
-    if architecture != here:
+    if architecture != here or sys.platform != "linux":
         options.setdefault("mtriple", f"{architecture}-linux-gnu")
     triple = str(options.get("mtriple", codegen.llvm_get_system_triple()))
     named = machine.normalized(triple.partition("-")[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import QuantmmError, WeightFileError
+from ..files import flags
 
 #: The most bytes that a system call is asked for: Linux gives no more than 2 GiB at once.
 MOST = 1 << 30
@@ -27,7 +29,7 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._descriptor = os.open(path, flags("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
         weakref.finalize(self, os.close, self._descriptor)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -61,7 +63,7 @@ class OpenFile:
         done = 0
         while done < count:
             piece = view[done : min(count, done + MOST)]
-            got = os.preadv(self._descriptor, [piece], offset + done)
+            got = read_at(self._descriptor, piece, offset + done)
             if not got:
                 raise WeightFileError(
                     f"{self.path}: {what} ends at byte {offset + done:,}; expected "
@@ -69,6 +71,21 @@ class OpenFile:
                 )
             done += got
         return values
+
+
+#: Held between the two calls where the system cannot read at an offset in one.
+_seeking = threading.Lock()
+
+
+def read_at(descriptor: int, into: memoryview, offset: int) -> int:
+    """Fill `into` from an open file, from `offset` on; how many bytes there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [into], offset)
+    with _seeking:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        content = os.read(descriptor, len(into))
+    into[: len(content)] = content
+    return len(content)
 
 
 @contextmanager

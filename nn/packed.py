@@ -8,7 +8,6 @@ at the next call, which packs anew.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 import weakref
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..compiler.compile import compile
 from ..errors import ArrayError
 from ..formats.spec import MatmulSpec
+from ..runtime.forks import in_forked_children
 from ..runtime.kernel import Kernel
 from ..runtime.linear import Linear
 from .dequantize import as_qtensor
@@ -140,4 +140,4 @@ def _unlock() -> None:
     _packing = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_unlock)
+in_forked_children(_unlock)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from types import TracebackType
+
+
+def in_forked_children(function: Callable[[], None]) -> None:
+    """Call it at the start of every forked child, where the system forks processes."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
 
 
 class ForkLock:
@@ -16,9 +23,10 @@ class ForkLock:
 
     def __init__(self) -> None:
         self._renew()
-        os.register_at_fork(
-            before=self.__enter__, after_in_parent=self.__exit__, after_in_child=self._renew
-        )
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self.__enter__, after_in_parent=self.__exit__, after_in_child=self._renew
+            )
 
     def _renew(self) -> None:
         self._lock = threading.RLock()

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ToolError
 from ..targets import machine
-from .forks import ForkLock
+from .forks import ForkLock, in_forked_children
 from .tvm_runtime import library, tvm_ffi
 
 #: Under this name tvm_ffi writes a launcher into the modules that it loads.
@@ -167,4 +166,4 @@ def _after_fork() -> None:
         _launcher.forget_workers()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_forked_children(_after_fork)

@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import ArrayError
 from ..targets import physical_cores
 from . import hosts, launcher
-from .forks import ForkLock
+from .forks import ForkLock, in_forked_children
 
 #: The most threads that a call may ask for; `launch.ll` has no more slots than 256.
 MAX_THREADS = min(256, max(64, os.cpu_count() or 1))
@@ -303,4 +303,4 @@ def _after_fork() -> None:
     _process.change += 1
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_forked_children(_after_fork)

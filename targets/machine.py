@@ -152,6 +152,8 @@ def tiles_refused() -> str | None:
 
     Why it refuses; None when they may be used from now on.
     """
+    if platform.system() != "Linux":
+        return "Linux alone is known to permit AMX's tiles"
     system = ctypes.CDLL(None, use_errno=True)
     if system.syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0:
         return None
