@@ -41,7 +41,7 @@ import quantmm as qmm
 from quantmm.cli.main import cli
 
 weights, model, file = sys.argv[1:]
-w = qmm.quantize(qmm.read_matrix(weights, "w"), "int4", group_size=32)
+w = qmm.quantize(qmm.read_matrix(weights, "layer.weight"), "int4", group_size=32)
 spec = w.spec(input="float32", dynamic=True, m=2)
 y = qmm.reference(spec, np.ones((2, 64), np.float32), w)
 names = list(qmm.open_model(model))
@@ -60,7 +60,7 @@ def test_without_what_only_posix_has(tmp_path):
     target = next(row.name for row in qmm.targets.TARGETS if row.architecture not in (None, here))
     weights, file = tmp_path / "w.safetensors", tmp_path / f"kernel.{target}"
     matrix = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
-    save_file({"w": matrix}, weights)
+    save_file({"layer.weight": matrix}, weights)
     done = subprocess.run(
         [sys.executable, "-c", MASKED + WORK, weights, weights, file],
         env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
@@ -76,7 +76,7 @@ def test_without_what_only_posix_has(tmp_path):
     w = qmm.quantize(matrix, "int4", group_size=32)
     spec = w.spec(input="float32", dynamic=True, m=2)
     assert y == qmm.reference(spec, np.ones((2, 64), np.float32), w).tolist()
-    assert (names, origin) == (["w"], "built")
+    assert (names, origin) == (["layer"], "built")
 
     (stored,) = contents(file)
     assert (stored.info.target, stored.info.spec) == (target, spec)
