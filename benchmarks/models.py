@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantmm.examples.llm import Decoder
+from quantmm.examples.llm import Decoder, whole
 from quantmm.nn import load_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -53,10 +53,10 @@ def of_torch(name: str, model: Any) -> Contender:
 
     def decode(ids: torch.Tensor, count: int) -> list[float]:
         cache, seconds = DynamicCache(config=model.config), []
-        last = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1)
+        last = model(ids, cache=cache, logits_to_keep=1).logits[:, -1].argmax(-1)
         for _ in range(count):
             begun = time.perf_counter()
-            logits = model(last[:, None], past_key_values=cache, logits_to_keep=1).logits
+            logits = model(last[:, None], cache=cache, logits_to_keep=1).logits
             last = logits[:, -1].argmax(-1)
             int(last)
             seconds.append(time.perf_counter() - begun)
@@ -68,13 +68,7 @@ def of_torch(name: str, model: Any) -> Contender:
 def compiled(name: str, model: Any, room: int) -> Contender:
     """The same with torch.compile, as examples/llm.py has it."""
     decoder = Decoder(model, room)
-    options: Any = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-    prefill = torch.compile(
-        lambda ids: model(ids, use_cache=False).logits,
-        fullgraph=True,
-        dynamic=False,
-        options=options,
-    )
+    prefill = whole(lambda ids: model(ids, use_cache=False).logits)
 
     def decode(ids: torch.Tensor, count: int) -> list[float]:
         seconds: list[float] = []

@@ -36,14 +36,27 @@ RANDOM = LlamaConfig(
 PROMPT = "The history of computing began"
 
 
+def whole(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`call` as one compiled graph for tensors of one shape.
+
+    What it relies on is not asked for again in every call, which took two of a token's ten
+    milliseconds: nothing of the model may be changed behind its back.
+    """
+    options: Any = {
+        "guard_filter_fn": lambda guards: [False] * len(guards),
+        "size_asserts": False,
+        "alignment_asserts": False,
+    }
+    return torch.compile(call, fullgraph=True, dynamic=False, options=options)
+
+
 class Decoder:
     """Greedy decoding, each token one call of the same shape.
 
     Parameters
     ----------
     capacity : tokens that the cache has room for.
-    compiled : make the call with torch.compile. What the compiled code relies on is not asked for
-        again with every token, since nothing of the model is changed here.
+    compiled : make the call with torch.compile.
     """
 
     def __init__(self, model: Any, capacity: int, compiled: bool = True) -> None:
@@ -51,12 +64,11 @@ class Decoder:
         self.cache = StaticCache(config=model.config, max_cache_len=capacity)
         self.step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.logits
         if compiled:
-            options: Any = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-            self.step = torch.compile(self.logits, fullgraph=True, dynamic=False, options=options)
+            self.step = whole(self.logits)
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """(1, vocabulary) of the token behind the last one of `ids` (1, tokens)."""
-        given = {"input_ids": ids, "position_ids": positions, "past_key_values": self.cache}
+        given = {"input_ids": ids, "position_ids": positions, "cache": self.cache}
         return self.model(**given, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def tokens(

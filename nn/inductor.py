@@ -7,7 +7,10 @@ generates C++, it calls the operator as it would any other.
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +26,8 @@ from .product import STORED
 LOWERING = "torch._inductor.lowering"
 #: What generated code calls `write` and `write_named`.
 CALLED = {"write": "quantmm_write", "write_named": "quantmm_write_named"}
+#: The tensors that the operator takes beside x and data, in the order of its arguments.
+NAMED = ("scale", "zero_point", "bias", "offset", "order")
 _offered: list[Any] = []
 
 
@@ -51,9 +56,15 @@ def write_named(x: Tensor, data: Tensor, *others: Any, out: Tensor) -> None:
     others : tensors, their names among the arguments of the operator, and the spec.
     """
     *tensors, names, spec = others
-    named = dict(zip(names.split(), tensors, strict=True))
-    scale, zero_point, bias = (named.pop(name, None) for name in ("scale", "zero_point", "bias"))
-    into(packed.find(x.dtype, data, scale, zero_point, bias, spec, **named), x, out)
+    scale, zero_point, bias, offset, order = by_name(names)((*tensors, None))
+    into(packed.find(x.dtype, data, scale, zero_point, bias, spec, offset, order), x, out)
+
+
+@functools.cache
+def by_name(names: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """From tensors of these names, and None behind them, to the arguments of the operator."""
+    there = names.split()
+    return operator.itemgetter(*(there.index(n) if n in there else -1 for n in NAMED))
 
 
 def into(bound: Linear, x: Tensor, out: Tensor) -> None:
