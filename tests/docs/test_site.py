@@ -132,6 +132,12 @@ def test_links_of_the_readme_lead_somewhere():
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_every_page_can_be_found():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    shown = re.findall(r": (\w+\.md)$", nav, re.MULTILINE)
+    assert sorted(shown) == [page.name for page in PAGES[1:]]
+
+
 def test_pages_that_comments_name_exist():
     named = {
         name
