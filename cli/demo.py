@@ -13,7 +13,7 @@ from ..errors import QuantmmError
 from ..formats.quantize import quantize
 from ..formats.reference import reference
 from ..formats.spec import MatmulSpec
-from .reports import watched
+from .reports import working
 
 M, N, K = 16, 1024, 1024
 #: Calls that are timed, of which the fastest is shown.
@@ -36,7 +36,8 @@ def demo_command() -> None:
     w, qx = quantize(weights), quantize(x)
     spec = MatmulSpec(n=N, k=K)
     # Not from the cache: this shows that everything is there that compiling needs.
-    (kernel,) = (compile(spec, "host", cache=False) for _ in watched([spec], lambda _: "compiling"))
+    with working("compiling"):
+        kernel = compile(spec, "host", cache=False)
     info = kernel.info
     click.echo(
         f"compiled for {info.target}, this machine's CPU, whose instruction is {info.instruction}"

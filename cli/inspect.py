@@ -20,6 +20,7 @@ from ..runtime.tvm_runtime import without_torch
 from .cache import in_short
 from .models import float_format_option, inspect_model, is_model
 from .options import SIZE, format_options, make_spec, target_option
+from .reports import working
 from .tables import show
 
 #: Forms of code that it prints.
@@ -83,9 +84,13 @@ def inspect_command(
         raise click.UsageError("give --n and --k, or a kernel file")
     spec = make_spec(n, k, formats)
     if emit == "report":
-        click.echo(json.dumps(compile(spec, target).report([m]), indent=1))
+        with working("compiling"):
+            kernel = compile(spec, target)
+        click.echo(json.dumps(kernel.report([m]), indent=1))
     else:
-        click.echo(emitted(spec, target, m, emit))
+        with working("compiling"):
+            text = emitted(spec, target, m, emit)
+        click.echo(text)
 
 
 def emitted(spec: MatmulSpec, target: str, m: int, form: str) -> str:

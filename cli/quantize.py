@@ -17,6 +17,7 @@ from ..formats.spec import CHOICES, MatmulSpec
 from ..formats.weights import find_matrix, save_weights
 from .options import HELP, GroupSize, format_options, make_spec
 from .quantize_model import WHOLE, is_whole, quantize_whole
+from .reports import working
 from .tables import show
 
 #: What a weight may have beside scales.
@@ -127,7 +128,8 @@ def quantize_command(
         (spec,) = specs
         q = quantize_weight(matrix, spec, method, percentile)
         save_weights(output, {name: (q, spec)})
-    rows = error_report(matrix, specs, method=method, percentile=percentile)
+    with working("comparing with the product in float64"):
+        rows = error_report(matrix, specs, method=method, percentile=percentile)
     click.echo(f"{name} of {file}: N={n}, K={k}, {method}")
     show(error_table(rows))
     for note in clipped(matrix, specs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +55,17 @@ def watched(items: Sequence[T], described: Callable[[T], str]) -> Iterator[T]:
             progress.update(task, description=described(item))
             yield item
             progress.advance(task)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Say on the terminal what is done meanwhile, of which nobody knows how long it takes."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
 
 
 def rows_to_save(names: Sequence[str]) -> list[Target | CudaTarget]:

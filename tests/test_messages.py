@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import quantmm as qmm
 from quantmm import extras, files
+from quantmm.cli import reports
 from quantmm.errors import ArrayError, KernelFileError, QuantmmError, SpecError, TargetError
 from quantmm.formats.spec import MatmulSpec
 
@@ -157,6 +160,29 @@ def test_extras_are_those_of_the_package():
     assert {extra.name for extra in extras.EXTRAS} == known
     with pytest.raises(AssertionError):
         extras.install("nothing")
+
+
+@pytest.mark.parametrize(
+    ("example", "module", "extra"),
+    [("digits", "sklearn.datasets", "examples"), ("encoder", "torch", "torch")],
+)
+def test_examples_say_which_extra_they_need(monkeypatch, example, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    path = Path(qmm.__file__).parent / "examples" / f"{example}.py"
+    with pytest.raises(SystemExit, match=re.escape(f": {extras.install(extra)}")):
+        runpy.run_path(str(path))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_work_is_shown_on_terminals_alone(monkeypatch, terminal):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+    with reports.working("comparing"):
+        pass
+    assert list(reports.watched([1, 2], lambda item: f"item {item}")) == [1, 2]
+    assert ("comparing" in out.getvalue()) == terminal
+    assert ("item 2" in out.getvalue()) == terminal
 
 
 def test_ctrl_c_while_modules_are_imported(tmp_path):

@@ -32,6 +32,17 @@ def test_the_best_is_what_beat_the_others_and_not_what_was_lucky():
     assert problem.progress(9).best == 2e-3
 
 
+def test_the_best_that_is_shown_never_rises():
+    """A leader beats the one before in turns, and may have the longer time on the clock."""
+    first, second, third = choice(), choice(rows=2), choice(rows=4)
+    problem = Problem(SPEC, ROW, M, 0, 1, None, 1e-6, choice(rows=1), clock=3e-3)
+    problem.times = {problem.default: [3e-3], first: [1.73e-3], second: [1.79e-3], third: [1e-3]}
+    shown = []
+    for problem.leader in (None, first, second, third):
+        shown.append(problem.progress(9).best)
+    assert shown == [3e-3, 1.73e-3, 1.73e-3, 1e-3]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress(terminal):
     out = io.StringIO()
