@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..formats.named import fields_of
@@ -37,7 +37,7 @@ class Section:
         """What is measured for the table."""
         for shape in self.shapes:
             spec = MatmulSpec(n=shape.n, k=shape.k, **fields_of(self.format))
-            cold = shape.m <= COLD_ROWS and not shape.hot
+            cold = not shape.hot and (shape.m <= COLD_ROWS or self.target == "cuda")
             yield Job(spec, shape.m, threads, cold, self.target)
 
 
@@ -79,12 +79,27 @@ SECTIONS = (
     ),
 )
 
+#: For docs/gpu.md: large multiplications, and few rows of layers' sizes.
+SQUARES = (Shape(4096, 4096, 4096), Shape(8192, 8192, 8192))
+FEW_ROWS = tuple(
+    Shape(m, n, k)
+    for n, k in ((4096, 14336), (28672, 8192))
+    for m in (1, 2, 4, 8, 16, 32, 64, 1024)
+)
+CUDA_SECTIONS = (
+    Section("GPU: int8", "int8", (*SQUARES, *FEW_ROWS), "cuda"),
+    Section("GPU: int4, groups of 128", "w4a8-g128", (*SQUARES, *FEW_ROWS), "cuda"),
+    Section("GPU: int8, X quantized in the call", "w8a8-dynamic", (*SQUARES, *FEW_ROWS), "cuda"),
+)
 
-def sections(why_not: Callable[[str], str | None]) -> tuple[list[Section], dict[str, str]]:
+
+def sections(
+    why_not: Callable[[str], str | None], every: Sequence[Section] = SECTIONS
+) -> tuple[list[Section], dict[str, str]]:
     """The tables that a machine can fill, and why it cannot fill others, by their title.
 
     `why_not` says for a target why the machine cannot execute it.
     """
-    reasons = {section.title: why_not(section.target) for section in SECTIONS}
-    able = [section for section in SECTIONS if reasons[section.title] is None]
+    reasons = {section.title: why_not(section.target) for section in every}
+    able = [section for section in every if reasons[section.title] is None]
     return able, {title: reason for title, reason in reasons.items() if reason}

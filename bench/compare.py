@@ -19,6 +19,7 @@ import psutil
 from ..errors import BenchError
 from ..extras import EXTRAS, install
 from ..processes import Worker, WorkerError
+from ..runtime import devices
 from ..targets import machine
 from . import process
 from .contenders import LIMITS, OURS, Contender, Job, chosen
@@ -50,7 +51,10 @@ def compare(job: Job, against: Collection[str], rounds: int = ROUNDS) -> Row:
         No such target, or one that this machine cannot execute.
     """
     row = job.row
-    machine.require(row.name, row.architecture, row.features)
+    if row.device == "cuda":
+        devices.gpu_for(row)
+    else:
+        machine.require(row.name, row.architecture, row.features)
     taken, absent = chosen(job, against)
     load: dict[str, float] = {}
     with load_by_others(load), process.processes() as running:

@@ -11,6 +11,8 @@ import numpy as np
 import psutil
 
 from .. import targets
+from ..errors import TargetError
+from ..runtime import driver
 from ..versions import VERSION, installed, versions
 from .contenders import DISTRIBUTIONS
 from .rotation import last_level_cache
@@ -26,6 +28,7 @@ def describe() -> dict[str, Any]:
     return {
         "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
         "cpu": targets.cpu_name(),
+        "gpu": gpu_name(),
         "cores": targets.physical_cores(),
         "hardware_threads": os.cpu_count(),
         "last_level_cache": last_level_cache(),
@@ -36,3 +39,11 @@ def describe() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "versions": {"quantmm": VERSION, **versions(), "numpy": np.__version__, **libraries},
     }
+
+
+def gpu_name() -> str | None:
+    """What the driver calls the first GPU; None where there is none."""
+    try:
+        return driver.driver().devices()[0].name
+    except (TargetError, IndexError):
+        return None

@@ -7,8 +7,10 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import ReportError
 from .columns import CSV, OURS_PAGE, PEER_PAGE, Beside, cells, page_header, page_line
 from .contenders import OURS
 from .row import Compared, Measured, Row, geometric_mean
@@ -111,6 +113,29 @@ def to_json(
     kinds = {"rows": rows, **others}
     content = {name: [row.to_dict() for row in found] for name, found in kinds.items()}
     return json.dumps({"environment": environment, **content}, indent=1)
+
+
+def rows_of(name: str | None, environment: dict[str, Any]) -> list[Row]:
+    """The rows of a file of `to_json`, if there is one, to go on with.
+
+    Raises
+    ------
+    ReportError
+        The file has something else, or rows of another machine or version.
+    """
+    if name is None or not Path(name).is_file():
+        return []
+    try:
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
+        found = [Row.from_dict(each) for each in content["rows"]]
+        there = content["environment"]
+    except (ValueError, KeyError, TypeError):
+        raise ReportError(f"{name} has no rows of quantmm bench to go on with") from None
+    for field in ("cpu", "gpu", "versions"):
+        if there.get(field) != environment.get(field):
+            here, other = environment.get(field), there.get(field)
+            raise ReportError(f"{name} has rows of another {field}: {other}; here is {here}")
+    return found
 
 
 def to_csv(rows: Sequence[Row], environment: dict[str, Any]) -> str:

@@ -10,13 +10,14 @@ from collections.abc import Collection
 from typing import Any
 
 from .. import targets
+from ..runtime import devices
 from ..runtime.threads import default_threads
-from ..runtime.tvm_runtime import without_torch
-from ..schedules import records
-from ..targets import Target, machine
+from ..schedules import cuda_records, records
+from ..targets import CudaTarget, Target, machine
 from .compare import compare
 from .contenders import Job
 from .environment import describe
+from .machine_limits import measure
 from .roofline import Limits
 from .row import Row
 
@@ -34,9 +35,12 @@ class Machine:
 
     def why_not(self, target: str) -> str | None:
         """Why it cannot execute a target's code; None when it can."""
-        return targets.why_not_here(targets.find_cpu(target))
+        row = devices.find(target)
+        if row.device == "cuda":
+            return devices.why_no_gpu(row.capability)
+        return targets.why_not_here(row)
 
-    def header(self, target: str | Target, threads: int | None) -> dict[str, Any]:
+    def header(self, target: str | Target | CudaTarget, threads: int | None) -> dict[str, Any]:
         """What a record that is made on it now depends on.
 
         Raises
@@ -44,15 +48,15 @@ class Machine:
         TargetError
             No such target, or one that it cannot execute.
         """
-        row = targets.find_cpu(target)
+        row = devices.find(target)
+        if row.device == "cuda":
+            return cuda_records.header(row, devices.gpu_for(row).name)
         machine.require(row.name, row.architecture, row.features)
         return records.header(row, threads or default_threads())
 
-    def limits(self, row: Target, threads: int) -> Limits:
+    def limits(self, row: Target | CudaTarget, threads: int) -> Limits:
         """Its limits, measured; takes some seconds."""
-        with without_torch():
-            from . import limits
-        return limits.measure(row, threads)
+        return measure(row, threads)
 
     def compare(self, job: Job, against: Collection[str], rounds: int) -> Row:
         """Measure one shape of one format on it; see `compare.compare`."""

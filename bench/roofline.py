@@ -13,13 +13,16 @@ class Limits:
     ----------
     gops : 1e9 multiplications plus additions of the target's dot product per second.
     gbps : 1e9 bytes read from memory per second, with the better of 4 KB and 2 MB pages.
-    gbps_small, gbps_huge : the same for each page size.
+    gbps_small, gbps_huge : the same for each page size; on a GPU both are a copy's, what it reads
+        and writes.
+    gbps_l2 : of a GPU, 1e9 bytes read from its L2 per second; 0 of a CPU.
     """
 
     threads: int
     gops: float
     gbps_small: float
     gbps_huge: float
+    gbps_l2: float = 0.0
 
     @property
     def gbps(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from ..bench.row import Row
 from ..errors import BenchError
 from ..formats.named import FORMATS, fields_of, name_of
 from ..formats.spec import MatmulSpec
+from ..runtime import devices
 from ..runtime.threads import default_threads
 from .inside import InsideRun, check_inside_page, measure_inside
 from .models import specs_in
@@ -53,10 +55,16 @@ class Run:
     rounds: int
     files: dict[str, str]
     rows: list[Row] = field(default_factory=list)
+    left: int = 0
+    time_limit: float | None = None
     environment: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.environment = self.machine.describe()
+        self.deadline = float("inf")
+        if self.time_limit is not None:
+            self.deadline = time.monotonic() + self.time_limit
+            self.rows = export.rows_of(self.files.get("json"), self.environment)
 
     def check(self) -> None:
         """Find out before the work what would fail after it."""
@@ -74,7 +82,14 @@ class Run:
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[Row]:
         """Measure one after the other."""
+        known = {row.job: row for row in self.rows}
         for job in watched(jobs, lambda job: f"{job.title}, {job.threads} threads"):
+            if job in known:
+                yield known[job]
+                continue
+            if time.monotonic() >= self.deadline:
+                self.left += 1
+                continue
             self.rows.append(self.machine.compare(job, self.against, self.rounds))
             yield self.rows[-1]
 
@@ -145,11 +160,18 @@ def report_option(kind: str, text: str) -> Callable[..., Any]:
     "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Turns of everyone."
 )
 @click.option(
+    "--time-limit",
+    type=float,
+    help="Seconds after which nothing further is measured; with --json FILE the same command goes "
+    "on where it was.",
+)
+@click.option(
     "--check",
     is_flag=True,
     help="Repeat every comparison that docs/performance.md quotes, in the form of that page; "
     "without --threads for one thread and for one per physical core. With --inside torch, its "
-    "tables of calls and of a model inside torch, for one thread per physical core.",
+    "tables of calls and of a model inside torch, for one thread per physical core. With --target "
+    "cuda, the tables of docs/gpu.md.",
 )
 @report_option("json", "Everything that was measured, in a FILE or instead of the table.")
 @report_option("csv", "A line for every contender, in a FILE or instead of the table.")
@@ -165,6 +187,7 @@ def bench_command(
     rpc: str | None,
     key: str | None,
     rounds: int,
+    time_limit: float | None,
     check: bool,
     json_file: str | None,
     csv_file: str | None,
@@ -190,6 +213,7 @@ def bench_command(
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     if inside is not None:
+        targets.find_cpu(target)
         refuse(
             given & NOT_INSIDE, "--inside measures in a process of this machine, and writes --json"
         )
@@ -201,16 +225,27 @@ def bench_command(
         else:
             measure_inside(run_inside, jobs_for(given, target, counts, **shape_words))
         return
+    if time_limit is not None and time_limit <= 0:
+        raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
+    on_gpu = devices.find(target).device == "cuda"
+    if on_gpu:
+        refuse(given & {"threads"}, "a GPU has none")
     named = {"json": json_file, "csv": csv_file, "html": html_file}
     files = {kind: name for kind, name in named.items() if name is not None}
     with machine_for(rpc, key) as machine:
-        run = Run(machine, page.AGAINST if check else against, rounds, files)
-        cores = machine.default_threads()
+        if on_gpu and "against" not in given:
+            against = ["torch"]
+        if check and not on_gpu:
+            against = [*page.AGAINST]
+        run = Run(machine, against, rounds, files, time_limit=time_limit)
+        cores = 1 if on_gpu else machine.default_threads()
         try:
             if check:
-                refuse(given & CHECKED, "--check decides this itself")
+                decided = CHECKED - ({"target", "against"} if on_gpu else set())
+                refuse(given & decided, "--check decides this itself")
                 run.check()
-                check_page(run, threads or sorted({1, cores}))
+                pages = page.CUDA_SECTIONS if on_gpu else page.SECTIONS
+                check_page(run, threads or sorted({1, cores}), pages)
             else:
                 jobs = jobs_for(given, target, threads or [cores], **shape_words)
                 run.check()
@@ -218,6 +253,8 @@ def bench_command(
         finally:
             if run.rows:
                 run.write()
+    if run.left:
+        click.echo(f"the time was over; {run.left} shapes are left")
     require_ours(run.rows)
 
 
@@ -248,7 +285,7 @@ def jobs_for(
     **spec_fields: Any,
 ) -> list[Job]:
     """What a command line asks for: a shape's formats side by side."""
-    targets.find_cpu(target)
+    on_gpu = devices.find(target).device == "cuda"
     if format_names is not None:
         refuse({*given} & SPEC_OPTIONS, "--format decides this")
     if models is not None:
@@ -266,7 +303,7 @@ def jobs_for(
     ]
     work += [specs for file in files for specs in specs_in(file, formats)]
     return [
-        Job(spec, rows, count, rows <= COLD_ROWS and not hot, target, title)
+        Job(spec, rows, count, (on_gpu or rows <= COLD_ROWS) and not hot, target, title)
         for count in threads
         for specs in work
         for rows in m
@@ -298,7 +335,8 @@ def measure(run: Run, jobs: Sequence[Job]) -> None:
     for _ in run.measure(jobs):
         pass
     if run.prints_table:
-        click.echo(f"{run.rows[0].target} on {run.environment['cpu']}")
+        chip = "gpu" if run.rows[0].job.row.device == "cuda" else "cpu"
+        click.echo(f"{run.rows[0].target} on {run.environment[chip]}")
         show(results_table(run.rows))
         for text in [*origins(jobs), *closing(run.rows)]:
             click.echo(text)
@@ -317,16 +355,17 @@ def closing(rows: Sequence[Row]) -> list[str]:
     return [*summaries, *report.warnings(rows), *export.absences(rows)]
 
 
-def check_page(run: Run, threads: Sequence[int]) -> None:
-    """Measure the tables of docs/performance.md and print each row once it is there."""
-    able, unable = page.sections(run.machine.why_not)
+def check_page(run: Run, threads: Sequence[int], pages: Sequence[page.Section]) -> None:
+    """Measure the tables of a page of docs/ and print each row once it is there."""
+    able, unable = page.sections(run.machine.why_not, pages)
     say: Callable[[str], None] = click.echo if run.prints_table else lambda _: None
     for section in able:
         say(f"{section.title}:\n\n{export.HEADER}")
-        before = len(run.rows)
+        rows = []
         for row in run.measure([job for count in threads for job in section.jobs(count)]):
+            rows.append(row)
             say(export.markdown(row))
-        say("\n".join(["", *closing(run.rows[before:]), ""]))
+        say("\n".join(["", *closing(rows), ""]))
     for title, reason in unable.items():
         say(f"not measured: {title}: {reason}")
 

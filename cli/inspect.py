@@ -139,6 +139,5 @@ def kernels_table(kernels: list[Stored]) -> Table:
 
 def records_of(info: KernelInfo | CudaInfo) -> list[str]:
     """Names of the tuned records whose parameters a kernel has."""
-    if isinstance(info, CudaInfo):
-        return [info.record] if info.record else []
-    return [*dict.fromkeys(each.record for each in info.functions if each.record)]
+    functions = info.variants if isinstance(info, CudaInfo) else info.functions
+    return [*dict.fromkeys(each.record for each in functions if each.record)]

@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from ..bench.models import MODELS
-from ..errors import TuningError
+from ..errors import TargetError, TuningError
 from ..files import check_writable
+from ..formats.spec import MatmulSpec
 from ..models.open import open_model
+from ..runtime import devices
 from ..schedules import records
 from .models import Shape, saved_per_token, shapes_of
 from .options import Whole, format_options, make_spec, rpc_options, target_option, threads_option
@@ -40,6 +42,20 @@ from .options import Whole, format_options, make_spec, rpc_options, target_optio
     help="Of the search and the data.",
 )
 @click.option("--log", type=click.Path(), help="Folder of the log; by default the user's own.")
+@click.option(
+    "--prepare",
+    "prepare_folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Build a GPU's candidates into a FOLDER, and measure nothing.",
+)
+@click.option(
+    "--from",
+    "from_folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Measure what --prepare built; this machine needs a GPU, and no compiler.",
+)
 @click.option("--plot", type=click.Path(), help="Draw the tuning curves into this file.")
 def tune_command(
     m: list[int],
@@ -54,6 +70,8 @@ def tune_command(
     time_limit: float | None,
     seed: int,
     log: str | None,
+    prepare_folder: Path | None,
+    from_folder: Path | None,
     plot: str | None,
     **formats: Any,
 ) -> None:
@@ -64,6 +82,17 @@ def tune_command(
     come from memory. With --rpc, all free servers under the key measure, and their machines' kind
     is what the log is for.
     """
+    if time_limit is not None and time_limit <= 0:
+        raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
+    if from_folder is not None:
+        if prepare_folder is not None or n or k or model is not None:
+            raise click.UsageError("--from has its own shapes; give it --time-limit and --log")
+        measure_prepared(from_folder, time_limit, log)
+        return
+    if prepare_folder is not None:
+        specs = [shape.spec for shape in shapes(model, n, k, formats)]
+        prepare_for(prepare_folder, target, m, specs, trials, seed)
+        return
     from ..tuning.plot import check_suffix, require_matplotlib
     from ..tuning.plot import plot as draw
     from ..tuning.progress import Display
@@ -76,8 +105,6 @@ def tune_command(
         check_writable(Path(plot), TuningError)
     found = shapes(model, n, k, formats)
     specs = [shape.spec for shape in found]
-    if time_limit is not None and time_limit <= 0:
-        raise click.UsageError(f"--time-limit is {time_limit}; expected more than 0 seconds")
     begun, tunings = time.monotonic(), []
     display = Display(trials * len(specs) * len(set(m)))
     try:
@@ -117,6 +144,47 @@ def tune_command(
     if model is not None and model not in MODELS:
         for line in saved_per_token(model, tunings, found):
             click.echo(line)
+
+
+def prepare_for(
+    folder: Path,
+    target: str,
+    m: list[int],
+    specs: list[MatmulSpec],
+    trials: int,
+    seed: int,
+) -> None:
+    """Build the candidates of some shapes into a folder."""
+    from ..tuning.prepared import prepare
+
+    row = devices.find(target)
+    if row.device != "cuda":
+        raise TargetError(f"target {row.name} is a CPU's; --prepare is for those of GPUs")
+    prepare(specs, row, m, folder, trials=trials, seed=seed, say=click.echo)
+    click.echo(f"{folder}: go on with `quantmm tune --from` where the GPU is")
+
+
+def measure_prepared(folder: Path, time_limit: float | None, log: str | None) -> None:
+    """Measure what a folder has."""
+    from ..tuning.prepared import Prepared
+    from ..tuning.progress import Display
+    from ..tuning.run import tune
+
+    begun = time.monotonic()
+    session = Prepared(folder)
+    with session:
+        trials = session.trials * sum(map(len, session.problems.values()))
+        with Display(trials) as display:
+            for spec, m in session.problems.items():
+                left = None if time_limit is None else time_limit - (time.monotonic() - begun)
+                if left is not None and left <= 0:
+                    break
+                options = {"trials": session.trials, "seed": session.seed, "time_limit": left}
+                tuning = tune(
+                    spec, session.target, m, log=log, watch=display, session=session, **options
+                )
+                display.finished(tuning)
+                click.echo(tuning.record or f"{spec.n} x {spec.k}: the defaults stay")
 
 
 def shapes(

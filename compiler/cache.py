@@ -33,7 +33,6 @@ from ..runtime.code import library_of
 from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import Stored
 from ..runtime.load import loaded
-from ..schedules.cuda_records import CudaRecord
 from ..schedules.records import Record
 from ..targets import CudaTarget, Target
 from ..versions import cuda_versions, versions
@@ -78,9 +77,7 @@ def folder() -> Path:
     return users_folder(user_cache_path, "kernels", "cache folder", CacheError)
 
 
-def key(
-    spec: MatmulSpec, row: Target | CudaTarget, record: Record | CudaRecord | None = None
-) -> str:
+def key(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None) -> str:
     """The name of the entry for `spec` on `row`, compiled by a tuned record or without.
 
     All fields of the row count, so a target of the user's own has entries of its own.
@@ -112,9 +109,7 @@ def listed(value: object) -> list[Any]:
     raise TypeError(f"{value!r} is not JSON")
 
 
-def entry_path(
-    spec: MatmulSpec, row: Target | CudaTarget, record: Record | CudaRecord | None = None
-) -> Path:
+def entry_path(spec: MatmulSpec, row: Target | CudaTarget, record: Record | None = None) -> Path:
     """Where the kernel for `spec` on `row` is kept."""
     return folder() / f"{key(spec, row, record)}.qmm"
 
@@ -123,7 +118,7 @@ def find(
     spec: MatmulSpec,
     row: Target | CudaTarget,
     num_threads: int | None = None,
-    record: Record | CudaRecord | None = None,
+    record: Record | None = None,
 ) -> Kernel | None:
     """The kernel for `spec` on `row`, if it is in the cache.
 
@@ -179,9 +174,7 @@ def check_own(path: Path, status: os.stat_result) -> None:
         raise CacheError(f"other users can write to {path} (mode {mode:o}); expected 700 or less")
 
 
-def keep(
-    kernel: Kernel, row: Target | CudaTarget, record: Record | CudaRecord | None = None
-) -> None:
+def keep(kernel: Kernel, row: Target | CudaTarget, record: Record | None = None) -> None:
     """Put a kernel that was just built into the cache.
 
     From then on it runs from its linked library, as it will in other processes. That takes no

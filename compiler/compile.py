@@ -71,25 +71,23 @@ def compile(
     row = devices.find(target)
     if num_threads is not None:
         num_threads = check_threads(num_threads)  # before the work
-    on_cpu: records.Record | None = None
-    on_gpu: cuda_records.CudaRecord | None = None
+    record: records.Record | None = None
     if log is not False and row.device == "cpu":
         threads = num_threads or default_threads()
-        on_cpu = records.find(spec.of_one, row, threads, log, any_record=any_record)
+        record = records.find(spec.of_one, row, threads, log, any_record=any_record)
     elif log is not False and row.device == "cuda":
-        on_gpu = cuda_records.find(spec, row, log, any_record=any_record)
-    record = on_cpu or on_gpu
+        record = cuda_records.find(spec.of_one, row, log, any_record=any_record)
     if cache and (found := kernel_cache.find(spec, row, num_threads, record)):
         return found
     with _building:
         if row.device == "cuda":
             with without_torch():
                 from . import cuda
-            kernel = cuda.build(spec, row, on_gpu)
+            kernel = cuda.build(spec, row, record)
         else:
             with without_torch():
                 from .cpu import build
-            kernel = build(spec, row, num_threads=num_threads, record=on_cpu)
+            kernel = build(spec, row, num_threads=num_threads, record=record)
     if cache:
         try:
             kernel_cache.keep(kernel, row, record)

@@ -13,7 +13,7 @@ from ..runtime.info import Function, KernelInfo
 from ..runtime.kernel import Kernel
 from ..schedules.arguments import arguments, rows_of_x
 from ..schedules.cpu.plan import CpuPlan, plan_for
-from ..schedules.cpu.program import Program
+from ..schedules.cpu.program import Parameters, Program
 from ..schedules.cpu.strategies import STRATEGIES, instruction_for
 from ..schedules.cpu.variants import Variant, variant_with, variants
 from ..schedules.records import Record, Tuned
@@ -112,6 +112,7 @@ def tuned_choice(
     plan: CpuPlan, record: str, tuned: Tuned, defaults: list[Function]
 ) -> tuple[Variant, Function]:
     """A tuned variant; its cost stands to the default's as their measured times do."""
+    assert isinstance(tuned.parameters, Parameters)
     strategy, rows = STRATEGIES[tuned.strategy], tuned.parameters.rows
     instruction = instruction_for(plan, strategy, rows)
     assert instruction is not None, "what `records.misfit` refuses"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
+from collections.abc import Sequence
 
 from tvm import tirx
 
 from ..errors import UnsupportedError
 from ..formats.spec import MatmulSpec
 from ..runtime.cuda_code import CudaCode
-from ..runtime.cuda_info import PREPARE, CudaFunction, CudaInfo, Launch
+from ..runtime.cuda_info import PREPARE, CudaFunction, CudaInfo, Launch, chosen
 from ..runtime.kernel import Kernel
-from ..schedules.arguments import arguments
+from ..schedules.arguments import arguments, rows_of_x
 from ..schedules.cuda import prepare, strategies
 from ..schedules.cuda.plan import CudaPlan, plan_for
+from ..schedules.cuda.program import CudaTile
 from ..schedules.cuda.strategies import STRATEGIES, CudaVariant
-from ..schedules.cuda_records import CudaRecord, function_for
 from ..schedules.plan import x_sign
+from ..schedules.records import Record, Tuned
 from ..targets.cuda import CudaTarget
 from ..targets.instructions.cuda_steps import STEPS
 from ..versions import cuda_versions
@@ -28,20 +29,20 @@ from .expr import cuda_frontend as frontend
 from .rewrite.arrays import read_rows
 from .rewrite.rounding import fuse_group_sums
 from .rewrite.stores import store_gpu_tiles
+from .rewrite.units import over_gpu_units
 from .side_by_side import side_by_side
 
 
 def build(
     spec: MatmulSpec,
     target: CudaTarget,
-    record: CudaRecord | None = None,
+    record: Record | None = None,
     *,
     function: str | None = None,
 ) -> Kernel:
     """What `compile` returns for a GPU, built now whatever the cache holds.
 
-    With the name of a `function` the kernel has no other. A record whose functions there are not is
-    not used, and a RuntimeWarning says so.
+    With the name of a `function` the kernel has no other.
 
     Raises
     ------
@@ -51,11 +52,18 @@ def build(
         See `plan_for` and `variant_named`.
     """
     plan = plan_for(spec, target)
-    record = usable(record, plan)
     variants = (variant_named(plan, function),) if function else choose_variants(plan, record)
+    return kernel_of(plan, variants, record)
+
+
+def kernel_of(
+    plan: CudaPlan, variants: tuple[CudaVariant, ...], record: Record | None = None
+) -> Kernel:
+    """A kernel of these functions; see `build`."""
     code, launches = source(plan, variants)
+    arch = plan.target.arch
     forms: tuple[nvrtc.Form, ...] = ("cubin", "ptx")
-    cubin, ptx = side_by_side(lambda form: nvrtc.compile_cuda(code, target.arch, form=form), forms)
+    cubin, ptx = side_by_side(lambda form: nvrtc.compile_cuda(code, arch, form=form), forms)
     info = info_of(plan, variants, launches, len(cubin), record)
     return Kernel(info, CudaCode.of(cubin, ptx, info), source=code)
 
@@ -65,7 +73,7 @@ def info_of(
     variants: tuple[CudaVariant, ...],
     launches: dict[str, Launch],
     cubin_bytes: int,
-    record: CudaRecord | None = None,
+    record: Record | None = None,
 ) -> CudaInfo:
     """What a kernel of these functions is, apart from its code."""
     target = plan.target
@@ -80,14 +88,9 @@ def info_of(
         prepared=frontend.prepared(plan),
         arguments=arguments(plan),
         launches=launches,
-        variants=tuple(
-            CudaFunction(v.name, v.strategy, v.instruction.name, v.cost(plan.layout))
-            for v in variants
-        ),
+        variants=functions_of(plan, variants, record),
         cubin_bytes=cubin_bytes,
         versions=cuda_versions(),
-        record=record.name if record else None,
-        tuned=record.functions if record else (),
     )
 
 
@@ -105,25 +108,41 @@ def variant_named(plan: CudaPlan, name: str) -> CudaVariant:
     return every[name]
 
 
-def choose_variants(plan: CudaPlan, record: CudaRecord | None = None) -> tuple[CudaVariant, ...]:
+def choose_variants(plan: CudaPlan, record: Record | None = None) -> tuple[CudaVariant, ...]:
     """Every kernel, or for a spec with a fixed M the one that M uses."""
-    every, m = strategies.variants(plan), plan.spec.m
+    tuned = [tuned_variant(plan, each) for each in record.tuned] if record else []
+    every, m = (*strategies.variants(plan), *tuned), plan.spec.m
     if m is None:
         return every
-    tuned = function_for(record.functions if record else (), m)
-    layout, multiprocessors = plan.layout, plan.target.multiprocessors
-    return (min(every, key=lambda v: (v.name != tuned, v.cost(layout).time(m, multiprocessors))),)
+    functions = functions_of(plan, every, record)
+    each, live = plan.spec.rows_of_each(m), min(m, plan.spec.experts or 1)
+    best = chosen(functions, each, plan.target.multiprocessors, live)
+    return (every[functions.index(best)],)
 
 
-def usable(record: CudaRecord | None, plan: CudaPlan) -> CudaRecord | None:
-    """`record`, if all its functions are there."""
-    known = {variant.name for variant in strategies.variants(plan)}
-    unknown = [name for _, name in record.functions if name not in known] if record else []
-    if record and unknown:
-        reason = f"{record.name}: no function {unknown[0]}; there are {', '.join(sorted(known))}"
-        warnings.warn(f"tuned record not used: {reason}", RuntimeWarning, stacklevel=4)
-        return None
-    return record
+def tuned_variant(plan: CudaPlan, tuned: Tuned) -> CudaVariant:
+    """The kernel of a part of a record."""
+    assert isinstance(tuned.parameters, CudaTile)
+    return strategies.variant_with(plan, tuned.strategy, tuned.parameters, f"_m{tuned.m}")
+
+
+def functions_of(
+    plan: CudaPlan, variants: Sequence[CudaVariant], record: Record | None = None
+) -> tuple[CudaFunction, ...]:
+    """What a kernel says of variants, some of which may be a record's."""
+    tuned = {tuned_variant(plan, each).name: each for each in record.tuned} if record else {}
+
+    def function(variant: CudaVariant) -> CudaFunction:
+        cost, strategy, product = variant.cost(plan.layout), variant.strategy, variant.instruction
+        found = CudaFunction(variant.name, strategy, product.name, cost)
+        if record is None or variant.name not in tuned:
+            return found
+        rows = tuned[variant.name]
+        return dataclasses.replace(
+            found, first_m=rows.first_m, last_m=rows.last_m, record=record.name
+        )
+
+    return tuple(map(function, variants))
 
 
 def lower(plan: CudaPlan, variant: CudaVariant) -> tirx.PrimFunc:
@@ -132,7 +151,12 @@ def lower(plan: CudaPlan, variant: CudaVariant) -> tirx.PrimFunc:
     func = STRATEGIES[variant.strategy].schedule(program)
     if plan.layout.groups > 1:
         func = fuse_group_sums(func, plan.target)
-    return store_gpu_tiles(func, plan.spec.n, variant.tile.rows)
+    func = store_gpu_tiles(func, plan.spec.n, variant.tile.rows)
+    if plan.spec.experts is None:
+        return func
+    named = rows_of_x(plan.spec) | set(frontend.prepared(plan)) - {"xq"}
+    blocks, rows = plan.layout.n_blocks, variant.tile.rows
+    return over_gpu_units(func, blocks, rows, plan.spec.experts, named)
 
 
 def source(

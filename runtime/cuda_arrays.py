@@ -26,6 +26,7 @@ from .arrays import (
     refuse_traced,
     span,
 )
+from .cuda_buffer import Buffer, Described
 from .driver import stream_of
 
 
@@ -60,23 +61,6 @@ class DeviceArray:
         return span(self.address, self.shape, self.stride, dtype.itemsize)
 
 
-@dataclass(frozen=True)
-class Described:
-    """What an array on a device says of itself.
-
-    Attributes
-    ----------
-    strides : in elements; None for those of C.
-    """
-
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None
-    dtype: str
-    device: int
-    stream: int
-
-
 def described(name: str, x: Any) -> Described | None:
     """What `x` says of itself; None for arrays of the host.
 
@@ -88,6 +72,8 @@ def described(name: str, x: Any) -> Described | None:
     if isinstance(x, np.ndarray):
         refuse_masked(name, x)
         return None
+    if isinstance(x, Buffer):
+        return x.described()
     if is_torch(x):
         if not x.is_cuda:
             return None
@@ -140,7 +126,8 @@ def numbers_on_device(
     ArrayError
         Numbers of another type, shape or device, or with gaps between them.
     """
-    array = hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__")
+    array = any(hasattr(x, each) for each in ("__dlpack__", "__cuda_array_interface__"))
+    array = array or isinstance(x, Buffer)
     found = described(name, x) if array else None
     if found is None:
         return None

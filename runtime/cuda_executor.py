@@ -9,6 +9,7 @@ same time as calls on that stream or other graphs of it, nor when the object is 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ..errors import ArrayError
 from ..formats.checks import (
     SCALARS,
     by_row,
+    check_offs,
     check_taken,
     missing,
     numbers,
@@ -41,6 +43,7 @@ from .cuda_arrays import (
 )
 from .cuda_info import PREPARE, CudaTiling
 from .cuda_memory import ALIGNMENT, Memory, Place
+from .units import UnitSize, units_of
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -97,11 +100,14 @@ class CudaExecutor:
             result, y = self._output(call, x, out)
             if takes_residual(self._spec, residual, call.m):
                 self._add_residual(call, residual, y)
+            ends = [call.m]
+            if self._spec.experts is not None or "offs" in given:
+                ends = check_offs(self._spec, given.pop("offs", None), call.m)
             for name in given:
                 check_taken(name, self._spec)
             for name in self._numbers:
                 call.addresses[name] = self._number(name, given.get(name), call)
-            for tiling, part in self._parts(call):
+            for tiling, part in self._parts(call, ends):
                 self._add_x(part)
                 self._launch(tiling.name, part)
             if call.on_host and call.m:
@@ -208,8 +214,11 @@ class CudaExecutor:
         """Bytes of a scale's or zero point's numbers for a row of X."""
         return math.prod(shape_of(name, self._spec, 1)) * np.dtype(SCALARS[name]).itemsize
 
-    def _parts(self, call: Call) -> Iterator[tuple[CudaTiling, Call]]:
-        """The call for as many rows at a time as offsets of int32 reach."""
+    def _parts(self, call: Call, ends: list[int]) -> Iterator[tuple[CudaTiling, Call]]:
+        """The call for as many rows at a time as offsets of int32 reach.
+
+        The rows of each expert, or of the only weight, end at `ends`.
+        """
         y_stride, r_stride = (call.numbers.get(f"{n}_stride", 0) for n in ("y", "residual"))
         steps = {
             "y": y_stride * self._out_dtype.itemsize,
@@ -220,16 +229,30 @@ class CudaExecutor:
         most = min(self.kernel.most_rows, MAX_ELEMENTS // widest)
         for rows in self.kernel.parts(call.m, most):
             m = len(rows)
-            tiling = self.kernel.ready.get(m)
-            if tiling is None:
-                tiling = self.kernel.ready[m] = self.kernel.info.tiling(m)
+            own = [min(max(end, rows.start), rows.stop) - rows.start for end in ends]
+            tiling = self._tiling(own)
             addresses = {
                 name: address + rows.start * steps.get(name, 0)
                 for name, address in call.addresses.items()
             }
             x = call.x.rows(rows.start, m, self._x_dtype.itemsize)
-            numbers = {**call.numbers, "m": m, "mi": tiling.mi}
+            numbers = {**call.numbers, "m": m, "mi": -(-m // tiling.rows)}
+            if self._spec.experts is not None:
+                one = UnitSize(tiling.rows, tiling.rows, panels=1, least=1)
+                table = np.array(units_of(own, one, threads=1), np.int32)
+                numbers["mi"] = len(table)
+                addresses["units"] = self._memory.copied("units", table, call.place)
             yield tiling, Call(call.place, call.on_host, x, addresses, numbers)
+
+    def _tiling(self, ends: list[int]) -> CudaTiling:
+        """How the rows of each expert, or of the only weight, are computed; the kernel keeps it."""
+        live = sum(map(operator.lt, (0, *ends), ends))
+        each = -(-ends[-1] // live)
+        tiling: CudaTiling | None = self.kernel.ready.get(each)
+        if tiling is None:
+            experts = self._spec.experts or 1
+            tiling = self.kernel.ready[each] = self.kernel.info.of_experts(each, experts)
+        return tiling
 
     def _add_x(self, call: Call) -> None:
         """X among the call's arguments: where it lies, or as `PREPARE` makes it ready."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ..formats.spec import MatmulSpec
 from ..schedules.cuda.cost import CudaCost
-from ..schedules.cuda_records import function_for
 from ..schedules.plan import MAX_ELEMENTS
 from ..targets.cuda_layout import CudaLayout
 from . import devices
@@ -55,12 +55,21 @@ NUMBERS = ("m", "mi", "aligned", "columns", "x_stride", "y_stride", "residual_st
 
 @dataclass(frozen=True)
 class CudaFunction:
-    """One kernel of a source that multiplies, and what it is chosen by."""
+    """One kernel of a source that multiplies, and what it is chosen by.
+
+    Attributes
+    ----------
+    first_m, last_m : it is not used for an M outside; no end where `last_m` is None.
+    record : the tuned record that it comes from, None for a default.
+    """
 
     name: str
     strategy: str
     instruction: str
     cost: CudaCost
+    first_m: int = 1
+    last_m: int | None = None
+    record: str | None = None
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> CudaFunction:
@@ -71,6 +80,26 @@ class CudaFunction:
     def rows(self) -> int:
         """Rows of X that its tile has."""
         return self.cost.rows
+
+    def serves(self, m: int) -> bool:
+        """Whether it may compute `m` rows."""
+        within = self.first_m <= m and (self.last_m is None or m <= self.last_m)
+        return within and -(-m // self.rows) <= MOST_TILES
+
+
+def chosen(
+    functions: Iterable[CudaFunction], m: int, multiprocessors: int, experts: int = 1
+) -> CudaFunction:
+    """The function for `m` rows: one that was tuned for it, else the one of least predicted time.
+
+    Of several that were tuned, the one whose rows begin nearest below. So many `experts` have these
+    rows each.
+    """
+    fits = [each for each in functions if each.serves(m)]
+    tuned = [each for each in fits if each.record is not None]
+    if tuned:
+        return max(tuned, key=lambda each: each.first_m)
+    return min(fits, key=lambda each: each.cost.time(m, multiprocessors, experts))
 
 
 @dataclass(frozen=True)
@@ -109,8 +138,6 @@ class CudaInfo:
     arguments : names of what a caller brings, in order.
     variants : the other kernels.
     cubin_bytes : of the machine code, behind which the PTX lies.
-    record : the tuned record that `tuned` comes from.
-    tuned : for numbers of rows, the kernel that serves them (`cuda_records.function_for`).
     """
 
     spec: MatmulSpec
@@ -126,8 +153,6 @@ class CudaInfo:
     variants: tuple[CudaFunction, ...]
     cubin_bytes: int
     versions: dict[str, str]
-    record: str | None = None
-    tuned: tuple[tuple[int, str], ...] = ()
 
     #: The kind of device that it is for.
     device = "cuda"
@@ -142,22 +167,28 @@ class CudaInfo:
         """Rows that a kernel computes at a time, as offsets are int32."""
         tallest = max(variant.rows for variant in self.variants)
         columns = max(self.layout.x_columns, self.spec.n)
-        return min(MAX_ELEMENTS // columns, MOST_TILES * tallest)
+        # A unit of the work of experts may have a single row.
+        tiles = MOST_TILES * tallest if self.spec.experts is None else MOST_TILES
+        return min(MAX_ELEMENTS // columns, tiles)
 
     def tiling(self, m: int) -> CudaTiling:
         """How `m` rows, not more than `most_rows`, are computed."""
-        fits = [v for v in self.variants if -(-m // v.rows) <= MOST_TILES]
-        tuned = function_for(self.tuned, m)
-        chosen = min(fits, key=lambda v: (v.name != tuned, v.cost.time(m, self.multiprocessors)))
-        tiles = -(-m // chosen.rows)
+        if self.spec.experts is None:
+            return self.of_experts(m, 1)
+        return self.of_experts(self.spec.rows_of_each(m), min(m, self.spec.experts))
+
+    def of_experts(self, rows: int, experts: int) -> CudaTiling:
+        """How `rows` rows of each of so many experts are computed."""
+        best = chosen(self.variants, rows, self.multiprocessors, experts)
+        tiles = experts * -(-rows // best.rows)
         return CudaTiling(
-            chosen.name,
-            chosen.strategy,
-            chosen.rows,
-            chosen.instruction,
+            best.name,
+            best.strategy,
+            best.rows,
+            best.instruction,
             tiles,
-            tiles * chosen.cost.panels,
-            self.record if tuned else None,
+            tiles * best.cost.panels,
+            best.record,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +201,9 @@ class CudaInfo:
     def from_dict(cls, fields: dict[str, Any]) -> CudaInfo:
         """The inverse of `to_dict`, also after a way through JSON."""
         launches = {name: Launch.from_dict(each) for name, each in fields["launches"].items()}
-        given = {name: value for name, value in fields.items() if name != "architecture"}
+        # The last two are those of files of before, without a record as nothing had been tuned.
+        without = ("architecture", "record", "tuned")
+        given = {name: value for name, value in fields.items() if name not in without}
         return cls(
             **{
                 **given,
@@ -182,7 +215,6 @@ class CudaInfo:
                 "features": tuple(fields["features"]),
                 "launches": launches,
                 "variants": tuple(map(CudaFunction.from_dict, fields["variants"])),
-                "tuned": tuple(tuple(each) for each in fields["tuned"]),
             }
         )
 

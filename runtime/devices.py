@@ -6,6 +6,7 @@ from .. import targets
 from ..errors import TargetError
 from ..targets import CudaTarget, Target, cuda
 from . import driver
+from .driver import Device
 
 
 def find(name: str | Target | CudaTarget) -> Target | CudaTarget:
@@ -31,6 +32,25 @@ def why_no_gpu(capability: tuple[int, int]) -> str | None:
         f"{each.name} ({each.capability[0]}.{each.capability[1]})" for each in devices
     )
     return f"needs compute capability {capability[0]}.{capability[1]}; there is {names or 'no GPU'}"
+
+
+def gpu_for(row: CudaTarget) -> Device:
+    """The first GPU of this machine, if it executes a row's code.
+
+    Raises
+    ------
+    TargetError
+        It does not, or there is none.
+    """
+    if reason := why_no_gpu(row.capability):
+        raise TargetError(f"target {row.name} cannot run here: {reason}")
+    first = driver.driver().devices()[0]
+    if first.capability < row.capability:
+        raise TargetError(
+            f"target {row.name} cannot run on {first.name}, the first GPU; CUDA_VISIBLE_DEVICES "
+            "says which GPUs there are, and in which order"
+        )
+    return first
 
 
 def present_gpu() -> CudaTarget:

@@ -16,8 +16,8 @@ import functools
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from ctypes import c_int, c_uint64, c_void_p
+from collections.abc import Callable, Iterator
+from ctypes import c_float, c_int, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,13 @@ class Function(Protocol):
 
     def __call__(self, grid: Triple, stream: int, *arguments: Any) -> None:
         """Launch on a stream and return at once; pointers are addresses on the device."""
+
+
+class Graph(Protocol):
+    """Work of a stream that can be done again; what it uses must be there as long."""
+
+    def launch(self, stream: int) -> None:
+        """Give it to a stream and return at once."""
 
 
 class Module(Protocol):
@@ -104,6 +111,15 @@ class Driver(Protocol):
 
     def is_capturing(self, device: int, stream: int) -> bool:
         """Whether what the stream is given goes into a graph instead of being done."""
+
+    def new_stream(self, device: int) -> int:
+        """A stream that waits for no other one; it is there as long as the process."""
+
+    def captured(self, device: int, stream: int, work: Callable[[], object]) -> Graph:
+        """What `work` gives the stream, as a graph, instead of being done."""
+
+    def seconds(self, device: int, stream: int, work: Callable[[], object]) -> float:
+        """How long the device takes for what `work` gives the stream; waits for it."""
 
 
 class CudaDriver:
@@ -235,6 +251,60 @@ class CudaDriver:
             library.call("cuStreamIsCapturing", stream, status)
         return status.value != 0
 
+    def new_stream(self, device: int) -> int:
+        """As `Driver`."""
+        stream = c_void_p()
+        with self.current(device) as library:
+            library.call("cuStreamCreate", stream, libcuda.NON_BLOCKING)
+        return stream.value or 0
+
+    def captured(self, device: int, stream: int, work: Callable[[], object]) -> CudaGraph:
+        """As `Driver`; where `work` fails, the stream is as before."""
+        graph, ready = c_void_p(), c_void_p()
+        with self.current(device) as library:
+            library.call("cuStreamBeginCapture_v2", stream, libcuda.RELAXED)
+            try:
+                work()
+            finally:
+                status = library.cuda.cuStreamEndCapture(stream, graph)
+            if status:
+                raise library.error("cuStreamEndCapture", status)
+            try:
+                library.call("cuGraphInstantiateWithFlags", ready, graph, 0)
+            finally:
+                library.call("cuGraphDestroy", graph)
+        return CudaGraph(self, device, ready)
+
+    def seconds(self, device: int, stream: int, work: Callable[[], object]) -> float:
+        """As `Driver`."""
+        milliseconds = c_float()
+        with self.current(device) as library, contextlib.ExitStack() as stack:
+            first, last = c_void_p(), c_void_p()
+            for event in (first, last):
+                library.call("cuEventCreate", event, 0)
+                stack.callback(library.cuda.cuEventDestroy_v2, event)
+            library.call("cuEventRecord", first, stream)
+            work()
+            library.call("cuEventRecord", last, stream)
+            library.call("cuEventSynchronize", last)
+            library.call("cuEventElapsedTime", milliseconds, first, last)
+        return milliseconds.value / 1e3
+
+
+class CudaGraph:
+    """As `Graph`."""
+
+    def __init__(self, driver: CudaDriver, device: int, handle: c_void_p) -> None:
+        self.driver, self.device, self.handle = driver, device, handle
+        weakref.finalize(
+            self, give_back, driver, device, "cuGraphExecDestroy", handle
+        ).atexit = False
+
+    def launch(self, stream: int) -> None:
+        """As `Graph`."""
+        with self.driver.current(self.device) as library:
+            library.call("cuGraphLaunch", self.handle, stream)
+
 
 class CudaModule:
     """As `Module`."""
@@ -243,7 +313,7 @@ class CudaModule:
         self.driver, self.device, self.handle = driver, device, handle
         self._granted: dict[str, int] = {}  # dynamic shared memory of kernels, above the default
         # At the process's exit the driver frees everything itself, and may be gone already.
-        weakref.finalize(self, unload, driver, device, handle).atexit = False
+        weakref.finalize(self, give_back, driver, device, "cuModuleUnload", handle).atexit = False
 
     def function(
         self, name: str, parameters: str, block: Triple, *, shared_bytes: int = 0
@@ -270,11 +340,11 @@ class CudaModule:
         return CudaFunction(self, name, function, parameters, block, shared_bytes)
 
 
-def unload(driver: CudaDriver, device: int, handle: c_void_p) -> None:
-    """Give back the memory of a module of which nobody can launch a kernel any more."""
+def give_back(driver: CudaDriver, device: int, function: str, handle: c_void_p) -> None:
+    """Give back, by a function of the driver's, what nobody can use any more: a module, a graph."""
     # A device that has failed tells whoever launches next; here nobody would hear it.
     with contextlib.suppress(CudaError), driver.current(device) as library, relaxed(library):
-        library.call("cuModuleUnload", handle)
+        library.call(function, handle)
 
 
 class CudaFunction:

@@ -35,7 +35,19 @@ SIGNATURES: dict[str, list[Any]] = {
     "cuMemFree_v2": [c_uint64],
     "cuMemcpyHtoDAsync_v2": [c_uint64, c_void_p, c_size_t, c_void_p],
     "cuMemcpyDtoHAsync_v2": [c_void_p, c_uint64, c_size_t, c_void_p],
+    "cuStreamCreate": [POINTER(c_void_p), c_uint],
     "cuStreamSynchronize": [c_void_p],
+    "cuStreamBeginCapture_v2": [c_void_p, c_int],
+    "cuStreamEndCapture": [c_void_p, POINTER(c_void_p)],
+    "cuGraphInstantiateWithFlags": [POINTER(c_void_p), c_void_p, c_uint64],
+    "cuGraphDestroy": [c_void_p],
+    "cuGraphLaunch": [c_void_p, c_void_p],
+    "cuGraphExecDestroy": [c_void_p],
+    "cuEventCreate": [POINTER(c_void_p), c_uint],
+    "cuEventRecord": [c_void_p, c_void_p],
+    "cuEventSynchronize": [c_void_p],
+    "cuEventElapsedTime": [POINTER(c_float), c_void_p, c_void_p],
+    "cuEventDestroy_v2": [c_void_p],
     "cuStreamIsCapturing": [c_void_p, POINTER(c_int)],
     "cuThreadExchangeStreamCaptureMode": [POINTER(c_int)],
 }
@@ -55,6 +67,8 @@ MULTIPROCESSORS, L2_BYTES, MAJOR, MINOR, SHARED_BYTES = 16, 38, 75, 76, 97
 STATIC_SHARED, MAX_DYNAMIC_SHARED = 1, 8
 # CUstreamCaptureMode: this thread may also do what is not put into a graph.
 RELAXED = 2
+# CUstream_flags: it waits for no work on the legacy stream.
+NON_BLOCKING = 1
 # CUjit_option.
 ERROR_LOG, ERROR_LOG_SIZE = 5, 6
 

@@ -33,13 +33,14 @@ from ..errors import RecordError
 from ..files import as_path, users_folder
 from ..formats.reference import SMOOTH
 from ..formats.spec import MatmulSpec
-from ..targets import Instruction, Target, machine
+from ..targets import CudaTarget, Instruction, Target, machine
 from ..targets.forms import PAIRED
 from ..versions import PACKAGE, SMOOTH_VERSION, installed, tvm_library, versions
 from .cpu.plan import CpuPlan, instructions_of, k_block_sizes, plan_for, with_k_block
 from .cpu.program import Parameters
 from .cpu.strategies import name_now
 from .cpu.validation import refusal
+from .cuda.program import CudaTile
 
 HEADER = "header.json"
 WORKLOADS = "database_workload.json"
@@ -84,7 +85,7 @@ class Tuned:
 
     m: int
     strategy: str
-    parameters: Parameters
+    parameters: Parameters | CudaTile
     ratio: float
     first_m: int
     last_m: int
@@ -97,11 +98,11 @@ class Record:
     Attributes
     ----------
     name : where it stands, for reports.
-    k_block : the layout of the weight that all functions of the kernel share.
+    k_block : the layout of the weight that all functions of the kernel share; GPUs have one.
     """
 
     name: str
-    k_block: int
+    k_block: int | None
     tuned: tuple[Tuned, ...]
 
 
@@ -154,7 +155,7 @@ def instructions_digest(plan: CpuPlan) -> str:
     return digest(found)
 
 
-def changed(row: Target | Instruction, without: Collection[str]) -> dict[str, Any]:
+def changed(row: Target | CudaTarget | Instruction, without: Collection[str]) -> dict[str, Any]:
     """The fields of a row that are not at their defaults: a field that is added changes nothing.
 
     What was renamed has the name of before, which digests in logs were made of.
@@ -375,16 +376,24 @@ def misfit(record: Record, plan: CpuPlan) -> str | None:
         return f"k_block={record.k_block!r}; expected one of {sizes}"
     plan = with_k_block(plan, record.k_block)
     for each in record.tuned:
-        numbers = (each.m, each.first_m, each.last_m)
-        if not all(isinstance(number, int) for number in numbers):
-            return f"m, first_m and last_m are {numbers}; expected whole numbers"
-        if not 1 <= each.first_m <= each.m <= each.last_m:
-            return f"m={each.m} of {each.first_m} to {each.last_m}; expected one of them"
-        if not 0 < each.ratio < 1:
-            return f"ratio={each.ratio}; expected one between 0 and 1"
+        assert isinstance(each.parameters, Parameters)
+        if reason := out_of_range(each):
+            return reason
         reason = refusal(plan, each.strategy, each.parameters)
         if reason:
             return f"m={each.m}: {reason}"
+    return None
+
+
+def out_of_range(tuned: Tuned) -> str | None:
+    """Which of a record's numbers cannot be, whatever the parameters are."""
+    numbers = (tuned.m, tuned.first_m, tuned.last_m)
+    if not all(isinstance(number, int) for number in numbers):
+        return f"m, first_m and last_m are {numbers}; expected whole numbers"
+    if not 1 <= tuned.first_m <= tuned.m <= tuned.last_m:
+        return f"m={tuned.m} of {tuned.first_m} to {tuned.last_m}; expected one of them"
+    if not 0 < tuned.ratio < 1:
+        return f"ratio={tuned.ratio}; expected one between 0 and 1"
     return None
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.tuning import candidate, measure
+from quantmm.tuning import candidate, measure, on_cpu
 
 CRASHES_COMPILER, HANGS_COMPILER, FAILS_TO_BUILD = 100, 101, 102
 IS_WRONG, CRASHES, HANGS = 110, 111, 112
@@ -34,7 +34,7 @@ class Builder(candidate.Builder):
         """A kernel of another spec that says it were one of `spec`."""
         different = dataclasses.replace(spec, **other)
         plan = plan_for(different, row)
-        variant = candidate.variant_of(plan, choice)
+        variant = on_cpu.variant_of(plan, choice)
         choices = [(variant, self._cpu.function_of(variant, plan.layout))]
         kernel = self._cpu.kernel_of(plan, choices)
         layout = plan_for(spec, row, choice.k_block).layout

@@ -13,7 +13,7 @@ from quantmm.bench import limits
 from quantmm.schedules import records
 from quantmm.schedules.cpu.program import Parameters
 from quantmm.tuning import stage
-from quantmm.tuning.candidate import Choice
+from quantmm.tuning.choice import Choice
 from quantmm.tuning.stage import Session
 
 SPEC = qmm.MatmulSpec(n=64, k=64)

@@ -27,26 +27,26 @@ def joined(newer: Fields, older: Fields, row: Target | CudaTarget) -> dict[str, 
     """
     spec = MatmulSpec.from_json(newer["spec"])
     try:
-        if row.device == "cuda":
-            both = [cuda_records.parsed("", json.dumps(each)) for each in (older, newer)]
-            return dict(json.loads(cuda_records.as_line(spec, [*both[0], *both[1]])))
-        if newer["instructions"] != older["instructions"]:
+        if newer.get("instructions") != older.get("instructions"):
             return dict(newer)
         fields = carried(newer, older)
-        records.parsed("", json.dumps(fields), spec, row)
+        if row.device == "cuda":
+            cuda_records.parsed("", json.dumps(fields), spec, row)
+        else:
+            records.parsed("", json.dumps(fields), spec, row)
     except (RecordError, *DAMAGE):
         return dict(newer)
     return fields
 
 
 def carried(newer: Fields, older: Fields) -> dict[str, Any]:
-    """`joined` for CPUs, unchecked."""
+    """`joined`, unchecked."""
     known = {each["m"] for name in ("tuned", "measured") for each in newer.get(name, ())}
     tuned = [each for each in older["tuned"] if each["m"] not in known]
     measured = [
         each for each in older.get("measured", ()) if is_measured(each) and each["m"] not in known
     ]
-    if older["k_block"] != newer["k_block"]:
+    if older.get("k_block") != newer.get("k_block"):
         # A kernel has one layout, so the defaults do what was tuned for another one. The M stay
         # noted: the next run speaks for them again.
         tuned, measured = [], [{**each, "tuned": each["default"]} for each in measured]

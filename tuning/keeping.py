@@ -17,7 +17,6 @@ from ..runtime.threads import default_threads
 from ..schedules import cuda_records, records
 from ..schedules.records import FAILURES, KERNELS, TRIALS, WORKLOADS
 from ..targets import machine
-from ..versions import cuda_versions
 from .joining import is_measured, joined
 from .log import Damage, Database, database_for, parse_failure, parse_trial
 
@@ -48,7 +47,7 @@ class Kernel:
     @property
     def measured(self) -> list[dict[str, Any]]:
         """Seconds without and with the record, for each M; what is damaged is left out."""
-        found = self.fields.get("tuned" if "gpu" in self.header else "measured")
+        found = self.fields.get("measured")
         return list(filter(is_measured, found)) if isinstance(found, list) else []
 
     def with_threads(self) -> int | None:
@@ -66,7 +65,7 @@ class Kernel:
         if field not in self.header:
             return f"its header has no {field}"
         if row.device == "cuda":
-            here = cuda_records.header(row.name, cuda_versions(), self.header["gpu"])
+            here = cuda_records.header(row, self.header["gpu"])
         else:
             here = records.header(row, self.header["threads"])
         return records.mismatch(self.header, here)
@@ -140,7 +139,7 @@ def check(log: Path) -> list[str]:
             name, line = f"{path / KERNELS}, line {number}", json.dumps(fields)
             try:
                 if row.device == "cuda":
-                    cuda_records.parsed(name, line)
+                    cuda_records.parsed(name, line, spec, row)
                 else:
                     records.parsed(name, line, spec, row)
             except QuantmmError as error:
@@ -154,7 +153,7 @@ def why_none_applies(
 ) -> str | None:
     """Why no machine would use a database with this header; None when the one that it names may."""
     if row.device == "cuda":
-        here = cuda_records.header(row.name, cuda_versions(), header.get("gpu"))
+        here = cuda_records.header(row, header.get("gpu"))
     else:
         here = records.header(row, header.get("threads", 0)) | {"cpu": header.get("cpu")}
         if row.architecture not in (None, machine.architecture()):

@@ -19,7 +19,7 @@ from ..errors import RecordError
 from ..files import alone, why_not, write_whole
 from ..schedules import records
 from ..schedules.records import DAMAGE, FAILURES, HEADER, TRIALS, WORKLOADS
-from .candidate import Choice
+from .choice import Choice
 
 #: The seconds that MetaSchedule's table has for a trial that failed.
 FAILED_SECONDS = 1e10

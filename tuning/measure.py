@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import threadpoolctl
 
-from ..bench.rotation import COLD_ROWS, copies_for
 from ..formats.problem import Problem, difference
 from ..formats.quantize import QTensor
 from ..formats.reference import Bounds, bounds
@@ -27,7 +25,7 @@ from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import parsed
 from ..runtime.linear import Linear
 from ..runtime.load import loaded
-from ..runtime.memory import aligned
+from .sides import HOST, Calls, Host, OnGpu, on_gpu
 
 #: Columns of the weight that the reference multiplies at once: as float64 they fit in memory.
 REFERENCE_COLUMNS = 4096
@@ -35,13 +33,6 @@ REFERENCE_COLUMNS = 4096
 UNTOUCHED = 0xA5
 #: What a turn lasts at least, and the turns before the first one that counts.
 TURN_SECONDS, WARM_SECONDS = 0.02, 0.15
-
-
-class Calls(NamedTuple):
-    """Calls of a contender with one of its packed weights: on all rows, and on the first one."""
-
-    whole: Callable[[], object]
-    one_row: Callable[[], object]
 
 
 class Bench:
@@ -52,8 +43,9 @@ class Bench:
         self._problem: Problem | None = None
         self._expected: Bounds | None = None
         self._linears: dict[Any, list[Linear]] = {}
-        self._calls: dict[str, Iterator[Calls]] = {}
+        self._calls: dict[str, Any] = {}
         self._threads = 1
+        self._side: Host | OnGpu = HOST
 
     def prepare(self, spec: MatmulSpec, m: int, seed: int, threads: int) -> None:
         """Make the arrays of a problem; what was loaded before is forgotten."""
@@ -64,14 +56,15 @@ class Bench:
             self._linears.clear()
         self._calls.clear()
         self._expected = None
-        self._x = aligned(self._problem.activation())
+        self._x = self._problem.activation()
         given = self._problem.call_arguments()
         self._bound_arguments = self._problem.bind_arguments()
         self._bound_arguments |= {
             name: value for name, value in given.items() if not np.ndim(value)
         }
         self._per_row = {name: value for name, value in given.items() if np.ndim(value)}
-        self._out = aligned(np.empty((m + 1, spec.n), numpy_dtype(spec.out)))
+        self._out = np.empty((m + 1, spec.n), numpy_dtype(spec.out))
+        self._placed: dict[str, Any] = {}
 
     def load(self, name: str, content: bytes, check: bool = True) -> str | None:
         """Take a kernel file as a contender. Returns what is wrong with its results, or None."""
@@ -79,12 +72,16 @@ class Bench:
         (stored,) = parsed(name, content)
         kernel = loaded(stored, self._threads)
         assert isinstance(kernel, Kernel)
+        if not self._placed:
+            self._side = HOST if kernel.info.device == "cpu" else on_gpu()
+            arrays = {"x": self._x, "out": self._out, **self._per_row}
+            self._placed = {each: self._side.placed(value) for each, value in arrays.items()}
         linears = [linear.for_kernel(kernel) for linear in self._bound(kernel)]
         if check and (wrong := self._wrong(kernel, linears[0])):
             return wrong
         m = self._problem.m
         calls = [Calls(self._call(linear, m), self._call(linear, 1)) for linear in linears]
-        self._calls[name] = itertools.cycle(calls)
+        self._calls[name] = self._side.contender(calls)
         return None
 
     def drop(self, name: str) -> None:
@@ -102,23 +99,13 @@ class Bench:
         return calls
 
     def turn(self, name: str, calls: int) -> float:
-        """Seconds per call of a contender.
-
-        A call on one row comes before: it wakes the threads, and reads the weight once.
-        """
-        rotation = self._calls[name]
-        next(rotation).one_row()
-        start = time.perf_counter()
-        for _ in range(calls):
-            next(rotation).whole()
-        return (time.perf_counter() - start) / calls
+        """Seconds per call of a contender."""
+        return self._side.seconds(self._calls[name], calls)
 
     def _call(self, linear: Linear, m: int) -> Callable[[], object]:
         """A call on the first `m` rows, with everything prepared."""
-        per_row = {name: value[:m] for name, value in self._per_row.items()}
-        return functools.partial(
-            linear, self._x[:m], self._out[:m], num_threads=self._threads, **per_row
-        )
+        placed = {name: value[:m] for name, value in self._placed.items()}
+        return functools.partial(linear, **placed, num_threads=self._threads)
 
     def _bound(self, kernel: Kernel) -> list[Linear]:
         """The packed weight of a kernel's layout, as often as it must be to come from memory."""
@@ -128,7 +115,7 @@ class Bench:
         linears = self._linears.setdefault(layout, [])
         if not linears:
             linears.append(kernel.bind(self._weight[1], **self._bound_arguments))
-        needed = copies_for(linears[0].nbytes) if self._problem.m <= COLD_ROWS else 1
+        needed = self._side.copies(linears[0].nbytes, self._problem.m)
         while len(linears) < needed:
             linears.append(linears[0].duplicate())
         return linears[:needed]
@@ -137,13 +124,17 @@ class Bench:
         """What differs from the reference: for all rows, and for counts at the edges of tiles."""
         assert self._problem is not None
         most = self._problem.m
-        rows = max(each.rows for each in kernel.info.functions)
+        info = kernel.info
+        functions = info.functions if info.device == "cpu" else info.variants
+        rows = max(each.rows for each in functions)
         for m in sorted({most, most - 1, 1, rows - 1, rows + 1} & {*range(1, most + 1)}):
             self._out.view(np.uint8)[...] = UNTOUCHED
+            self._side.write(self._placed["out"], self._out)
             self._call(linear, m)()
-            if reason := difference(self._out[:m], self._reference()[:m]):
+            found = self._side.read(self._placed["out"])
+            if reason := difference(found[:m], self._reference()[:m]):
                 return f"wrong for {m} rows: {reason}"
-            if (self._out[m:].view(np.uint8) != UNTOUCHED).any():
+            if (found[m:].view(np.uint8) != UNTOUCHED).any():
                 return f"wrong for {m} rows: it writes behind them"
         return None
 

@@ -16,7 +16,7 @@ from ..bench.contenders import Job
 from ..bench.roofline import Limits
 from ..bench.row import Row
 from ..formats.spec import MatmulSpec
-from ..targets import Target
+from ..targets import CudaTarget, Target
 from ..versions import VERSION, versions
 
 #: Types that JSON has not: their names, and how they are written and read.
@@ -24,6 +24,7 @@ SENT: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "bytes": (bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
     "spec": (MatmulSpec, MatmulSpec.to_json, MatmulSpec.from_json),
     "target": (Target, lambda row: row.name, targets.find_cpu),
+    "gpu": (CudaTarget, lambda row: row.name, targets.find),
     "job": (Job, Job.to_dict, Job.from_dict),
     "row": (Row, Row.to_dict, Row.from_dict),
     "limits": (Limits, dataclasses.asdict, lambda fields: Limits(**fields)),

@@ -12,40 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..schedules.cpu.plan import CpuPlan, with_k_block
-from ..schedules.cpu.registers import registers, sums_of
-from ..schedules.cpu.strategies import STRATEGIES
-from .candidate import Choice, variant_of
-
 #: Distance in features at which two choices tell half as much of each other, and the share of the
 #: variance of measured logarithms that is noise.
 LENGTH, NOISE = 1.5, 0.01
 #: How much of its own uncertainty a prediction is better by: what is not known is worth a trial.
 CURIOSITY = 1.0
-
-
-def features(plan: CpuPlan, m: int, choice: Choice) -> list[float]:
-    """Numbers that say what a choice does to registers, caches and padding."""
-    p = choice.parameters
-    plan = with_k_block(plan, choice.k_block)
-    variant, layout = variant_of(plan, choice), plan.layout
-    tiles = -(-m // p.rows)
-    return [
-        math.log2(variant.cost_of(m, layout.n_blocks)),
-        2.0 * STRATEGIES[choice.strategy].streams,
-        math.log2(p.rows),
-        math.log2(p.blocks),
-        math.log2(p.panels),
-        math.log2(p.ahead + 1) / 4,
-        math.log2(p.unroll),
-        math.log2(p.few_tiles + 1) / 2,
-        math.log2(min(p.block_rows, m)) / 2,
-        math.log2(choice.k_block) / 2,
-        math.log2(p.k_passes),
-        2.0 * p.rows_inner,
-        registers(plan, variant.instruction, p.tile, sums_of(layout)) / 16,
-        4.0 * (tiles * p.rows / m - 1),
-    ]
 
 
 class Model:

@@ -19,7 +19,7 @@ from ..bench.row import Row
 from ..errors import RpcError
 from ..processes import Worker, WorkerError
 from ..runtime.tvm_runtime import without_torch
-from ..targets import Target
+from ..targets import CudaTarget, Target
 from .messages import identity, packed, unpacked
 from .stage import BENCH, Board, Session
 from .tracker import Address, ask_tracker, check_key, free_servers
@@ -133,11 +133,11 @@ class RemoteMachine(Machine):
         reason: str | None = self._call("why_not", target)
         return reason
 
-    def header(self, target: str | Target, threads: int | None) -> dict[str, Any]:
+    def header(self, target: str | Target | CudaTarget, threads: int | None) -> dict[str, Any]:
         """What a record that is made on it now depends on."""
         return dict(self._call("header", target, threads))
 
-    def limits(self, row: Target, threads: int) -> Limits:
+    def limits(self, row: Target | CudaTarget, threads: int) -> Limits:
         """Its limits, measured."""
         found: Limits = self._call("limits", row, threads, seconds=LIMITS_SECONDS)
         return found

@@ -20,17 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from .. import targets
 from ..bench.rotation import COLD_ROWS
-from ..compiler.linker import command as linker_command
 from ..errors import RecordError, SpecError, TuningError
 from ..files import as_path
 from ..formats.named import weight_bytes
 from ..formats.spec import MatmulSpec, as_size, as_whole, check_spec
-from ..runtime.tvm_runtime import without_torch
 from ..schedules import records
-from ..schedules.cpu.plan import plan_for
 from ..schedules.records import FAILURES, TRIALS
-from ..targets import Target, machine
-from .candidate import Choice, default_choice
+from ..targets import CudaTarget, Target
+from .choice import Choice
+from .devices import device_of
 from .joining import is_measured
 from .log import Database, database_for, failure_line
 from .rpc import session_for
@@ -51,7 +49,7 @@ ROUNDS, MORE_ROUNDS, CHALLENGERS = 5, 7, 3
 
 def tune(
     spec: MatmulSpec,
-    target: str | Target = "host",
+    target: str | Target | CudaTarget = "host",
     m: int | Sequence[int] = (1, 16, 512),
     *,
     trials: int = 64,
@@ -66,6 +64,8 @@ def tune(
 ) -> Tuning:
     """Search parameters for `spec` that are faster than the default ones, and keep them in a log.
 
+    On a GPU ("cuda", or its row) the kernels of candidates run in a child process, between events.
+
     `compile` finds what was kept, on the machine where it was measured. What was tried before, with
     the same log, is not tried again: a run that was ended goes on where it was.
 
@@ -77,8 +77,8 @@ def tune(
     trials : choices to try for each M, those counted that the log already has.
     time_limit : seconds after which no further trial begins.
     seed : of the search and of the numbers that are multiplied.
-    threads : of every call; None is one per physical core of the machine that measures. A record
-        is used for this number.
+    threads : of every call on a CPU; None is one per physical core of the machine that measures. A
+        record is used for this number.
     log : a folder; None is the user's own, where `compile` looks too.
     watch : is called with a `Progress` after every step.
     rpc : "HOST:PORT" of a tracker. All servers that are free there under `key` measure, at the same
@@ -99,6 +99,8 @@ def tune(
         The tracker does not answer, or has no server that fits.
     RecordError
         The log cannot be written.
+    ToolError
+        What compiling needs is missing: a linker, or for GPUs NVRTC.
     """
     m, spec = rows_to_tune(m), check_spec(spec).of_one
     trials, seed = as_size("trials", trials), as_size("seed", seed, least=0)
@@ -113,15 +115,14 @@ def tune(
     try:
         header = active.header(target, threads)
         row = row_of(target, header)
-        count = header["threads"]
-        linker_command(row.architecture or machine.architecture())
-        with without_torch():
-            from tvm.target import codegen
+        count = header.get("threads", 1)
+        more = active.tools(row)
         path = records.default_folder() if log is None else as_path(log, RecordError)
-        database = database_for(path, {**header, "llvm": codegen.llvm_version_major()})
+        database = database_for(path, {**header, **more})
         limit = active.limits(row, count)
         active.start()
-        plan = plan_for(spec, row)
+        device = device_of(row)
+        plan = device.plan_for(spec, row)
         problems = [
             Problem(
                 spec,
@@ -131,7 +132,7 @@ def tune(
                 count,
                 database,
                 floor_of(spec, rows, limit),
-                default_choice(plan, rows),
+                device.default_choice(plan, rows),
             )
             for rows in sorted({*m, *concluded(database, spec)})
         ]
@@ -149,7 +150,7 @@ def tune(
             own.__exit__()
 
 
-def row_of(target: str | Target, header: Mapping[str, Any]) -> Target:
+def row_of(target: str | Target | CudaTarget, header: Mapping[str, Any]) -> Target | CudaTarget:
     """The row of a target that was asked for on the machine that wrote `header`.
 
     Raises
@@ -157,8 +158,8 @@ def row_of(target: str | Target, header: Mapping[str, Any]) -> Target:
     TuningError
         That machine means another one by its name.
     """
-    row = targets.find_cpu(header["target"] if isinstance(target, str) else target)
-    if records.digest_of(row) != header["target_digest"]:
+    row = targets.find(header["target"] if isinstance(target, str) else target)
+    if device_of(row).digest_of(row) != header["target_digest"]:
         raise TuningError(f"the servers have another row for target {row.name} than quantmm here")
     return row
 
@@ -194,16 +195,9 @@ def concluded(database: Database, spec: MatmulSpec) -> list[int]:
         return []
 
 
-def search_for(problem: Problem, batch: int) -> Search:
-    """The search for a problem; it imports TVM."""
-    from .search import Search
-
-    return Search(problem.spec, problem.row, problem.m, problem.seed, batch)
-
-
 def explore(session: Session, problem: Problem, trials: int, deadline: float, watch: Watch) -> None:
     """Try choices for one M until there are as many trials, or no time, or nothing new."""
-    search = search_for(problem, BATCH * len(session.boards))
+    search = session.search(problem, BATCH * len(session.boards))
     tell = functools.partial(keep, problem, search, threading.Lock())
     remember(problem, search)
     watch(problem.progress(trials, "building the default"))

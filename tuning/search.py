@@ -27,23 +27,17 @@ from tvm.s_tir.schedule import Trace
 
 from ..compiler.llvm import llvm_target
 from ..formats.spec import MatmulSpec, stored_as
-from ..schedules.cpu.plan import CpuPlan, k_block_sizes, plan_for
-from ..schedules.cpu.space import Scope, of_trace, sample
-from ..schedules.cpu.strategies import GEMM, STRATEGIES, instruction_for
-from ..targets import Target
-from . import candidate
-from .candidate import Choice
+from ..schedules.cpu.space import of_trace, sample
+from ..targets import CudaTarget, Target
+from .choice import Choice
+from .devices import device_of
 from .log import FAILED_SECONDS
-from .model import CURIOSITY, Model, features
+from .model import CURIOSITY, Model
 
 #: Candidates that a generation keeps, generations, and the chance that one is mutated.
 POPULATION, GENERATIONS, MUTATE = 96, 3, 0.85
 #: The share of candidates that are random.
 RANDOM = 0.15
-#: Tiles up to this height are tried where a target's dot products can compute them.
-MOST_ROWS = 16
-#: Sizes of a block of K that are tried, the default among them: shorter ones were never better.
-MOST_K_BLOCKS = 3
 #: How often the strategy may propose nothing that is new before the space counts as searched.
 PATIENCE = 8
 
@@ -77,39 +71,25 @@ def text_of(spec: MatmulSpec) -> str:
     return json.dumps(fields)
 
 
-def strategies(plan: CpuPlan, m: int) -> tuple[str, ...]:
-    """The strategies that may be the best for `m` rows."""
-    return tuple(
-        name
-        for name, strategy in STRATEGIES.items()
-        if m <= (strategy.tuned_up_to or m) and instruction_for(plan, strategy, m) is not None
-    )
-
-
-def scope_of(plan: CpuPlan, m: int) -> Scope:
-    """What the spaces depend on."""
-    row, rows = plan.target, []
-    for count in sorted({*range(1, MOST_ROWS + 1), *row.tile_rows}):
-        instruction = instruction_for(plan, GEMM, count)
-        assert instruction is not None
-        fragments = -(-count // instruction.rows)
-        if count % (fragments if instruction.shapes else instruction.rows) == 0:
-            rows.append(count)
-        if count >= m and rows:
-            break
-    usual = candidate.default_choice(plan, m).decisions()
-    sizes = tuple(k_block_sizes(plan)[:MOST_K_BLOCKS])
-    return Scope(row, plan.layout, m, usual, tuple(reversed(rows)), sizes)
+def target_of(row: Target | CudaTarget) -> tvm.target.Target:
+    """The target that MetaSchedule's records name."""
+    if row.device == "cuda":
+        return tvm.target.Target({"kind": "cuda", "arch": row.arch}, host="llvm")
+    return llvm_target(row)
 
 
 class Search:
     """Proposes choices for `m` rows of a spec, and learns from what is said of them."""
 
-    def __init__(self, spec: MatmulSpec, row: Target, m: int, seed: int, batch: int) -> None:
-        self.plan, self.m = plan_for(spec, row), m
-        self.scope = scope_of(self.plan, m)
+    def __init__(
+        self, spec: MatmulSpec, row: Target | CudaTarget, m: int, seed: int, batch: int
+    ) -> None:
+        self.device = device_of(row)
+        self.plan, self.m = self.device.plan_for(spec, row), m
+        self.space = self.device.space(self.plan, m)
+        self.default = self.device.default_choice(self.plan, m).decisions()
         self.module = workload(spec, m)
-        self.target = llvm_target(row)
+        self.target = target_of(row)
         self.model = Model()
         self._random = np.random.default_rng([seed, spec.n, spec.k, m])
         self._known: dict[Choice, float | None] = {}
@@ -121,9 +101,7 @@ class Search:
     def _start(self, seed: int, batch: int) -> ms.TuneContext:
         """A context with the evolutionary strategy."""
         space = ms.space_generator.ScheduleFn(
-            lambda sch: [
-                self.schedule(strategy, None) for strategy in strategies(self.plan, self.m)
-            ],
+            lambda sch: [self.schedule(strategy, None) for strategy in self.space],
             sch_rules=[],
             postprocs=[HasCode(self.allows)],
             mutator_probs={AnotherValue(self._random): 1.0},
@@ -150,7 +128,7 @@ class Search:
     def schedule(self, strategy: str, chosen: Mapping[str, int] | None) -> Schedule:
         """The plain multiplication with a strategy's decisions, sampled or chosen."""
         sch = Schedule(self.module, seed=int(self._random.integers(1, 2**31 - 1)))
-        sample(sch, self.scope, strategy, STRATEGIES[strategy].space(self.scope), chosen)
+        sample(sch, self.default, strategy, self.space[strategy], chosen)
         return sch
 
     def trace(self, choice: Choice) -> Trace:
@@ -162,11 +140,14 @@ class Search:
             The space does not have it.
         """
         decisions = choice.decisions()
-        return self.schedule(decisions.pop("strategy"), decisions).trace
+        strategy = decisions.pop("strategy")
+        if strategy not in self.space:
+            raise ValueError(f"no strategy {strategy!r} for m={self.m}")
+        return self.schedule(strategy, decisions).trace
 
     def allows(self, choice: Choice) -> bool:
         """Whether a choice has code."""
-        return candidate.refusal(self.plan, choice) is None
+        return self.device.refusal(self.plan, choice) is None
 
     def propose(self) -> Iterator[tuple[Choice, ms.MeasureCandidate]]:
         """Choices that nothing is known of, a batch at most; none when the space is searched."""
@@ -200,10 +181,11 @@ class Search:
         )
         self._table.commit_tuning_record(record)
         measured = {each: time for each, time in self._known.items() if time}
-        self.model.fit(
-            [self._features_of(each) for each in measured],
-            [math.log(time) for time in measured.values()],
-        )
+        if measured:
+            self.model.fit(
+                [self._features_of(each) for each in measured],
+                [math.log(time) for time in measured.values()],
+            )
         return record
 
     def workload_json(self) -> Any:
@@ -218,7 +200,7 @@ class Search:
 
     def _features_of(self, choice: Choice) -> list[float]:
         if choice not in self._features:
-            self._features[choice] = features(self.plan, self.m, choice)
+            self._features[choice] = self.device.features(self.plan, self.m, choice)
         return self._features[choice]
 
 

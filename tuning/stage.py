@@ -13,14 +13,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..bench.machine import Machine
 from ..bench.roofline import Limits
 from ..errors import RpcError, TuningError
 from ..formats.spec import MatmulSpec
 from ..processes import Worker, WorkerError
-from ..targets import Target
+from .devices import Row, device_of
+from .state import Problem
+
+if TYPE_CHECKING:
+    from .search import Search
 
 T = TypeVar("T")
 
@@ -108,7 +112,7 @@ class Session:
         self._threads = ThreadPoolExecutor(BUILDERS + len(self.boards))
         self._limits: dict[tuple[str, int], Limits] = {}
 
-    def header(self, target: str | Target, threads: int | None) -> dict[str, Any]:
+    def header(self, target: str | Row, threads: int | None) -> dict[str, Any]:
         """What the records that are made on the boards depend on.
 
         Raises
@@ -129,13 +133,29 @@ class Session:
                 )
         return first[1]
 
-    def limits(self, row: Target, threads: int) -> Limits:
+    def limits(self, row: Row, threads: int) -> Limits:
         """The boards' limits, measured once, before there are children to share a machine with."""
         if (row.name, threads) not in self._limits:
             self._limits[row.name, threads] = self.on_any(
                 lambda board: board.machine.limits(row, threads)
             )
         return self._limits[row.name, threads]
+
+    def tools(self, row: Row) -> dict[str, Any]:
+        """What building for a row needs is asked for; see `devices.Device`.
+
+        Raises
+        ------
+        ToolError
+            It is missing.
+        """
+        return device_of(row).tools(row)
+
+    def search(self, problem: Problem, batch: int) -> Search:
+        """What proposes choices for a problem, a batch at a time; it imports TVM."""
+        from .search import Search
+
+        return Search(problem.spec, problem.row, problem.m, problem.seed, batch)
 
     def start(self) -> None:
         """Start the children before they are needed, without waiting for them."""

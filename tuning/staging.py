@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import TuningError
-from .candidate import Choice
+from .choice import Choice
 from .stage import DEFAULT, Board, Session, Stage
 from .state import Problem
 

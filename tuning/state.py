@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..formats.spec import MatmulSpec
-from ..targets import Target
-from .candidate import Choice
+from ..targets import CudaTarget, Target
+from .choice import Choice
 from .log import Database
 
 
@@ -55,7 +55,7 @@ class Problem:
     """
 
     spec: MatmulSpec
-    row: Target
+    row: Target | CudaTarget
     m: int
     seed: int
     threads: int

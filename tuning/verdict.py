@@ -9,24 +9,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TuningError
-from ..runtime.code import library_of
-from ..runtime.info import KernelInfo
-from ..runtime.kernel import Kernel
 from ..runtime.kernel_file import parsed
 from ..schedules import records
-from ..schedules.cpu.plan import plan_for
 from ..schedules.plan import MAX_ELEMENTS
-from ..schedules.records import DAMAGE, KERNELS, Record, Tuned, as_line
-from .candidate import Choice
+from ..schedules.records import DAMAGE, KERNELS, Record, Tuned
+from .choice import Choice
+from .devices import device_of
 from .joining import joined
 from .stage import DEFAULT, Board, Session, Stage, difference
 from .staging import built, built_default, check_default, stage_with
@@ -47,8 +45,8 @@ CHECKED_OPERATIONS = 4e10
 def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun: float) -> Tuning:
     """Decide, write the record, and say what came out."""
     first = problems[0]
-    plan = plan_for(first.spec, first.row)
-    usual = plan.layout.k_block
+    device = device_of(first.row)
+    usual = first.default.k_block
     k_block = best_layout(problems, usual)
     outcomes = finals(session, problems, k_block, usual, watch)
     if outcomes is None:  # the other layout is not better for every M
@@ -60,8 +58,8 @@ def conclude(session: Session, problems: Sequence[Problem], watch: Watch, begun:
         outcomes = reaches(session, problems, outcomes, k_block, watch)
         tuned = tuple(tuned_of(outcome) for outcome in outcomes if outcome.choice)
     record = Record("", k_block, tuned)
-    line = as_line(
-        plan,
+    line = device.as_line(
+        device.plan_for(first.spec, first.row),
         record,
         date=datetime.date.today().isoformat(),
         measured=[
@@ -105,10 +103,10 @@ def write(problem: Problem, fields: dict[str, Any]) -> str | None:
     return f"{database.path}:{number}" if written["tuned"] else None
 
 
-def best_layout(problems: Sequence[Problem], usual: int) -> int:
+def best_layout(problems: Sequence[Problem], usual: int | None) -> int | None:
     """The block of K with which the kernel is fastest over all M; the usual one unless it pays."""
 
-    def log_ratio(problem: Problem, k_block: int) -> float:
+    def log_ratio(problem: Problem, k_block: int | None) -> float:
         assert problem.clock is not None
         least = problem.clock if k_block == usual else math.inf
         for choice in problem.best(1, k_block):
@@ -124,7 +122,11 @@ def best_layout(problems: Sequence[Problem], usual: int) -> int:
 
 
 def finals(
-    session: Session, problems: Sequence[Problem], k_block: int, usual: int, watch: Watch
+    session: Session,
+    problems: Sequence[Problem],
+    k_block: int | None,
+    usual: int | None,
+    watch: Watch,
 ) -> list[Outcome] | None:
     """The fastest choices of each M against the default, in one layout.
 
@@ -140,7 +142,7 @@ def finals(
     return outcomes
 
 
-def final(session: Session, problem: Problem, k_block: int) -> Outcome:
+def final(session: Session, problem: Problem, k_block: int | None) -> Outcome:
     """The fastest choices of one M against the default."""
     default_content = built_default(session, problem)
     contents = built(session, problem, problem.best(FINALISTS, k_block))
@@ -194,12 +196,13 @@ def reaches(
     session: Session,
     problems: Sequence[Problem],
     outcomes: Sequence[Outcome],
-    k_block: int,
+    k_block: int | None,
     watch: Watch,
 ) -> list[Outcome]:
     """How far from its M each choice is used: as far as the kernel is not slower than the default.
 
-    Whole kernels are compared, with what each of them uses for an M.
+    Of a CPU whole kernels are compared, with what each of them uses for an M, as their functions
+    share a layout; of a GPU, whose kernels have many functions, the two that are used.
     """
     first = problems[0]
     numbers = [0, *(outcome.m for outcome in outcomes), MAX_ELEMENTS]
@@ -211,17 +214,17 @@ def reaches(
         )
         for before, outcome, after in zip(numbers, outcomes, numbers[2:], strict=False)
     ]
-    record = Record("tuned", k_block, tuple(tuned_of(each) for each in wide if each.choice))
-    jobs = [(first.spec, first.row, None), (first.spec, first.row, record)]
-    default, tuned = session.build("kernel", jobs)
-    if not isinstance(default, bytes) or not isinstance(tuned, bytes):
-        errors = [str(each) for each in (default, tuned) if not isinstance(each, bytes)]
-        raise TuningError(f"the tuned kernel cannot be built: {'; '.join(errors)}")
-    pair = Pair(session, first, default, tuned)
+    if device_of(first.row).many_layouts:
+        record = Record("tuned", k_block, tuple(tuned_of(each) for each in wide if each.choice))
+        whole = whole_kernels(session, first, record)
+        pairs = dict.fromkeys((each.m for each in wide), whole)
+    else:
+        pairs = functions_alone(session, first, wide)
     found = []
     for outcome in wide:
         low = high = outcome.m
         if outcome.choice:
+            pair = pairs[outcome.m]
             watch(problem_of(problems, outcome.m).progress(len(outcome.times), "trying other M"))
             for step in STEPS:
                 if outcome.m // step < outcome.first_m or not pair.as_fast(outcome.m // step):
@@ -242,25 +245,31 @@ def problem_of(problems: Sequence[Problem], m: int) -> Problem:
 
 @dataclass
 class Pair:
-    """A tuned kernel beside the default one, each with all of its functions."""
+    """Something tuned beside the default.
+
+    Attributes
+    ----------
+    default, tuned : kernel files for an M; None for one that has none.
+    """
 
     session: Session
     problem: Problem
-    default: bytes
-    tuned: bytes
+    default: Callable[[int], bytes | None]
+    tuned: Callable[[int], bytes | None]
 
     def as_fast(self, m: int) -> bool:
-        """Whether the tuned kernel is not slower for `m` rows."""
-        problem = self.problem
-        spec = problem.spec
-        mine, its = (kernel_in(content).plan(m) for content in (self.tuned, self.default))
-        if mine == its:
+        """Whether what is tuned is not slower for `m` rows."""
+        problem, spec = self.problem, self.problem.spec
+        default, tuned = self.default(m), self.tuned(m)
+        if default is None or tuned is None:
+            return False
+        if default == tuned or same_function(default, tuned, m):
             return True
         check = 2 * m * spec.n * spec.k <= CHECKED_OPERATIONS
 
         def as_fast(board: Board) -> bool:
             stage = Stage(board.bench, spec, m, problem.seed, problem.threads)
-            for name, content in ((DEFAULT, self.default), (TUNED, self.tuned)):
+            for name, content in ((DEFAULT, default), (TUNED, tuned)):
                 if stage.load(name, content, check) is not None:
                     return False
             times, failed = stage.race([DEFAULT, TUNED], PROBE_ROUNDS)
@@ -269,8 +278,36 @@ class Pair:
         return self.session.on_any(as_fast)
 
 
-def kernel_in(content: bytes) -> Kernel:
-    """The kernel of a file, to ask and not to call."""
-    (stored,) = parsed(TUNED, content)
-    assert isinstance(stored.info, KernelInfo)
-    return Kernel(stored.info, library_of(stored.content), 1)
+def whole_kernels(session: Session, problem: Problem, record: Record) -> Pair:
+    """A CPU's tuned kernel beside the default one, each with all of its functions."""
+    jobs = [(problem.spec, problem.row, None), (problem.spec, problem.row, record)]
+    default, tuned = session.build("kernel", jobs)
+    if not isinstance(default, bytes) or not isinstance(tuned, bytes):
+        errors = [str(each) for each in (default, tuned) if not isinstance(each, bytes)]
+        raise TuningError(f"the tuned kernel cannot be built: {'; '.join(errors)}")
+    return Pair(session, problem, lambda m: default, lambda m: tuned)
+
+
+def functions_alone(
+    session: Session, problem: Problem, outcomes: Sequence[Outcome]
+) -> dict[int, Pair]:
+    """By M, a GPU's tuned function beside the one that the default kernel uses for an M."""
+    device = device_of(problem.row)
+    plan = device.plan_for(problem.spec, problem.row)
+
+    @functools.cache
+    def file_of(choice: Choice) -> bytes | None:
+        (content,) = built(session, problem, [choice]).values()
+        return content if isinstance(content, bytes) else None
+
+    def pair(choice: Choice) -> Pair:
+        default = lambda m: file_of(device.default_choice(plan, m))  # noqa: E731
+        return Pair(session, problem, default, lambda m: file_of(choice))
+
+    return {each.m: pair(each.choice) for each in outcomes if each.choice}
+
+
+def same_function(default: bytes, tuned: bytes, m: int) -> bool:
+    """Whether two kernels of CPUs compute `m` rows alike."""
+    infos = [stored.info for content in (default, tuned) for stored in parsed(TUNED, content)]
+    return all(info.device == "cpu" for info in infos) and len({i.tiling(m) for i in infos}) == 1

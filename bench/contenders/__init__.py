@@ -17,8 +17,8 @@ from typing import Any
 
 from ... import targets
 from ...errors import BenchError
-from ...formats.named import name_of
-from .job import Job, Ready, Turns, check
+from ...formats.named import is_named, name_of
+from .job import Job, Ready, Timed, Turns, check
 
 __all__ = [
     "CONTENDERS",
@@ -49,6 +49,7 @@ class Contender:
     needs : modules that have to be installed.
     options : further arguments of the builder.
     baseline : what the user leaves behind: shown, and no peer.
+    device : on which it computes.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Contender:
     needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     baseline: bool = False
+    device: str = "cpu"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -67,6 +69,8 @@ class Contender:
         """Whether it has a job's format, and can be kept from instructions its target lacks."""
         if self.formats is not None and name_of(job.spec) not in self.formats:
             return False
+        if job.row.device == "cuda" or self.device == "cuda":
+            return self.device == job.row.device and is_named(job.spec)
         if job.spec.experts is not None:
             return False  # one product of X is not what each expert's rows take
         if job.row is targets.host() or self.baseline:
@@ -92,6 +96,7 @@ W4_ROW, W4_G32 = ("w4a8", "w4a8-g128", "w4a8-g128-xg"), ("w4a8-g32", "w4a8-g32-x
 W4, W8 = W4_ROW + W4_G32, DYNAMIC + W8_G32
 OFFSET_G128, OFFSET_G32 = ("w4a8-g128-offset",), ("w4a8-g32-offset",)
 FLOATING = W8 + W4 + OFFSET_G128 + OFFSET_G32
+PACKED = ("w4a8-g128", "w4a8-g32", *OFFSET_G128, *OFFSET_G32)
 LITERT, ORT, VINO = ("ai_edge_litert", "flatbuffers"), ("onnxruntime", "onnx"), ("openvino",)
 TORCH, GGML = ("torch",), ("llama_cpp",)
 
@@ -103,11 +108,12 @@ def contender(
     formats: tuple[str, ...] | None,
     needs: tuple[str, ...],
     baseline: bool = False,
+    device: str = "cpu",
     **options: Any,
 ) -> Contender:
     """A row of the table."""
     groups = tuple(group.split())
-    return Contender(name, f"{HERE}.{function}", groups, formats, needs, options, baseline)
+    return Contender(name, f"{HERE}.{function}", groups, formats, needs, options, baseline, device)
 
 
 CONTENDERS = (
@@ -153,6 +159,14 @@ CONTENDERS = (
     contender("float32", "pytorch:floats", "torch", FLOATING, TORCH, True, dtype="float32"),
     contender("bfloat16", "pytorch:floats", "torch", FLOATING, TORCH, True, dtype="bfloat16"),
     contender("numpy", "blas:floats", "numpy", None, (), True),
+    contender("int_mm", "torch_gpu:int_mm", "torch", INT8, TORCH, device="cuda"),
+    contender("int4pack_mm", "torch_gpu:int4pack", "torch", PACKED, TORCH, True, device="cuda"),
+    contender(
+        "bfloat16", "torch_gpu:floats", "torch", None, TORCH, True, device="cuda", dtype="bfloat16"
+    ),
+    contender(
+        "float16", "torch_gpu:floats", "torch", None, TORCH, True, device="cuda", dtype="float16"
+    ),
 )
 #: The words for `--against`.
 GROUPS = tuple(dict.fromkeys(group for each in CONTENDERS for group in each.groups))
@@ -191,7 +205,8 @@ def chosen(job: Job, against: Collection[str]) -> tuple[list[Contender], dict[st
         able = [each for each in found if each.has(job)]
         taken += [each for each in able if each not in taken]
         if not able:
-            held = "" if job.row is targets.host() else f" that can be held to {job.row.name}"
+            free = job.row.device == "cuda" or job.row is targets.host()
+            held = "" if free else f" that can be held to {job.row.name}"
             absent[word] = f"has nothing for this format{held}"
     return taken, absent
 
@@ -200,13 +215,15 @@ def environment(job: Job) -> dict[str, str]:
     """What holds a contender's process to the job's threads and instruction set."""
     held = ONEDNN_ISA.get(job.row.name) if job.row is not targets.host() else None
     isa = {"ONEDNN_MAX_CPU_ISA": held} if held else {}
+    if job.row.device == "cuda":
+        return {}
     return {"OMP_NUM_THREADS": str(job.threads), **isa}
 
 
 def build(contender: Contender, job: Job) -> Turns:
     """Build a contender and check that it computes what was asked for."""
     ready = pkgutil.resolve_name(contender.builder)(job, **contender.options)
-    if isinstance(ready, Ready):
+    if isinstance(ready, (Ready, Timed)):
         check(job, ready, quantized=job.dynamic and not contender.baseline)
     return ready
 

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ... import targets
 from ...formats.integers import INTEGERS
 from ...formats.named import weight_bytes
 from ...formats.spec import MatmulSpec
-from ...targets import Target
+from ...runtime import devices
+from ...targets import CudaTarget, Target
+from ..gpu import gpu_side
 from ..rotation import COLD_ROWS, copies_for
 
 #: The scale of int8 activations that arrive quantized.
@@ -135,14 +136,17 @@ class Job:
         return self.spec.dynamic
 
     @property
-    def row(self) -> Target:
+    def row(self) -> Target | CudaTarget:
         """The target, looked up on the machine that measures."""
-        return targets.find_cpu(self.target)
+        return devices.find(self.target)
 
     @property
     def copies(self) -> int:
         """How many weights to rotate through on the machine that measures."""
-        return copies_for(weight_bytes(self.spec)) if self.cold else 1
+        size = weight_bytes(self.spec)
+        if self.row.device == "cuda":
+            return gpu_side().copies(size) if self.cold else 1
+        return copies_for(size) if self.cold else 1
 
     def x(self) -> np.ndarray:
         """X as the call gets it, float32 or int8."""
@@ -233,6 +237,29 @@ class Ready:
         return seconds / count / self.per_call
 
 
+class Clock(Protocol):
+    """What times calls on a device."""
+
+    def seconds(self, contender: Any, calls: int) -> float:
+        """Seconds per call of a contender, of about so many calls."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A contender on a GPU, which a clock of its own times; else as `Ready`."""
+
+    clock: Clock
+    contender: Any
+    calls: list[Callable[[], object]]
+    result: Callable[[], np.ndarray] | None
+    about: str = ""
+
+    def turn(self) -> float:
+        """Seconds per product."""
+        once = self.clock.seconds(self.contender, 1)
+        return self.clock.seconds(self.contender, max(1, round(TURN_SECONDS / once)))
+
+
 def repeated(calls: Iterator[Callable[[], object]], count: int, least: float) -> tuple[int, float]:
     """Make at least `count` calls, and one, for at least `least` seconds: how many, how long."""
     done = 0
@@ -246,7 +273,7 @@ def repeated(calls: Iterator[Callable[[], object]], count: int, least: float) ->
             return done, seconds
 
 
-def check(job: Job, ready: Ready, quantized: bool) -> None:
+def check(job: Job, ready: Ready | Timed, quantized: bool) -> None:
     """Refuse a contender that computes something else.
 
     `quantized` says whether activations have to be quantized inside the call.

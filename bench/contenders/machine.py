@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...targets import Target
-from .. import limits
+from ...targets import CudaTarget, Target
+from ..machine_limits import measure
 from .job import Job
 
 
@@ -13,13 +13,13 @@ from .job import Job
 class Limits:
     """What a target reaches with a number of threads."""
 
-    target: Target
+    target: Target | CudaTarget
     threads: int
     about: str = ""
 
     def turn(self) -> dict[str, float]:
         """The fields of `roofline.Limits`, now."""
-        return dataclasses.asdict(limits.measure(self.target, self.threads))
+        return dataclasses.asdict(measure(self.target, self.threads))
 
 
 def measured(job: Job) -> Limits:

@@ -16,16 +16,19 @@ from ...formats.quantize import QTensor
 from ...formats.reference import bounds
 from ...formats.values import numpy_dtype
 from ...runtime.kernel import Kernel
-from .job import X_SCALE, Job, Ready, Weight
+from ..gpu import Captured, gpu_side
+from .job import X_SCALE, Job, Ready, Timed, Weight
 
 #: Rows of X that are compared with the reference where no peer has the format.
 COMPARED_ROWS = 3
 
 
-def product(job: Job) -> Ready:
+def product(job: Job) -> Ready | Timed:
     """The kernel for the job's spec; where the format has no name, on numbers of `Problem`."""
     kernel = compile(job.spec, job.row, num_threads=job.threads)
     about = kernel.plan(job.m).name
+    if job.row.device == "cuda":
+        return on_gpu(job, kernel, about)
     if not is_named(job.spec):
         problem = Problem(job.spec, job.m)
         compare(kernel, problem)
@@ -36,6 +39,27 @@ def product(job: Job) -> Ready:
     linears = [kernel.bind(qtensor(job, weight), **given) for weight in job.weights()]
     calls = [functools.partial(linear, x, out) for linear in linears]
     return Ready([*calls], lambda: out, about=about)
+
+
+def on_gpu(job: Job, kernel: Kernel, about: str) -> Timed:
+    """The kernel on the first GPU, with X and the results there."""
+    gpu = gpu_side()
+    if is_named(job.spec):
+        x, out = gpu.placed(job.x()), gpu.placed(np.empty((job.m, job.n), np.float32))
+        given: dict[str, Any] = {} if job.dynamic else {"x_scale": X_SCALE}
+        linears = [kernel.bind(qtensor(job, weight), **given) for weight in job.weights()]
+        calls = [functools.partial(linear, x, out) for linear in linears]
+        return Timed(gpu, Captured(calls), [*calls], lambda: gpu.read(out), about=about)
+    problem = Problem(job.spec, job.m)
+    compare(kernel, problem)
+    static, per_call = arguments(problem)
+    placed: dict[str, Any] = {name: gpu.placed(value) for name, value in per_call.items()}
+    x = gpu.placed(problem.activation())
+    out = gpu.placed(np.empty((job.m, kernel.spec.n), numpy_dtype(kernel.spec.out)))
+    bound, w = {**problem.bind_arguments(), **static}, problem.weight()
+    many = [kernel.bind(w, **bound) for _ in range(job.copies)]
+    calls = [functools.partial(linear, x, out, **placed) for linear in many]
+    return Timed(gpu, Captured(calls), [*calls], None, about=about)
 
 
 def qtensor(job: Job, weight: Weight) -> QTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ... import targets
 from ...targets import machine
 from ..compare import ROUNDS, load_by_others
 from ..contenders import OURS, Contender, Job
@@ -38,7 +39,7 @@ def compare(
     place = find_host(host)
     words = place.groups if against is None else against
     require(place, words)
-    row = job.row
+    row = targets.find_cpu(job.target)
     machine.require(row.name, row.architecture, row.features)
     taken, absent = taking_part(place, job, words)
     everyone = [each.to_dict() for each in (OURS, *taken)]

@@ -10,7 +10,8 @@ numbers without meaning; `launches` says what ran on which.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class EmulatedDriver:
         self.memories: dict[int, Memory] = {}
         self.launches: list[tuple[str, Triple, int]] = []
         self._captured: list[Any] | None = None
+        self._streams = 0x100
         self._device = Device(
             number=0,
             name="emulated",
@@ -105,8 +107,28 @@ class EmulatedDriver:
         self._check(device)
         return self._captured is not None
 
+    def new_stream(self, device: int) -> int:
+        """As `Driver`."""
+        self._check(device)
+        self._streams += 1
+        return self._streams
+
+    def captured(self, device: int, stream: int, work: Callable[[], object]) -> EmulatedGraph:
+        """As `Driver`."""
+        self._check(device)
+        with self.capturing() as launches:
+            work()
+        return EmulatedGraph(launches)
+
+    def seconds(self, device: int, stream: int, work: Callable[[], object]) -> float:
+        """As `Driver`; of this machine's time."""
+        self._check(device)
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
     @contextlib.contextmanager
-    def captured(self) -> Iterator[list[Any]]:
+    def capturing(self) -> Iterator[list[Any]]:
         """Within, launches are noted in the list, and not done."""
         self._captured = []
         try:
@@ -126,6 +148,18 @@ class EmulatedDriver:
             if offset >= 0 and offset + size <= memory.size:
                 return memory.bytes()[offset : offset + size]
         raise CudaError(f"{size} bytes at {address:#x} are in no allocation")
+
+
+class EmulatedGraph:
+    """As `Graph`: the launches that were noted."""
+
+    def __init__(self, launches: list[Any]) -> None:
+        self.launches = launches
+
+    def launch(self, stream: int) -> None:
+        """As `Graph`."""
+        for function, grid, _, arguments in self.launches:
+            function(grid, stream, *arguments)
 
 
 class EmulatedModule:

@@ -33,7 +33,6 @@ class Scope:
     ----------
     layout : the default one.
     m : rows of x that are tuned for.
-    usual : the default's strategy and decisions.
     rows : heights of a tile that the target's dot products can compute.
     k_blocks : sizes of a block of K, the default first.
     """
@@ -41,25 +40,24 @@ class Scope:
     target: Target
     layout: WeightLayout
     m: int
-    usual: Mapping[str, Any]
     rows: tuple[int, ...]
     k_blocks: tuple[int, ...]
 
 
 def sample(
     schedule: Schedule,
-    scope: Scope,
+    default: Mapping[str, Any],
     strategy: str,
     options: Mapping[str, Sequence[int]],
     chosen: Mapping[str, int] | None = None,
 ) -> None:
     """Sample one of the `options` of a strategy's decisions, or take what was `chosen`.
 
-    What the default has is an option in any case, and the usual one.
+    What the decisions of the `default` have is an option in any case, and the usual one.
     """
     block = schedule.get_sblock("acc")
     schedule.annotate(block, NOTE + STRATEGY, strategy)
-    usual = scope.usual if scope.usual[STRATEGY] == strategy else {}
+    usual = default if default[STRATEGY] == strategy else {}
     for name, values in options.items():
         candidates = list(dict.fromkeys([usual.get(name, values[0]), *values]))
         others = len(candidates) - 1

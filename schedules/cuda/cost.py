@@ -33,8 +33,8 @@ class CudaCost:
     traffic: float
     first_m: int = 1
 
-    def time(self, m: int, multiprocessors: int) -> float:
-        """Relative time of `m` rows; infinite where it is not to be chosen.
+    def time(self, m: int, multiprocessors: int, experts: int = 1) -> float:
+        """Relative time of `m` rows of each expert; infinite where it is not to be chosen.
 
         Products are a multiprocessor's own, so they take whole waves: one more block than there are
         multiprocessors takes as long as twice as many. Bandwidth is shared by all, so bytes take
@@ -45,5 +45,5 @@ class CudaCost:
         """
         if m < self.first_m:
             return math.inf
-        waves = -(-m // self.rows) * self.panels / multiprocessors
+        waves = experts * -(-m // self.rows) * self.panels / multiprocessors
         return math.ceil(waves) * self.products + max(1.0, waves) * self.traffic

@@ -27,15 +27,12 @@ def plan_for(spec: MatmulSpec, target: CudaTarget) -> CudaPlan:
     ------
     UnsupportedError
         K is so long that the sums of 4-bit weights, which count 16 times, leave int32; or the
-        weight's last offset is beyond int32; or experts, which only CPUs multiply in one launch.
+        weight's last offset, with experts that of the last one's, is beyond int32.
     """
-    if spec.experts is not None:
-        raise UnsupportedError(
-            f"experts={spec.experts} on {target.name}; expected a CPU, or a spec for each expert"
-        )
     layout = layout_for(spec)
-    if math.prod(layout.shape) - 1 > plans.MAX_ELEMENTS:
-        raise plans.too_large(spec, math.prod(layout.shape), "bytes")
+    size = math.prod(layout.shape) * (spec.experts or 1)
+    if size - 1 > plans.MAX_ELEMENTS:
+        raise plans.too_large(spec, size, "bytes")
     return Plan(spec, target, target.instruction, 0, 0, layout)
 
 

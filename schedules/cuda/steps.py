@@ -9,15 +9,11 @@ from tvm.s_tir.schedule import LoopRV
 from ...targets.cuda import WARP
 from ...targets.cuda_layout import COLUMNS, QUARTERS
 from ...targets.instructions import cuda_dot, cuda_mma
-from .program import FRAGMENT_ROWS, SKEW, CudaProgram
+from .program import BAND_COLUMNS, FRAGMENT_ROWS, SKEW, CudaProgram
 
 #: Bytes of a copy that one thread makes at a time.
 COPY = 16
 SHARED = "shared.dyn"
-#: Columns of a band of panels. Blocks that run at a time read the fewest bytes into L2 where they
-#: have as many rows as columns: 132 tiles of 128 x 256, or twice as many of half the size, are some
-#: 2,100 rows of a band.
-BAND_COLUMNS = 2048
 #: Bytes of a round of shared memory's banks. Rows of a tile of sums start SKEW bytes behind one:
 #: a warp that writes 8 rows of 4 pairs spreads them over all banks.
 ROUND = 128
@@ -32,7 +28,7 @@ def grid(sch: Schedule, program: CudaProgram) -> LoopRV:
     columns = program.tile.blocks // program.layout.matrices * COLUMNS
     panel, n = sch.split(n, [None, columns])
     panels = int(sch.get(panel).extent)
-    band, panel = sch.split(panel, [None, band_panels(panels, columns)])
+    band, panel = sch.split(panel, [None, band_panels(panels, columns, program.tile.band)])
     sch.reorder(band, o, i, panel, r, n)
     sch.bind(band, "blockIdx.z")
     sch.bind(sch.fuse(o, i), "blockIdx.y")
@@ -43,12 +39,13 @@ def grid(sch: Schedule, program: CudaProgram) -> LoopRV:
     return panel
 
 
-def band_panels(panels: int, columns: int) -> int:
+def band_panels(panels: int, columns: int, band: int = BAND_COLUMNS) -> int:
     """Panels of `columns` columns that are a band: as many as share `panels` out evenly.
 
-    At least half of what BAND_COLUMNS has room for; where no such number does, there is one band.
+    At least half of what `band` columns have room for; where no such number does, there is one
+    band.
     """
-    most = max(1, BAND_COLUMNS // columns)
+    most = max(1, band // columns)
     fits = (count for count in range(most, most // 2, -1) if panels % count == 0)
     return next(fits, panels)
 

@@ -54,8 +54,6 @@ def gemv_tiles(plan: CudaPlan) -> list[CudaTile]:
 
 def dp4a_tiles(plan: CudaPlan) -> list[CudaTile]:
     """Of chips that have no tensor core."""
-    if plan.target.matrix:
-        return []
     return [blocked(plan.target, plan.layout, tile) for tile in DP4A_TILES]
 
 
@@ -147,6 +145,20 @@ def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> i
     In half of it where that is enough: two blocks then share a multiprocessor, and one multiplies
     while the other waits.
     """
+    sums_bytes, round_bytes = bytes_of_rounds(target, layout, tile)
+    many = tile.rows * tile.blocks * COLUMNS >= ENOUGH_SUMS
+    half, whole = (
+        min(
+            ENOUGH_STAGES if many else STAGES,
+            (target.shared_bytes // blocks - sums_bytes) // round_bytes,
+        )
+        for blocks in (2, 1)
+    )
+    return half if half >= ENOUGH_STAGES else whole
+
+
+def bytes_of_rounds(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> tuple[int, int]:
+    """Shared memory of sums beside the pipeline, and of one of its rounds of K."""
     x_bytes = tile.rows * layout.depth * tile.steps
     w_bytes = tile.blocks * COLUMNS * layout.piece * tile.steps
     if target.matrix:
@@ -154,12 +166,4 @@ def stages_that_fit(target: CudaTarget, layout: CudaLayout, tile: CudaTile) -> i
     else:
         sums = max(1, tile.steps // layout.group_steps)  # one for every group of a round
     sums_bytes = 4 * tile.rows * tile.blocks * COLUMNS * sums
-    many = tile.rows * tile.blocks * COLUMNS >= ENOUGH_SUMS
-    half, whole = (
-        min(
-            ENOUGH_STAGES if many else STAGES,
-            (target.shared_bytes // blocks - sums_bytes) // (x_bytes + w_bytes),
-        )
-        for blocks in (2, 1)
-    )
-    return half if half >= ENOUGH_STAGES else whole
+    return sums_bytes, x_bytes + w_bytes

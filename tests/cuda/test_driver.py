@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from quantmm.compiler.emulation import toolchain
 from quantmm.compiler.emulation.driver import EmulatedDriver
 from quantmm.errors import EmulationError
 from quantmm.runtime import libcuda
+from quantmm.runtime.cuda_buffer import Buffer
 from quantmm.runtime.driver import CudaDriver, Driver, stream_of
 from quantmm.runtime.libcuda import SIGNATURES
 
@@ -142,6 +144,54 @@ def test_memory_can_be_given_back_while_another_context_is_made(fake, cuda):
         assert not thread.is_alive()
 
 
+def test_graphs_and_times(fake, cuda):
+    assert cuda.new_stream(1) == 0x57
+    assert fake.calls() == in_context("cuStreamCreate 1")
+    graph = cuda.captured(1, 0x57, lambda: cuda.synchronize(1, 3))
+    ended = ["cuStreamEndCapture 0x57", "cuGraphInstantiateWithFlags 0x6a 0", "cuGraphDestroy 0x6a"]
+    within = ["cuStreamBeginCapture_v2 0x57 2", "cuStreamSynchronize 0x3", *ended]
+    assert fake.calls() == in_context(*within)
+    seconds = cuda.seconds(1, 0x57, functools.partial(graph.launch, 0x57))
+    assert seconds == 0.0025
+    recorded = ["cuEventRecord 0xe0 0x57", "cuGraphLaunch 0x6b 0x57", "cuEventRecord 0xe1 0x57"]
+    timed = ["cuEventSynchronize 0xe1", "cuEventElapsedTime 0xe0 0xe1"]
+    gone = ["cuEventDestroy_v2 0xe1", "cuEventDestroy_v2 0xe0"]
+    assert fake.calls() == in_context(*["cuEventCreate 0"] * 2, *recorded, *timed, *gone)
+    del graph
+    assert "cuGraphExecDestroy 0x6b" in fake.calls()
+
+
+def test_a_capture_that_fails_is_ended(fake, cuda):
+    def broken():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cuda.captured(1, 0x57, broken)
+    assert "cuStreamEndCapture 0x57" in fake.calls()
+    fake.fail("cuStreamEndCapture")
+    with pytest.raises(qmm.errors.CudaError, match="cuStreamEndCapture: CUDA_ERROR_ILLEGAL_ADD"):
+        cuda.captured(1, 0x57, lambda: None)
+
+
+def test_buffers(fake):
+    gpu = EmulatedDriver()
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    buffer = Buffer(gpu, values, stream=7)
+    assert np.array_equal(buffer.read(), values)
+    part = buffer[1:3]
+    assert (part.ndim, part.shape, part.address) == (2, (2, 3), buffer.address + 12)
+    part.write(np.zeros((2, 3), np.float32))
+    assert buffer.read()[:, 0].tolist() == [0, 0, 0, 9]
+    with pytest.raises(qmm.errors.ArrayError, match=r"the values are int8\(4, 3\); expected float"):
+        buffer.write(np.zeros((4, 3), np.int8))
+    with pytest.raises(qmm.errors.ArrayError, match="a step of 2 through a buffer; expected 1"):
+        buffer[::2]
+    del buffer
+    assert np.array_equal(part.read(), np.zeros((2, 3)))
+    del part
+    assert gpu.memories == {}
+
+
 def test_code_stays_loaded_at_the_end_of_the_process(library):
     """The driver may be gone before this is."""
     program = f"""
@@ -250,6 +300,16 @@ CALLS = {
     "cuMemcpyDtoHAsync_v2": lambda cuda: cuda.copy_from(1, np.zeros(1), ADDRESS, 0),
     "cuStreamSynchronize": lambda cuda: cuda.synchronize(1, 0),
     "cuStreamIsCapturing": lambda cuda: cuda.is_capturing(1, 0),
+    "cuStreamCreate": lambda cuda: cuda.new_stream(1),
+    "cuStreamBeginCapture_v2": lambda cuda: cuda.captured(1, 0x57, int),
+    "cuStreamEndCapture": lambda cuda: cuda.captured(1, 0x57, int),
+    "cuGraphInstantiateWithFlags": lambda cuda: cuda.captured(1, 0x57, int),
+    "cuGraphDestroy": lambda cuda: cuda.captured(1, 0x57, int),
+    "cuGraphLaunch": lambda cuda: cuda.captured(1, 0x57, int).launch(0),
+    "cuEventCreate": lambda cuda: cuda.seconds(1, 0, int),
+    "cuEventRecord": lambda cuda: cuda.seconds(1, 0, int),
+    "cuEventSynchronize": lambda cuda: cuda.seconds(1, 0, int),
+    "cuEventElapsedTime": lambda cuda: cuda.seconds(1, 0, int),
     "cuThreadExchangeStreamCaptureMode": lambda cuda: cuda.allocate(1, 123),
 }
 #: Those whose message also says what they were about.
@@ -264,6 +324,7 @@ ABOUT = {
 }
 #: Their failures have no message of their own: they make one, or happen where there is no caller.
 SILENT = {"cuInit", "cuGetErrorName", "cuGetErrorString", "cuCtxGetCurrent", "cuModuleUnload"}
+SILENT |= {"cuGraphExecDestroy", "cuEventDestroy_v2"}
 
 
 def test_every_function_is_failed():

@@ -13,7 +13,7 @@ def install(patch, target="cuda-sm90", **fields):
     row = find(target)
     major, minor = row.capability
 
-    def source_itself(source, arch, *, form):
+    def source_itself(source, arch, *, form="cubin"):
         return f"#define __CUDA_ARCH__ {100 * major + 10 * minor}\n{source}".encode()
 
     gpu = EmulatedDriver(capability=row.capability, shared_bytes=row.shared_bytes, **fields)

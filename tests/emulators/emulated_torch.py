@@ -1,4 +1,4 @@
-"""As much of torch with a GPU as `benchmarks/gpu_check.py` uses, on the emulated driver.
+"""As much of torch with a GPU as tests use, on the emulated driver.
 
     torch = emulated_torch.module(driver)      # for sys.modules["torch"]
 
@@ -38,6 +38,7 @@ class DType:
 def module(driver: Any) -> types.ModuleType:
     """A torch whose only GPU is the driver's."""
     torch = types.ModuleType("torch")
+    torch.__version__ = "emulated"
     dtypes = {np.dtype(kind): DType(name) for name, kind in DTYPES.items()}
 
     class Tensor:
@@ -123,7 +124,9 @@ def module(driver: Any) -> types.ModuleType:
         return out or there((a.array * b.array).astype(np.float32))
 
     def product(a: Tensor, b: Tensor) -> Tensor:
-        return there(np.zeros((a.shape[0], b.shape[1]), np.float32))
+        whole = a.array.dtype == np.int8
+        wide, out = (np.int32, np.int32) if whole else (np.float32, a.array.dtype)
+        return there((a.array.astype(wide) @ b.array.astype(wide)).astype(out))
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -150,7 +153,7 @@ def module(driver: Any) -> types.ModuleType:
 
     @contextlib.contextmanager
     def graph(made: CUDAGraph, stream: Any = None) -> Any:
-        with driver.captured() as made.launches:
+        with driver.capturing() as made.launches:
             yield
 
     for name in DTYPES:

@@ -135,4 +135,39 @@ int cuThreadExchangeStreamCaptureMode(int* mode) {
   return answer("cuThreadExchangeStreamCaptureMode", " %d", now);
 }
 
+int cuStreamCreate(void** stream, unsigned flags) {
+  *stream = (void*)0x57;
+  return answer("cuStreamCreate", " %u", flags);
+}
+int cuStreamBeginCapture_v2(void* stream, int mode) {
+  return answer("cuStreamBeginCapture_v2", " %p %d", stream, mode);
+}
+int cuStreamEndCapture(void* stream, void** graph) {
+  *graph = (void*)0x6A;
+  return answer("cuStreamEndCapture", " %p", stream);
+}
+int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long flags) {
+  *ready = (void*)0x6B;
+  return answer("cuGraphInstantiateWithFlags", " %p %llu", graph, flags);
+}
+int cuGraphDestroy(void* graph) { return answer("cuGraphDestroy", " %p", graph); }
+int cuGraphLaunch(void* ready, void* stream) {
+  return answer("cuGraphLaunch", " %p %p", ready, stream);
+}
+int cuGraphExecDestroy(void* ready) { return answer("cuGraphExecDestroy", " %p", ready); }
+int cuEventCreate(void** event, unsigned flags) {
+  static size_t count = 0;
+  *event = (void*)(0xE0 + count++ % 2);
+  return answer("cuEventCreate", " %u", flags);
+}
+int cuEventRecord(void* event, void* stream) {
+  return answer("cuEventRecord", " %p %p", event, stream);
+}
+int cuEventSynchronize(void* event) { return answer("cuEventSynchronize", " %p", event); }
+int cuEventElapsedTime(float* milliseconds, void* first, void* last) {
+  *milliseconds = 2.5f;
+  return answer("cuEventElapsedTime", " %p %p", first, last);
+}
+int cuEventDestroy_v2(void* event) { return answer("cuEventDestroy_v2", " %p", event); }
+
 }  // extern "C"

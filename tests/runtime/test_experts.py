@@ -10,7 +10,7 @@ import pytest
 import quantmm as qmm
 from hypothesis import given
 from hypothesis import strategies as st
-from quantmm.errors import ArrayError, SpecError, UnsupportedError
+from quantmm.errors import ArrayError, SpecError
 from quantmm.runtime.units import UnitSize, units_of
 
 SPEC = qmm.MatmulSpec(
@@ -165,5 +165,3 @@ def test_numbers_of_experts_and_weights_that_do_not_fit():
         qmm.compile(SPEC).bind(WEIGHT.rows(slice(210)), BIAS)
     with pytest.raises(ArrayError, match=r"bias is float32\(70,\); expected float32\(280,\)"):
         qmm.compile(SPEC).bind(WEIGHT, BIAS[0])
-    with pytest.raises(UnsupportedError, match="experts=4 on cuda-sm80; expected a CPU"):
-        qmm.compile(SPEC, "cuda-sm80")

@@ -16,7 +16,7 @@ ONE = Record("generic", "native", "Chip 1", 5, "2026-11-24", {"schedule": "3", "
 
 
 def test_the_packaged_records_are_of_targets():
-    names = {target.name for target in qmm.targets.TARGETS}
+    names = {row.name for row in (*qmm.targets.TARGETS, *qmm.targets.CUDA_TARGETS)}
     for record in verified.read():
         assert record.target in names
         assert record.rank < len(verified.WAYS)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 from quantmm.schedules import records
-from quantmm.tuning import run
 from quantmm.tuning.search import Search
+from quantmm.tuning.stage import Session
 from tuning_runs import CHILDREN, M, measured_machine, tune
 
 
@@ -34,9 +34,10 @@ def propose(monkeypatch):
             def propose(self):
                 return iter([(choice, None) for choice in next(self.batches, [])])
 
-        monkeypatch.setattr(
-            run, "search_for", lambda p, batch: Fixed(p.spec, p.row, p.m, p.seed, batch)
-        )
+        def search(session, p, batch):
+            return Fixed(p.spec, p.row, p.m, p.seed, batch)
+
+        monkeypatch.setattr(Session, "search", search)
 
     return these
 

@@ -17,8 +17,9 @@ from quantmm.schedules.cpu.plan import plan_for, with_k_block
 from quantmm.schedules.cpu.program import passes_of
 from quantmm.schedules.cpu.space import of_trace
 from quantmm.schedules.cpu.strategies import GEMV, instruction_for
-from quantmm.tuning.candidate import Choice, default_choice, refusal, variant_of
-from quantmm.tuning.search import Search, strategies
+from quantmm.tuning.choice import Choice
+from quantmm.tuning.on_cpu import default_choice, refusal, strategies, variant_of
+from quantmm.tuning.search import Search
 
 #: What is set beside what the space samples: small problems have few blocks of K and of rows.
 PASSES, BLOCK_ROWS = (1, 2, 3, 4, 5, 8), (1, 16, 40, 1000)

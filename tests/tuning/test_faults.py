@@ -13,8 +13,9 @@ from quantmm.errors import TuningError
 from quantmm.processes import Worker, WorkerError
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
-from quantmm.tuning import candidate, measure, run, stage
-from quantmm.tuning.candidate import Choice, default_choice
+from quantmm.tuning import candidate, devices, measure, stage
+from quantmm.tuning.choice import Choice
+from quantmm.tuning.on_cpu import default_choice
 from quantmm.tuning.search import Search
 from quantmm.tuning.stage import DEFAULT, Stage
 from tuning_runs import ROW, SPEC, M, choice, lines, tune
@@ -53,7 +54,10 @@ def test_a_default_that_does_not_work(tmp_path, monkeypatch):
     broken = dataclasses.replace(
         default_choice(plan_for(SPEC, ROW), M).parameters, few_tiles=tuning_faults.IS_WRONG
     )
-    monkeypatch.setattr(run, "default_choice", lambda *_: Choice("gemm", 64, broken))
+    device = dataclasses.replace(
+        devices.DEVICES["cpu"], default_choice=lambda *_: Choice("gemm", 64, broken)
+    )
+    monkeypatch.setitem(devices.DEVICES, "cpu", device)
     with pytest.raises(TuningError, match=f"the default kernel failed for m={M}: wrong for"):
         tune(tmp_path)
 
@@ -67,7 +71,7 @@ def test_what_is_written_behind_the_rows_is_seen(monkeypatch):
 
     def spilling(linear, m):
         call = call_before(linear, m)
-        return lambda: (call(), bench._out[m:].fill(0))
+        return lambda: (call(), bench._placed["out"][m:].fill(0))
 
     monkeypatch.setattr(bench, "_call", spilling)
     assert bench.load("spilling", good) == "wrong for 1 rows: it writes behind them"

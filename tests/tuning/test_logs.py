@@ -9,15 +9,18 @@ import re
 
 import pytest
 import quantmm as qmm
+from quantmm import targets
 from quantmm.cli import logs as cli_logs
 from quantmm.errors import RecordError
 from quantmm.processes import Worker
 from quantmm.schedules import cuda_records, records
 from quantmm.schedules.cpu.plan import plan_for
+from quantmm.schedules.cuda import plan as cuda_plan
+from quantmm.schedules.cuda.program import CudaTile
 from quantmm.tuning import joining, keeping, search, verdict
 from quantmm.tuning import log as logs
-from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database, database_for
+from quantmm.tuning.on_cpu import default_choice
 from quantmm.tuning.state import Problem
 from tuning_runs import ROW, SPEC, M, lines
 
@@ -231,16 +234,21 @@ def test_a_damaged_record_adds_nothing(halves, damage):
 
 
 def test_records_for_gpus_are_joined(tmp_path):
-    logs_of = []
+    logs_of, row = [], targets.find("cuda-sm80")
+    plan = cuda_plan.plan_for(SPEC, row)
     for m in (1, 64):
         logs_of.append(tmp_path / str(m))
-        header = cuda_records.header("cuda-sm80", {}, "A100")
-        line = cuda_records.as_line(SPEC, [cuda_records.Measured(m, "f", 2.0, 1.0)])
+        header = cuda_records.header(row, "A100")
+        tuned = records.Tuned(m, "gemv", CudaTile(1, 1, (1, 1, 4)), 0.5, 1, 64)
+        measured = [{"m": m, "default": 2.0, "tuned": 1.0}]
+        record = records.Record("", None, (tuned,))
+        line = cuda_records.as_line(plan, record, measured=measured, date=f"2026-{m}")
         database_for(logs_of[-1], header).add(records.KERNELS, [line])
     assert keeping.merge(logs_of, tmp_path / "both") == 2
     assert keeping.merge(logs_of, tmp_path / "both") == 0
-    (database,) = records.databases(tmp_path / "both")
-    assert [each.m for each in cuda_records.latest(database, SPEC)] == [1, 64]
+    found = cuda_records.find(SPEC, row, tmp_path / "both")
+    ranges = [(each.m, each.first_m, each.last_m) for each in found.tuned]
+    assert ranges == [(1, 1, 63), (64, 2, 64)]
 
 
 def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from quantmm.tuning import candidate, measure
+from quantmm.tuning import candidate, measure, sides
 from quantmm.tuning.stage import DEFAULT, Stage, difference
 from tuning_runs import ROW, SPEC, M, choice
 
@@ -59,7 +59,7 @@ def test_weights_come_from_memory_for_few_rows():
         bench = measure.Bench()
         bench.prepare(dataclasses.replace(SPEC), m, 0, 1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(measure, "copies_for", lambda size: 3)
+            patch.setattr(sides, "copies_for", lambda size: 3)
             assert bench.load("x", content) is None
         calls = [next(bench._calls["x"]) for _ in range(6)]
         places[m] = len({each.whole.func._arrays["w"].ctypes.data for each in calls})

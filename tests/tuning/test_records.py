@@ -23,7 +23,7 @@ from quantmm.schedules.cpu.strategies import GEMM, PAIRED, instruction_for
 from quantmm.schedules.cpu.validation import refusal
 from quantmm.schedules.cpu.variants import variant
 from quantmm.tuning import keeping
-from quantmm.tuning.candidate import Choice
+from quantmm.tuning.choice import Choice
 from quantmm.tuning.log import Database
 from quantmm.tuning.search import Search
 from tuning_runs import ROW, SPEC, M, lines, tune

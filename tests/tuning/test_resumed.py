@@ -13,8 +13,8 @@ import pytest
 from quantmm.schedules import records
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.tuning import keeping, run
-from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database
+from quantmm.tuning.on_cpu import default_choice
 from quantmm.tuning.search import Search
 from quantmm.tuning.stage import DEFAULT, Stage
 from quantmm.tuning.state import Problem

@@ -30,8 +30,8 @@ from quantmm.targets import machine
 from quantmm.tuning import candidate, keeping, messages, rpc, stage
 from quantmm.tuning import server as rpc_server
 from quantmm.tuning import tracker as trackers
-from quantmm.tuning.candidate import default_choice
 from quantmm.tuning.log import Database
+from quantmm.tuning.on_cpu import default_choice
 from quantmm.tuning.stage import DEFAULT, Stage
 
 SPEC = qmm.MatmulSpec(n=64, k=64)

@@ -12,9 +12,9 @@ from quantmm.bench.models import MODELS
 from quantmm.formats.named import FORMATS
 from quantmm.schedules.cpu.plan import plan_for
 from quantmm.schedules.cpu.space import of_trace
-from quantmm.tuning import candidate
-from quantmm.tuning.candidate import default_choice
+from quantmm.tuning import on_cpu
 from quantmm.tuning.model import Model
+from quantmm.tuning.on_cpu import default_choice
 from quantmm.tuning.search import Search
 
 
@@ -28,7 +28,7 @@ def test_there_is_a_default_for_every_benchmark_shape(row):
     shapes |= {(job.spec, job.m) for section in check.SECTIONS for job in section.jobs(1)}
     for spec, m in shapes:
         default = default_choice(plan_for(spec, row), m)
-        assert candidate.refusal(plan_for(spec, row), default) is None
+        assert on_cpu.refusal(plan_for(spec, row), default) is None
         assert default.k_block == plan_for(spec, row).layout.k_block
 
 
@@ -53,7 +53,7 @@ def test_the_search_learns():
         for _ in range(6):
             batches.append([each for each, _ in search.propose()])
             for each in batches[-1]:
-                assert candidate.refusal(search.plan, each) is None
+                assert on_cpu.refusal(search.plan, each) is None
                 search.tell(each, [seconds(each)])
         found.append(batches)
     assert found[0] == found[1]
