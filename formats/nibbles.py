@@ -30,8 +30,8 @@ def pack_int4(values: npt.ArrayLike, fill: npt.ArrayLike = 0) -> np.ndarray:
             raise ArrayError(f"fill has shape {pad.shape}; expected {v.shape[:-1]} or a scalar")
         pad = np.broadcast_to(pad, v.shape[:-1])[..., None]
         v = np.concatenate([v.astype(np.int8), pad.astype(np.int8)], axis=-1)
-    nibbles = v.astype(np.uint8) & 0xF
-    return np.ascontiguousarray(nibbles[..., 0::2] | nibbles[..., 1::2] << 4)
+    pairs = np.ascontiguousarray(v, np.uint8 if v.dtype == np.uint8 else np.int8).view("<u2")
+    return (pairs & 0xF | pairs >> 4 & 0xF0).astype(np.uint8)
 
 
 def nibbles_of(name: str, values: npt.ArrayLike) -> np.ndarray:

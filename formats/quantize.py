@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArrayError, SpecError
+from ..side_by_side import side_by_side
 from .integers import INTEGERS
 from .nibbles import pack_int4, unpack_int4
 from .ranges import (
@@ -25,8 +26,8 @@ from .ranges import (
     percentile_range,
     pieces,
     scale_shape,
-    spread,
     spread_rows,
+    with_scales,
 )
 from .spec import MatmulSpec, as_group_size, as_size, say_short_groups
 from .values import (
@@ -42,6 +43,8 @@ from .values import (
     zero_points,
 )
 
+#: Numbers that a thread quantizes at a time.
+STORED = 1 << 18
 METHODS = ("absmax", "percentile", "mse")
 PERCENTILE = 99.9
 
@@ -253,24 +256,40 @@ def quantize(
         else:
             s, b = least_error_around(values, s, b, dtype, group_size)
 
-    data = np.empty(shape, np.int8 if INTEGERS[dtype].signed else np.uint8)
-    for rows in pieces(shape[0], BLOCK // shape[1]):
-        some = values[rows]
+    integers = np.dtype(np.int8 if INTEGERS[dtype].signed else np.uint8)
+    packed = INTEGERS[dtype].packed
+    data = (
+        np.empty((shape[0], -(-shape[1] // 2)), np.uint8) if packed else np.empty(shape, integers)
+    )
+
+    def store(rows: slice) -> None:
+        some, at = values[rows], (rows, shape, group_size)
+        q = np.empty_like(some)
         if b is not None:
-            some = some - spread_rows(b, rows, shape, group_size)
+            some = with_scales(np.subtract, some, b, *at, out=q)
         # Infinity is clipped like any number out of range, and 0 / 0 is what a scale of 0 covers.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            q = np.rint(some / spread_rows(s, rows, shape, group_size))
+            with_scales(np.divide, some, s, *at, out=q)
+        np.rint(q, out=q)
         if b is not None:
-            q = np.nan_to_num(q)
+            np.nan_to_num(q, copy=False)
         if z is not None:
-            q = q + spread_rows(z, rows, shape, group_size)
-        data[rows] = np.clip(q, least, greatest)
-    if INTEGERS[dtype].packed:
-        fill = spread(z, shape, group_size) if z is not None else np.zeros(())
-        last = np.broadcast_to(fill, shape)[:, -1].astype(data.dtype)
-        data = pack_int4(data, fill=last)
+            with_scales(np.add, q, z.astype(np.float32), *at, out=q)
+        np.clip(q, least, greatest, out=q)
+        if packed:
+            fill = 0 if z is None else last_of_rows(z, rows, shape)
+            data[rows] = pack_int4(q.astype(integers), fill=fill)
+        else:
+            data[rows] = q
+
+    side_by_side(store, pieces(shape[0], STORED // shape[1]))
     return QTensor(data, s, z, dtype, group_size, shape, b)
+
+
+def last_of_rows(zero_point: np.ndarray, rows: slice, shape: tuple[int, int]) -> np.ndarray:
+    """The zero points of the last numbers of these rows."""
+    per_row = zero_point[:, -1] if zero_point.ndim == 2 else zero_point
+    return np.broadcast_to(per_row, shape[0])[rows]
 
 
 def check_offset(offset: object, **others: object) -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..side_by_side import side_by_side
 from .integers import INTEGERS
 
 #: Elements per step of a loop over a matrix: a few float32 arrays of them stay in a core's cache.
 BLOCK = 1 << 16
+
+#: Elements that a thread looks at at a time. Fewer, and threads wait for Python's lock.
+SEARCHED = 1 << 18
+#: Rows of fewer numbers are searched side by side.
+SHORT = 1 << 10
+#: Of two estimated errors one is greater for sure if this much of it is.
+SURE = np.float32(0.999)
+#: What a number may be before it is rounded: each (rows, 1), or one for all.
+Bounds = tuple[Any, Any]
 
 #: What `least_error` multiplies the scale by. 1 comes first, so that it wins a tie.
 SHRINK = np.linspace(1, 0.2, 81, dtype=np.float32)
@@ -51,6 +62,23 @@ def spread_rows(
     return spread(scale[rows] if scale.ndim else scale, shape, group_size)
 
 
+def with_scales(
+    operation: np.ufunc,
+    x: np.ndarray,
+    scale: np.ndarray,
+    rows: slice,
+    shape: tuple[int, int],
+    group_size: int | str | None,
+    out: np.ndarray,
+) -> np.ndarray:
+    """`operation` on x, which is `rows` of a matrix of `shape`, and what these rows share."""
+    if not isinstance(group_size, int) or shape[1] % group_size:
+        return operation(x, spread_rows(scale, rows, shape, group_size), out=out)
+    groups = len(x), -1, group_size
+    operation(x.reshape(groups), scale[rows][..., None], out=out.reshape(groups))
+    return out
+
+
 def group_range(
     x: np.ndarray, group_size: int | str | None, *, with_zero: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +90,13 @@ def group_range(
     else:
         assert isinstance(group_size, int)
         starts = np.arange(0, x.shape[1], min(group_size, x.shape[1]))
-        low = np.minimum.reduceat(x, starts, axis=1)
-        high = np.maximum.reduceat(x, starts, axis=1)
+        low, high = np.empty((2, len(x), len(starts)), x.dtype)
+
+        def find(rows: slice) -> None:
+            np.minimum.reduceat(x[rows], starts, axis=1, out=low[rows])
+            np.maximum.reduceat(x[rows], starts, axis=1, out=high[rows])
+
+        side_by_side(find, pieces(len(x), SEARCHED // x.shape[1]))
     return including_zero(low, high) if with_zero else (low, high)
 
 
@@ -150,21 +183,23 @@ def least_error(
     values = lines(x, group_size)
     count, width = values.shape
     s = scale.reshape(-1, 1)
-    zero = np.zeros((count, 1)) if zero_point is None else zero_point.reshape(-1, 1)
-    least, greatest = INTEGERS[dtype].range
-    low, high = (least - zero).astype(np.float32), (greatest - zero).astype(np.float32)
+    least, greatest = (np.float32(end) for end in INTEGERS[dtype].range)
+    zero = None if zero_point is None else zero_point.reshape(-1, 1).astype(np.float32)
     found = np.empty_like(s)
-    for rows in pieces(count, BLOCK // width):
-        given, bounds = s[rows], (low[rows], high[rows])
-        blocks = [values[rows, columns] for columns in pieces(width, BLOCK)]
-        estimates = sum(shrink_errors(block, given, *bounds) for block in blocks)
-        shrunk = given * SHRINK[np.argmin(estimates, axis=0)][:, None]
+
+    def search(rows: slice) -> None:
+        given = s[rows]
+        bounds = (least, greatest) if zero is None else (least - zero[rows], greatest - zero[rows])
+        blocks = [values[rows, columns] for columns in pieces(width, SEARCHED)]
+        shrunk = given * SHRINK[best_factors(blocks, given, bounds)][:, None]
         shrunk = np.where(shrunk > 0, shrunk, given)  # the least float32 may have become zero
         # The estimates are rounded. What decides is exact, so nothing is ever worse than before.
         after, before = (
             sum(squared_error(block, by, *bounds) for block in blocks) for by in (shrunk, given)
         )
         found[rows] = np.where(np.asarray(after < before)[:, None], shrunk, given)
+
+    side_by_side(search, pieces(count, SEARCHED // width))
     return found.reshape(scale.shape)
 
 
@@ -201,26 +236,54 @@ def lines(x: np.ndarray, group_size: int | str | None) -> np.ndarray:
     return (np.pad(x, ((0, 0), (0, missing))) if missing else x).reshape(-1, width)
 
 
-def shrink_errors(
-    values: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-    """The squared errors, in units of the scale, that each factor leaves: (factors, rows)."""
-    steps = values / scale
-    q = np.empty_like(steps)
-    errors = np.empty((len(SHRINK), len(steps)))
+def best_factors(blocks: list[np.ndarray], scale: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """For each row the number of the factor that leaves the least squared error, as estimated.
+
+    Once the greatest and the least number of every row, cut off, err more by themselves than the
+    best factor so far leaves in all, smaller factors are not tried: their error is greater still.
+
+    Parameters
+    ----------
+    blocks : of columns, (rows, columns) each.
+    scale, bounds : (rows, 1), or a number for all.
+    """
+    short = blocks[0].shape[1] < SHORT
+    # Numbers of short rows stand in columns: NumPy's loops are along the last axis.
+    steps = [turned(block, short) / turned(scale, short) for block in blocks]
+    low, high = (turned(np.asarray(bound), short) for bound in bounds)
+    axis = 0 if short else 1
+    ends = [(block.min(axis, keepdims=True), block.max(axis, keepdims=True)) for block in steps]
+    least = np.minimum.reduce([end[0] for end in ends])
+    greatest = np.maximum.reduce([end[1] for end in ends])
+    q = [np.empty_like(block) for block in steps]
+    scratch = np.empty(max(block.size for block in steps), np.float32)
+    best = np.zeros(len(scale), np.intp)
+    error = np.full(len(scale), np.inf, np.float32)
     for i, factor in enumerate(SHRINK):
-        np.multiply(steps, 1 / factor, out=q)
-        np.rint(q, out=q)
-        np.clip(q, low, high, out=q)
-        q *= factor
-        q -= steps
-        np.einsum("ij,ij->i", q, q, out=errors[i])
-    return errors
+        cut_off = np.maximum(np.maximum(greatest - high * factor, low * factor - least), 0)
+        if np.all(np.square(cut_off.reshape(-1)) * SURE > error):
+            break
+        left = np.zeros(len(scale), np.float32)
+        for block, out in zip(steps, q, strict=True):
+            scaled = np.multiply(block, 1 / factor, out=scratch[: block.size].reshape(block.shape))
+            np.rint(scaled, out=out)
+            np.clip(out, low, high, out=out)
+            out -= scaled
+            out *= out
+            left += np.add.reduce(out, axis=axis)
+        left *= factor * factor
+        better = left < error
+        best[better] = i
+        np.minimum(error, left, out=error)
+    return best
 
 
-def squared_error(
-    values: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
+def turned(values: np.ndarray, short: bool) -> np.ndarray:
+    """Rows as columns, if they are short."""
+    return np.ascontiguousarray(values.T) if short and values.ndim else values
+
+
+def squared_error(values: np.ndarray, scale: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """The squared error of each row, of the very numbers that `dequantize` gives."""
     q = np.clip(np.rint(values / scale), low, high)
     difference = values.astype(np.float64) - scale * q
