@@ -142,7 +142,7 @@ def test_pages_that_comments_name_exist():
     named = {
         name
         for path in ROOT.glob("*/**/*.py")
-        if not path.is_relative_to(ROOT / "build")
+        if not path.relative_to(ROOT).parts[0].startswith((".", "build"))
         for name in re.findall(r"docs/[a-z_]+\.(?:md|svg)", path.read_text(encoding="utf-8"))
     }
     own = {"docs/gguf.md"}  # of llama.cpp
