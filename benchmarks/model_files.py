@@ -84,7 +84,9 @@ def measure(path: Path, cached: bool) -> None:
             start = time.perf_counter()
             kernels[spec] = qmm.compile(spec, cache=True)
             compiling += time.perf_counter() - start
-        kernels[spec].bind(model[name])
+        weight = model[name]
+        assert isinstance(weight, qmm.QTensor)
+        kernels[spec].bind(weight)
     bound = time.perf_counter() - again - compiling
     size = path.stat().st_size / 1e9
     reading = read - opened

@@ -120,6 +120,7 @@ def quantize_whole(
             ragged += isinstance(each.spec.group_size, int) and k % each.spec.group_size > 0
             table.add_row(each.layer.name, f"{n}", f"{k}", *cells(costs[-1]))
             progress.advance(task)
+            del each  # which holds the layer's floats
     table.add_row("in all", "", "", *cells(sum(costs[1:], costs[0])))
     click.echo(f"{path}: {formats[0]}, {method}")
     show(table)

@@ -144,10 +144,7 @@ def quantize_model(
             if name not in layers and not layer.shared
         },
     }
-    rows = []
-    for name, make in kept.items():
-        values = make()
-        rows.append(Entry(name, values.dtype, values.shape))
+    rows = [entry_of(name, make()) for name, make in kept.items()]
     for name, layer in layers.items():
         rows += entries(name, specs[name], dtype_of_scales(layer))
     placed = place(rows)
@@ -163,15 +160,23 @@ def quantize_model(
         for name, make in kept.items():
             put(file, start, placed[name], make())
         for name, layer in layers.items():
-            original = layer.read()
-            assert isinstance(original, np.ndarray)
-            weight = quantized(original, specs[name], dtype_of_scales(layer), method, percentile)
-            parts = parts_of(name, weight, dtype_of_scales(layer))
-            for part, values in parts.items():
-                put(file, start, placed[part], values)
-            nbytes = sum(values.nbytes for values in parts.values())
-            yield Written(layer, specs[name], original, weight, nbytes)
+            written, parts = quantized_layer(layer, specs[name], method, percentile)
+            put_all(file, start, placed, parts)
+            yield written
+            del written, parts  # or the next layer would be read while this one takes memory
     beside(model, folder, settings)
+
+
+def quantized_layer(
+    layer: Layer, spec: MatmulSpec, method: str, percentile: float | None
+) -> tuple[Written, dict[str, np.ndarray]]:
+    """A layer, and the tensors that are written of it."""
+    original, scales = layer.read(), dtype_of_scales(layer)
+    assert isinstance(original, np.ndarray)
+    weight = quantized(original, spec, scales, method, percentile)
+    parts = parts_of(layer.name, weight, scales)
+    nbytes = sum(values.nbytes for values in parts.values())
+    return Written(layer, spec, original, weight, nbytes), parts
 
 
 def quantized(
@@ -218,6 +223,11 @@ def dtype_of_scales(layer: Layer) -> np.dtype:
     name = layer.format.lower()
     short = {"float16": "float16", "f16": "float16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
     return np.dtype(short.get(name, "float32"))
+
+
+def entry_of(name: str, values: np.ndarray) -> Entry:
+    """That of an array."""
+    return Entry(name, values.dtype, values.shape)
 
 
 def entries(name: str, spec: MatmulSpec, scales: np.dtype) -> list[Entry]:
@@ -276,6 +286,14 @@ def write_header(file: BinaryIO, placed: Mapping[str, Entry], metadata: Mapping[
     start = file.tell()
     file.truncate(start + sum(row.nbytes for row in placed.values()))
     return start
+
+
+def put_all(
+    file: BinaryIO, start: int, placed: Mapping[str, Entry], parts: Mapping[str, np.ndarray]
+) -> None:
+    """Write several tensors."""
+    for name, values in parts.items():
+        put(file, start, placed[name], values)
 
 
 def put(file: BinaryIO, start: int, row: Entry, values: np.ndarray) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
+import weakref
 from pathlib import Path
 
 import ml_dtypes
@@ -220,3 +222,24 @@ def test_transformers_reads_it(torch, tmp_path, format):
         found = loaded.get_submodule(each.layer.name).weight.detach().float().numpy()
         expected = qmm.dequantize(each.weight).astype(ml_dtypes.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_layer_is_let_go_before_the_next_is_read(tmp_path):
+    """So that a model takes memory for one layer."""
+    write_floats(tmp_path / "in", np.random.default_rng(0), shapes=((5, 40), (3, 24), (4, 24)))
+    model, held = qmm.open_model(tmp_path / "in"), []
+
+    def watched(layer):
+        def load():
+            assert not any(array() is not None for array in held)
+            array = layer.load()
+            held.append(weakref.ref(array))
+            return array
+
+        return dataclasses.replace(layer, load=load)
+
+    model.layers = {name: watched(layer) for name, layer in model.layers.items()}
+    fields = fields_of("w4a8-g32")
+    for each in quantize_model(model, tmp_path / "out", fields, skip=["lm_head"]):
+        del each
+    assert len(held) == 3
