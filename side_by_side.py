@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -13,6 +14,13 @@ R = TypeVar("R")
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`work` for every item, on all cores; it begins while later items are not made yet."""
+    """`work` for every item, on all cores; it begins while later items are not made yet.
+
+    One item needs no thread.
+    """
+    remaining = iter(items)
+    first = [*itertools.islice(remaining, 2)]
+    if len(first) < 2:
+        return [*map(work, first)]
     with ThreadPoolExecutor(physical_cores()) as pool:
-        return [*pool.map(work, items)]
+        return [*pool.map(work, itertools.chain(first, remaining))]

@@ -69,17 +69,17 @@ def save_packed(path: str | os.PathLike[str], layers: Mapping[str, Linear]) -> N
     if not isinstance(layers, Mapping) or not layers:
         raise ArrayError(f"layers is {type(layers).__name__}; expected one or more name: Linear")
     placed = Placed()
-    codes: dict[int, int] = {}
+    numbers: dict[int, int] = {}  # of kernels, by their identities
     entries: dict[str, Any] = {}
     for name, linear in layers.items():
         if not isinstance(name, str) or not isinstance(linear, Linear):
             raise ArrayError(f"{name!r} is {type(linear).__name__}; expected a name and a Linear")
         kernel = linear.kernel
-        if id(kernel.code) not in codes:
-            codes[id(kernel.code)] = placed.kernel(kernel)
+        if id(kernel) not in numbers:
+            numbers[id(kernel)] = placed.kernel(kernel)
         parts = {"arrays": linear._arrays, "defaults": linear._defaults}
         entries[name] = {
-            "kernel": codes[id(kernel.code)],
+            "kernel": numbers[id(kernel)],
             "checksum": checksum([*parts["arrays"].values(), *parts["defaults"].values()]),
             **{part: {n: placed.add(a) for n, a in of.items()} for part, of in parts.items()},
         }

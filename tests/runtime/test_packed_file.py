@@ -57,6 +57,19 @@ def inputs(linear):
     return x if linear.kernel.spec.input else np.clip(x * 40, -128, 127).astype(np.int8)
 
 
+def test_kernels_with_the_same_code_keep_their_specs(tmp_path):
+    rng, linears = np.random.default_rng(0), {}
+    for weight in ("int8", "int7"):
+        path = tmp_path / f"{weight}.qmm"
+        qmm.compile(qmm.MatmulSpec(n=20, k=64, m=2, weight=weight), "generic").save(path)
+        w = qmm.quantize(rng.standard_normal((20, 64)), weight)
+        linears[weight] = qmm.load(path).bind(w)
+    assert linears["int8"].kernel.code is linears["int7"].kernel.code
+    qmm.save_packed(tmp_path / "model.packed", linears)
+    found = qmm.load_packed(tmp_path / "model.packed")
+    assert [linear.kernel.spec.weight for linear in found.values()] == ["int8", "int7"]
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_layers_compute_what_they_did(layers, written, copied):
     found = qmm.load_packed(written, copy=copied)
