@@ -66,13 +66,16 @@ def inspect_command(
     if file is not None:
         if n is not None or k is not None:
             raise click.UsageError("give --n and --k, or a kernel file; not both")
+        if emit != "report":
+            what = (
+                "a model holds no code"
+                if is_model(file)
+                else ("a kernel file holds machine code only")
+            )
+            raise click.UsageError(f"--emit {emit}: {what}; give --n and --k")
         if is_model(file):
             inspect_model(file, float_format)
             return
-        if emit != "report":
-            raise click.UsageError(
-                f"--emit {emit}: a kernel file holds machine code only; give --n and --k"
-            )
         kernels = contents(file)
         if as_json:
             click.echo(json.dumps(described(kernels), indent=1))

@@ -93,7 +93,8 @@ def spec_of(model: Model, layer: Layer, floats: Mapping[str, Any]) -> MatmulSpec
     bias = {"bias": True} if f"{layer.name}.bias" in model.tensors else {}
     if layer.is_float:
         n, k = layer.shape
-        return MatmulSpec(n=n, k=k, **{**floats, **bias})
+        experts = {"experts": layer.experts} if layer.experts is not None else {}
+        return MatmulSpec(n=n // (layer.experts or 1), k=k, **{**floats, **bias, **experts})
     return layer.spec(**bias)
 
 

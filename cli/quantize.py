@@ -15,7 +15,7 @@ from ..formats.quality import ErrorRow, error_report, quantize_weight
 from ..formats.quantize import METHODS, PERCENTILE
 from ..formats.spec import CHOICES, MatmulSpec
 from ..formats.weights import find_matrix, save_weights
-from .options import HELP, GroupSize, format_options, make_spec
+from .options import HELP, GroupSize, format_options, is_given, make_spec
 from .quantize_model import WHOLE, is_whole, quantize_whole
 from .reports import working
 from .tables import show
@@ -101,8 +101,8 @@ def quantize_command(
     conventions of compressed-tensors, which vLLM and transformers read.
     """
     if is_whole(file, weights):
-        others = (tensor, group_sizes, any(formats[name] for name in BESIDE))
-        if any(others):
+        context = click.get_current_context()
+        if any(is_given(context, name) for name in ("tensor", "group_sizes", *formats)):
             raise click.UsageError("--format decides all of a whole model's format")
         quantize_whole(file, output, weights, skip, method, percentile)
         return

@@ -20,7 +20,7 @@ from .tensors import Stored
 WEIGHT = ".weight"
 #: Tables that rows are taken from: token, position and type embeddings by the names models give.
 TABLES = re.compile(
-    r"(^|[._])(\w*embed(ding)?s?(_?tokens|_?in|_?positions)?|wte|wpe|relative_attention_bias)$"
+    r"(embed(ding)?s?(_?tokens|_?in|_?positions)?|(^|[._])(wte|wpe|relative_attention_bias))$"
 )
 #: A module that multiplies with the table of token embeddings, where config.json says so.
 TIED = "lm_head"
@@ -45,16 +45,29 @@ def find(source: Source, tensors: Mapping[str, Stored] | None = None) -> Found:
             continue
         layers[name] = layer(name, tensor, bool(transposed and transposed.search(name)))
         used.add(key)
+    notes: tuple[str, ...] = ()
+    if strange := [key for key, row in tensors.items() if is_strange(key, row)]:
+        names = sorted({tensors[key].dtype.name for key in strange})
+        notes = (
+            f"{len(strange)} weights of {', '.join(names)} are of no format that is read, such as "
+            f"{min(strange)}",
+        )
     if source.config.get("tie_word_embeddings") is True and TIED not in layers:
         tables = [row for key, row in tensors.items() if is_token_table(key) and is_matrix(row)]
         if len(tables) == 1:
             layers[TIED] = replace(layer(TIED, tables[0], False), shared=True)
-    return Found(layers, frozenset(used))
+    return Found(layers, frozenset(used), notes)
 
 
 def is_matrix(tensor: Stored) -> bool:
     """Whether a tensor can be a weight of floats."""
     return len(tensor.shape) == 2 and 0 not in tensor.shape and tensor.dtype.name in FLOATS
+
+
+def is_strange(key: str, tensor: Stored) -> bool:
+    """Whether a tensor is a weight of floats with 8 bits, which nothing here reads."""
+    name = tensor.dtype.name
+    return key.endswith(WEIGHT) and name.startswith("float8")
 
 
 def is_token_table(key: str) -> bool:

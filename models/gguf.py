@@ -102,8 +102,9 @@ def layer_of(file: OpenFile, tensor: Tensor) -> Layer:
         "group_size": block.group_size,
         "weight_offset": block.has_offset,
     }
-    if len(tensor.shape) == 3:
-        fields["experts"] = tensor.shape[0]
+    experts = tensor.shape[0] if len(tensor.shape) == 3 else None
+    if experts is not None:
+        fields["experts"] = experts
     return Layer(
         tensor.name.removesuffix(WEIGHT),
         matrix_shape(tensor),
@@ -112,6 +113,7 @@ def layer_of(file: OpenFile, tensor: Tensor) -> Layer:
         file.path,
         lambda: weight_of(file, tensor),
         fields if block.read is not None else None,
+        experts=experts if block.plain is not None else None,
     )
 
 

@@ -65,6 +65,7 @@ class Layer:
     fields : of a `MatmulSpec`, what the weight decides (weight, group_size, weight_zero_point,
         weight_offset, weight_order, experts); None for floats.
     activations : what the file says of X; None where it says nothing.
+    experts : how many matrices lie one behind the other in a weight of floats.
     shared : whether the weight is a table of embeddings, which is one of the model's other tensors.
     """
 
@@ -77,6 +78,7 @@ class Layer:
     fields: Mapping[str, Any] | None = None
     activations: Activations | None = None
     shared: bool = False
+    experts: int | None = None
 
     @property
     def is_float(self) -> bool:
@@ -134,7 +136,9 @@ class Layer:
                     "quantmm computes int8 and uint8 ones, by tensor, row or group"
                 )
         decided = {**(self.fields or {}), **said, **fields}
-        n //= decided.get("experts") or 1
+        if self.experts is not None:
+            decided.setdefault("experts", self.experts)
+        n //= (decided.get("experts") or 1) * (2 if decided.get("gated") else 1)
         return MatmulSpec(n=n, k=k, **decided)
 
 

@@ -49,7 +49,8 @@ def read(source: Source) -> Model:
             if weight is None:
                 continue
             name = node.name or node.output[0]
-            name = f"{name}:{node.output[0]}" if name in layers else name
+            while name in layers:
+                name = f"{name}:{node.output[0]}"
             nbytes = sum(part.nbytes for part in weight.parts)
             layers[name] = Layer(
                 name,
@@ -144,9 +145,10 @@ def scale_further_on(graph: Graph, product: str) -> Constant | None:
     others = [name for name in users[0].input if name != product]
     for name in others:
         factors = graph.maker(name, "Mul")
-        for each in [name, *(factors.input if factors is not None else ())]:
-            if each in graph.constants and graph.constants[each].dtype in FLOATS:
-                return graph.constants[each]
+        each_of = [name, *(factors.input if factors is not None else ())]
+        found = [graph.constants[each] for each in each_of if each in graph.constants]
+        if len(found) == 1 and found[0].dtype in FLOATS:
+            return found[0]
     return None
 
 

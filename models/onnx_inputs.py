@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from .model import Activations
-from .onnx_graph import Constant, Graph, input_name
+from .onnx_graph import Constant, Graph, attribute, input_name
+
+#: What QuantizeLinear makes without a zero point, by the number of its type (0: none is said).
+OUTPUTS = {0: "uint8", 2: "uint8", 3: "int8"}
 
 #: DynamicQuantizeLinear finds one scale and zero point for all of X. quantmm finds them by row.
 DYNAMIC = Activations("uint8 tensor dynamic", None)
@@ -31,7 +34,8 @@ def of_floats(graph: Graph, name: str) -> Activations | None:
         return found
     if quantize is None:
         return given(scale, zero_point)
-    return given(scale, zero_point, input="float32", dtype="uint8")
+    dtype = OUTPUTS.get(attribute(quantize, "output_dtype", 0))
+    return given(scale, zero_point, input="float32", dtype=dtype)
 
 
 def given(

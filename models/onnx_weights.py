@@ -81,14 +81,16 @@ def integers(
         values = values.T if len(shape) == 2 and columns else values
         return np.ascontiguousarray(values).reshape(final)
 
-    points = None if zero_point is None else beside(zero_point).astype(np.int32)
-    if points is not None and not points.any():
-        points = None
+    has_points = zero_point is not None and bool(zero_point.read().any())
 
     def load() -> QTensor:
         data = matrix.read()
         data = np.ascontiguousarray(data.T) if columns else data
+        # Their shape is that of the scales, which the file has not shown to hold before.
         s = np.ones(final, np.float32) if scale is None else beside(scale).astype(np.float32)
+        points = None
+        if zero_point is not None and has_points:
+            points = beside(zero_point).astype(np.int32)
         if INTEGERS[matrix.dtype].packed:
             data = pack_int4(data, fill=0 if points is None else last_of_rows(points))
         return QTensor(data, s, points, matrix.dtype, group_size, (n, k))
@@ -96,7 +98,7 @@ def integers(
     fields = {
         "weight": matrix.dtype,
         "group_size": group_size,
-        "weight_zero_point": points is not None,
+        "weight_zero_point": has_points,
     }
     parts = (matrix, *beside_it)
     per = "" if shape == () else " by column" if block is None else f" g={block}"

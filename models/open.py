@@ -54,6 +54,22 @@ def among_tensors(
     return Reader(format, lambda source: source.suffix == SUFFIX and recognises(source), read)
 
 
+def only_floats(source: Source) -> Found:
+    """No quantized layers.
+
+    Raises
+    ------
+    WeightFileError
+        The settings name a quantizer, so what lies there are no floats.
+    """
+    if source.method is not None:
+        raise WeightFileError(
+            f"{source.path} is quantized by {source.method}, which is not read; docs/files.md has "
+            "the formats"
+        )
+    return Found({}, frozenset())
+
+
 #: Whoever recognises a source first reads it.
 READERS: tuple[Reader, ...] = (
     Reader("GGUF", gguf.recognises, gguf.read),
@@ -67,7 +83,7 @@ READERS: tuple[Reader, ...] = (
     among_tensors("hqq", hqq.recognises, hqq.find),
     among_tensors("torchao", torchao.recognises, torchao.find),
     among_tensors("mlx", mlx.recognises, mlx.find),
-    among_tensors("floats", lambda source: True, lambda source: Found({}, frozenset())),
+    among_tensors("floats", lambda source: True, only_floats),
 )
 
 

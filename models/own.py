@@ -107,6 +107,8 @@ def layer(source: Source, name: str, spec: MatmulSpec, load: Callable[[], QTenso
     }
     if spec.experts is not None:
         fields["experts"] = spec.experts
+    if spec.gated:
+        fields |= {"gated": True, "activation_fn": spec.activation_fn}
     return Layer(
         name,
         (spec.weight_rows, spec.k),

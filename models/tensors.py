@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 #: Longer headers are refused by the safetensors package too.
 LONGEST_HEADER = 100_000_000
+#: Of an array of NumPy.
+MOST_DIMENSIONS = 32
 
 DTYPES: dict[str, np.dtype] = {
     code: np.dtype(dtype)
@@ -151,8 +154,8 @@ def parsed(path: Path, text: bytes, what: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise WeightFileError(f"{path}: {what} has {twice!r} twice; expected it once")
         return found
 
@@ -191,6 +194,10 @@ def stored(file: OpenFile, start: int, name: str, row: Any) -> Stored:
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or any(type(i) is not int or i < 0 for i in numbers):
             raise WeightFileError(f"{path}: {name} has {what} {numbers!r}; expected whole numbers")
+    if len(shape) > MOST_DIMENSIONS:
+        raise WeightFileError(
+            f"{path}: {name} has {len(shape):,} dimensions; expected at most {MOST_DIMENSIONS}"
+        )
     size = math.prod(shape) * DTYPES[code].itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise WeightFileError(
@@ -226,7 +233,7 @@ def folder_contents(folder: Path) -> Contents:
         there are.
     """
     index = folder / INDEX
-    there = sorted(path.name for path in folder.glob("*" + SUFFIX))
+    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == SUFFIX)
     placed: dict[str, Any] | None = None
     if index.exists():
         placed = read_json(index).get("weight_map")

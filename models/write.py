@@ -29,7 +29,9 @@ from ..formats.quality import quantize_weight
 from ..formats.quantize import QTensor, quantize
 from ..formats.ranges import group_range, pieces, scale_shape
 from ..formats.spec import MatmulSpec
+from ..formats.values import as_matrix
 from ..side_by_side import side_by_side
+from .blocks import reading
 from .compressed_tensors import METHOD, SPECS
 from .floats import WEIGHT
 from .model import Layer, Model
@@ -43,6 +45,8 @@ COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 NOT_COPIED = (CONFIG, "quantize_config.json", "quant_config.json", "*.index.json")
 #: Numbers that are quantized at a time; no format here has a scale for several rows.
 BLOCK = 1 << 20
+#: The least positive number of the dtypes in which scales are written.
+SMALLEST = {"float16": np.float32(2.0**-24), "bfloat16": np.float32(2.0**-133)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -99,6 +103,11 @@ def chosen_layers(model: Model, skip: Sequence[str]) -> dict[str, Layer]:
     if not layers:
         raise WeightFileError(f"{model.path} has no layers to quantize")
     for name, layer in layers.items():
+        if layer.experts is not None:
+            raise WeightFileError(
+                f"{layer.file}: {name} has the weights of {layer.experts} experts, which these "
+                f"conventions have no words for; leave it with --skip {name}"
+            )
         if layer.fields is not None:
             raise WeightFileError(
                 f"{layer.file}: {name} is {layer.format} already; expected a model of floats"
@@ -173,6 +182,8 @@ def quantized_layer(
     """A layer, and the tensors that are written of it."""
     original, scales = layer.read(), dtype_of_scales(layer)
     assert isinstance(original, np.ndarray)
+    with reading(layer.file, layer.name):
+        as_matrix("the weight", original)
     weight = quantized(original, spec, scales, method, percentile)
     parts = parts_of(layer.name, weight, scales)
     nbytes = sum(values.nbytes for values in parts.values())
@@ -195,10 +206,8 @@ def quantized(
         if scales == np.float32:
             return quantize_weight(values, spec, method, percentile)
         scale = scales_of(values, spec, method, percentile)
-        least = np.finfo(scales).smallest_subnormal if scales == np.float16 else np.float32(0)
-        rounded = np.maximum(scale.astype(scales).astype(np.float32), least)
-        fits = (rounded > 0) & np.isfinite(rounded)
-        scale = rounded if fits.all() else scale
+        least = SMALLEST[scales.name]
+        scale = np.maximum(scale.astype(scales).astype(np.float32), least)
         return quantize(values, spec.weight, group_size=spec.group_size, scale=scale)
 
     parts = side_by_side(some, pieces(n, BLOCK // k))

@@ -218,3 +218,15 @@ def test_errors_are_one_line_and_exit_with_2(quantmm, file, words, message):
     assert err.startswith("quantmm: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_whole_model_has_no_other_options(quantmm, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_file({"a.weight": np.ones((4, 8), np.float32)}, tmp_path / "in" / "m.safetensors")
+    words = ["quantize", tmp_path / "in", "-o", tmp_path / "out", "--format", "w8a8-dynamic"]
+    for more in (["--activation", "uint8"], ["--bias"], ["--out", "float16"]):
+        status, _, err = quantmm(*words, *more)
+        assert status == 2
+        assert "--format decides all of a whole model's format" in err
+    status, _, err = quantmm("inspect", tmp_path / "in", "--emit", "asm")
+    assert (status, "--emit asm: a model holds no code" in err) == (2, True)

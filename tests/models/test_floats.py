@@ -242,3 +242,36 @@ def test_indexes_that_lie(tmp_path):
     with pytest.raises(WeightFileError, match=r"a\.weight is in .*model-0.* and in .*model-2"):
         qmm.open_model(tmp_path)
     (tmp_path / "config.json").write_text("[]")
+
+
+def write_header(path, header, nbytes):
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(nbytes))
+
+
+def test_weights_of_other_formats_are_no_floats(tmp_path):
+    """They would be left out, and what is written of the model would lie."""
+    header = {
+        "a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+        "b.weight": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [16, 20]},
+    }
+    write_header(tmp_path / "m.safetensors", header, 20)
+    with pytest.warns(RuntimeWarning, match=r"1 weights of float8_e4m3fn .*, such as b\.weight"):
+        assert list(qmm.open_model(tmp_path)) == ["a"]
+    settings = {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(WeightFileError, match="is quantized by fp8, which is not read"):
+        qmm.open_model(tmp_path)
+
+
+def test_a_suffix_in_capitals(tmp_path):
+    save_file({"a.weight": matrix(2, 3)}, tmp_path / "M.SAFETENSORS")
+    assert list(qmm.open_model(tmp_path)) == ["a"]
+
+
+def test_many_dimensions(tmp_path):
+    header = {"a": {"dtype": "F32", "shape": [2] * 33, "data_offsets": [0, 4]}}
+    path = tmp_path / "m.safetensors"
+    write_header(path, header, 4)
+    with pytest.raises(WeightFileError, match="a has 33 dimensions; expected at most 32"):
+        qmm.open_model(path)

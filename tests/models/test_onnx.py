@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import damaged
 import numpy as np
@@ -328,27 +329,40 @@ def test_what_is_no_layer(opened, rng):
 
 def test_names_of_layers_and_graphs_within(opened, rng):
     w, v = (rng.standard_normal((8, 4)).astype("f4") for _ in range(2))
-    inner = helper.make_graph(
-        [
-            node("MatMul", ["x", "w"], name="same", output="p"),
-            node("MatMul", ["x", "v"], name="", output="q"),
-        ],
-        "inner",
-        [],
-        [helper.make_tensor_value_info("p", 1, None)],
-        [numpy_helper.from_array(v, "v")],
-    )
+    branches = [rng.standard_normal((8, 4)).astype("f4") for _ in range(2)]
+
+    def inner(matrix):
+        return helper.make_graph(
+            [
+                node("MatMul", ["x", "own"], name="same", output="p"),
+                node("MatMul", ["x", "own"], name="", output="q"),
+            ],
+            "inner",
+            [],
+            [helper.make_tensor_value_info("p", 1, None)],
+            [numpy_helper.from_array(matrix, "own")],
+        )
+
     nodes = [
         node("MatMul", ["x", "w"], name="same", output="y"),
         node("Constant", [], name="k", output="u", value=numpy_helper.from_array(v, "")),
         node("MatMul", ["x", "u"], name="10", output="z"),
-        node("If", ["y"], name="if", output="i", then_branch=inner, else_branch=inner),
+        node(
+            "If",
+            ["y"],
+            name="if",
+            output="i",
+            then_branch=inner(branches[0]),
+            else_branch=inner(branches[1]),
+        ),
     ]
     found = opened(graph(nodes, {"w": w}, X))
-    assert set(found) == {"10", "same", "same:p", "q", "q:q"}
+    assert set(found) == {"10", "same", "same:p", "same:p:p", "q", "q:q"}
     np.testing.assert_array_equal(found["10"], v.T)
-    np.testing.assert_array_equal(found["same:p"], w.T)
-    np.testing.assert_array_equal(found["q"], v.T)
+    np.testing.assert_array_equal(found["same"], w.T)
+    for names in (("same:p", "same:p:p"), ("q", "q:q")):
+        for name, matrix in zip(names, branches[::-1], strict=True):  # "else" comes first
+            np.testing.assert_array_equal(found[name], matrix.T)
 
 
 def test_a_product_that_is_multiplied(opened, rng):
@@ -507,3 +521,48 @@ def test_fuzz(tmp_path, rng):
     tensors["z"] = np.zeros(4, np.uint8)
     content = graph(nodes, tensors, X).SerializeToString()
     assert damaged.fuzz(content, tmp_path / "model.onnx", seed=1) > 0
+
+
+def test_a_small_file_that_claims_large_scales(opened):
+    """Nothing is made in a shape that the file has not shown to hold."""
+    shape = [1 << 26]
+    claimed = [
+        TensorProto(name="w", data_type=TensorProto.INT8, dims=[1, *shape]),
+        TensorProto(name="s", data_type=TensorProto.FLOAT, dims=shape),
+        numpy_helper.from_array(np.int8([3]), "z"),
+    ]
+    nodes = [
+        node("DequantizeLinear", ["w", "s", "z"], name="d", output="f", axis=1),
+        node("MatMul", ["x", "f"]),
+    ]
+    tracemalloc.start()
+    model = opened(graph(nodes, {each.name: each for each in claimed}, X))
+    with pytest.raises(WeightFileError, match="w: it has 0 bytes; its shape takes 67,108,864"):
+        model["layer"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 22
+
+
+def test_scales_of_which_none_is_the_weights(opened, rng):
+    q = rng.integers(-9, 9, (8, 4)).astype(np.int8)
+    nodes = [
+        node("MatMulInteger", ["x", "w"], output="p"),
+        node("Cast", ["p"], name="c", output="f", to=TensorProto.FLOAT),
+        node("Mul", ["a", "b"], name="m", output="ab"),
+        node("Mul", ["f", "ab"], name="n", output="y"),
+    ]
+    parts = {"w": q, "a": np.float32(0.5), "b": np.float32(0.25)}
+    with pytest.warns(RuntimeWarning, match="the graph does not say its scale"):
+        opened(graph(nodes, parts, ("x", TensorProto.INT8, [None, 8])))
+
+
+def test_a_quantizer_says_its_type_by_an_attribute(opened, rng):
+    nodes = [
+        node("QuantizeLinear", ["x", "s"], name="q", output="xq", output_dtype=TensorProto.INT8),
+        node("DequantizeLinear", ["xq", "s"], name="d", output="xd"),
+        node("DequantizeLinear", ["w", "s"], name="e", output="wd"),
+        node("MatMul", ["xd", "wd"]),
+    ]
+    parts = {"w": rng.integers(-9, 9, (8, 4)).astype(np.int8), "s": np.float32(0.5)}
+    assert opened(graph(nodes, parts, X)).layers["layer"].activations.text.startswith("int8 ")

@@ -66,3 +66,10 @@ def test_damage(tmp_path, change, message):
     save_file(load_file(path), path, {"quantmm:a": json.dumps(says | change)})
     with pytest.raises(WeightFileError, match=message):
         qmm.open_model(path)["a"]
+
+
+def test_a_gate_and_up_stay_gated(tmp_path):
+    w = qmm.quantize(W)
+    spec = w.spec(n=3, gated=True, activation_fn="silu", input="float32", dynamic=True)
+    qmm.save_weights(tmp_path / "q.safetensors", {"a": (w, spec)})
+    assert qmm.open_model(tmp_path / "q.safetensors").layers["a"].spec() == spec

@@ -243,3 +243,30 @@ def test_a_layer_is_let_go_before_the_next_is_read(tmp_path):
     for each in quantize_model(model, tmp_path / "out", fields, skip=["lm_head"]):
         del each
     assert len(held) == 3
+
+
+def test_scales_below_those_of_the_dtype(tmp_path):
+    """What is written is what was measured, also where scales are as small as can be."""
+    w = np.random.default_rng(0).standard_normal((64, 40))
+    w[5] = 1e-39
+    save_floats(tmp_path / "in", w, ml_dtypes.bfloat16)
+    written = [*quantize_model(qmm.open_model(tmp_path / "in"), tmp_path / "out", W8A8)]
+    assert_same(qmm.open_model(tmp_path / "out")["a"], written[0].weight)
+
+
+def test_a_number_that_is_none_is_named_with_its_layer(tmp_path):
+    w = np.ones((600, 4096), np.float32)
+    w[500, 4] = np.nan
+    save_floats(tmp_path / "in", w)
+    message = r"a: the weight holds NaN or infinity, first at \[500, 4\]"
+    with pytest.raises(WeightFileError, match=message):
+        [*quantize_model(qmm.open_model(tmp_path / "in"), tmp_path / "out", W8A8)]
+
+
+W8A8 = fields_of("w8a8-dynamic")
+
+
+def save_floats(folder, w, dtype=np.float32):
+    folder.mkdir()
+    save_file({"a.weight": w.astype(dtype)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
