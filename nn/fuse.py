@@ -32,25 +32,52 @@ class Whole:
 
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
-        self._last: tuple[Tensor, int | None, Tensor] | None = None
+        self._last: tuple[Tensor, Any, int, Tensor] | None = None
 
     def columns(self, x: Tensor, piece: int) -> Tensor:
-        """Those of a piece. The first piece that is called computes, the last one forgets."""
-        pieces, last, version = self.linear.pieces, self._last, version_of(x)
-        if piece and last is not None and last[0] is x and last[1] == version:
-            y = last[2]
+        """Those of a piece. Who comes before all that were given computes, the last one forgets.
+
+        So nobody gets the same memory twice, and a next call with the same x computes again.
+        """
+        last, now = self._last, circumstances(self.linear, x)
+        if last is not None and last[0] is x and last[1] == now and last[2] < piece:
+            y = last[3]
         else:
             y = self.linear(x)
-        self._last = None if piece == len(pieces) - 1 else (x, version, y)
+        pieces = self.linear.pieces
+        self._last = None if piece == len(pieces) - 1 else (x, now, piece, y)
         return y[..., pieces[piece].rows]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
 
 
-def version_of(x: Tensor) -> int | None:
-    """What differs once x was changed in place, where torch counts that."""
-    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
+def circumstances(linear: Linear, x: Tensor) -> Any:
+    """What a result depends on beside which tensor x is. In a graph that is built nothing changes
+    but what dynamo cannot see either, so that it is None there."""
+    if torch.compiler.is_compiling():
+        return None
+    modes = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
+    held = [(id(each), version_of(each)) for each in linear._buffers.values() if each is not None]
+    return modes, held, x.requires_grad, version_of(x), address_of(x)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """What differs once a tensor was changed in place, where torch counts that."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def address_of(x: Tensor) -> int | None:
+    """Where the numbers are, which `x.data = ...` changes; None for tensors of a trace."""
+    try:
+        return x.data_ptr()
+    except RuntimeError:
+        return None
 
 
 class Part(nn.Module):
@@ -93,6 +120,11 @@ def fuse_(model: nn.Module) -> tuple[str, ...]:
     function behind a linear a part of it. Linears are put together where they are quantized in one
     format and have no hooks; a state dict of the model has what is together under a name of its
     own, see `unfused_state`.
+
+    q, k and v of one X are computed when the first of them is called, and the others get their
+    part of that result. Who changes X, a weight or a bias in place between these calls must do it
+    where torch counts changes: in inference mode and inside one compiled graph k and v would still
+    be those of X as it was.
 
     Returns
     -------
@@ -141,9 +173,12 @@ def gated(model: nn.Module, path: str, parent: nn.Module, pattern: Gated) -> lis
     """A module for gate, up and their product in the place of `parent`."""
     names = pattern.gate, pattern.up
     parts = [found for name in names if (found := plain(parent, name))]
-    function = function_of(getattr(parent, pattern.activation, None))
+    activation = getattr(parent, pattern.activation, None)
+    function = function_of(activation)
     down = getattr(parent, pattern.down, None)
-    if len(parts) < 2 or function is None or down is None or hooked(parent):
+    if len(parts) < 2 or function is None or down is None:
+        return []
+    if hooked(parent) or hooked(activation):
         return []
     gate, up = parts
     if gate.spec != up.spec or not path or not stackable(parts):
@@ -233,8 +268,8 @@ def module_state(module: Linear) -> list[str]:
 
 
 def rows_of(tensor: Tensor, piece: Piece) -> Tensor:
-    """What a tensor with a number or more for each row has for those of a piece."""
-    return tensor[piece.rows].clone()
+    """What a tensor has for the rows of a piece; one number is for all of them."""
+    return (tensor[piece.rows] if tensor.ndim else tensor).clone()
 
 
 #: From each tensor in the state of a linear for several to that of a piece.

@@ -139,13 +139,71 @@ def test_calls_in_any_order_and_of_any_x():
         for name, x in zip(calls, (a, b, b), strict=False):
             name = f"{name}_proj"
             assert torch.equal(getattr(fused, name)(x), getattr(apart, name)(x)), calls
-    for change in (lambda: a.mul_(2), lambda: None):
+    for change in (lambda: a.mul_(2), lambda: setattr(a, "data", b.clone()), lambda: None):
         fused.q_proj(a)
         change()
         assert torch.equal(fused.k_proj(a), apart.k_proj(a))
     fused.q_proj(a)
     assert copy.deepcopy(fused).q_proj.whole._last is None
     assert torch.equal(copy.deepcopy(fused)(a), apart(a))
+
+
+def test_a_result_is_given_once():
+    apart, fused = (each[0] for each in both())
+    x = torch.randn(2, K)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            b = x.clone()
+            fused.k_proj(b)
+            b.copy_(x * 2)
+            assert torch.equal(fused.k_proj(b), apart.k_proj(b))
+            fused.q_proj(x)
+            fused.k_proj(x).zero_()
+            assert torch.equal(fused.k_proj(x), apart.k_proj(x))
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode]
+)
+def test_a_result_of_another_mode_is_not_given(mode):
+    apart, fused = (each[0] for each in both())
+    x = torch.randn(2, K, requires_grad=True)
+    with torch.no_grad():
+        fused.q_proj(x)
+        with mode():
+            found, expected = fused.k_proj(x), apart.k_proj(x)
+            assert torch.equal(found, expected)
+    assert (found.dtype, found.requires_grad) == (expected.dtype, expected.requires_grad)
+    assert found.is_inference() == expected.is_inference()
+
+
+def test_a_bias_that_changes_between():
+    model = LlamaAttention(bias=True).eval()
+    qnn.quantize_(model, FORMAT)
+    x = torch.randn(2, K)
+    with torch.no_grad():
+        before = model.k_proj(x)
+        model.q_proj(x)
+        model.qkv_proj.bias.add_(1)
+        torch.testing.assert_close(model.k_proj(x), before + 1)
+
+
+def test_a_part_inside_a_transform():
+    apart, fused = (each[0] for each in both())
+    x, tangent = torch.randn(2, K), torch.randn(2, K)
+    found, expected = (torch.func.jvp(each, (x,), (tangent,)) for each in (fused, apart))
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_scale_for_all_rows_has_a_state_apart():
+    apart = nn.Sequential(BertIntermediate())
+    spec = qmm.MatmulSpec(n=K, k=K, bias=True, group_size="tensor", input="float32", dynamic=True)
+    apart[0].dense = qnn.Linear.from_float(apart[0].dense, spec)
+    expected = copy.deepcopy(apart.state_dict())
+    assert fuse.fuse_(apart) == ("0.dense",)
+    state = qnn.unfused_state(apart)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def test_the_state_without_what_was_put_together():
@@ -179,6 +237,8 @@ def test_hooks_and_other_functions_keep_a_linear_apart():
     model[0][0].v_proj.register_forward_pre_hook(lambda *_: None)
     model[0][1].up_proj.register_forward_hook(lambda *_: None)
     model[0][2].dense.register_forward_hook(lambda *_: None)
+    model.append(LlamaMLP(nn.SiLU()))
+    model[2].act_fn.register_forward_hook(lambda *_: None)
     qnn.quantize_(model)
     assert all(len(computes) == 1 for computes in names(model).values())
     assert fuse.fuse_(model) == ()
