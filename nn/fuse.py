@@ -53,8 +53,10 @@ class Whole:
 
 
 def circumstances(linear: Linear, x: Tensor) -> Any:
-    """What a result depends on beside which tensor x is. In a graph that is built nothing changes
-    but what dynamo cannot see either, so that it is None there."""
+    """What a result depends on beside which tensor x is.
+
+    None while a graph is built, where dynamo sees none of it.
+    """
     if torch.compiler.is_compiling():
         return None
     modes = (
