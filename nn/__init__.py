@@ -8,18 +8,16 @@ quantmm.nn.load_model("model.gguf")         # a transformers model with the inte
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import sys
 from typing import Any
 
-from ..errors import ToolError
 from .requirement import require_torch, require_transformers
 
 require_torch()
 
 from .fuse import fuse_, unfused_state  # noqa: E402
 from .linear import Linear  # noqa: E402
+from .registration import register  # noqa: E402
 from .replace import quantize_  # noqa: E402
 from .report import LayerRow, report  # noqa: E402
 
@@ -43,7 +41,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{WITH_TRANSFORMERS[name]}", __name__), name)
 
 
-if "transformers" in sys.modules:
-    # It gives a model of a folder whose quantizer it does not know random weights, and goes on.
-    with contextlib.suppress(ToolError):
-        __getattr__("QuantmmConfig")
+register()

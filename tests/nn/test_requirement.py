@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,27 @@ def test_new_enough(version, torch):
     from quantmm.nn import requirement
 
     requirement.check_version(version)
+
+
+@pytest.mark.parametrize("first", ["quantmm.nn", "transformers.quantizers.auto"])
+def test_transformers_knows_the_quantizer_in_any_order_of_imports(first, torch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    said = run(f"""
+import sys
+import {first}
+import quantmm.nn
+print("transformers" in sys.modules)
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+print(AUTO_QUANTIZER_MAPPING["quantmm"].__module__)
+""")
+    assert said.split() == [str(first != "quantmm.nn"), "quantmm.nn.pretrained"]
+
+
+def test_transformers_that_is_too_old_is_told_of(monkeypatch, torch):
+    from quantmm.nn import registration
+
+    old = types.SimpleNamespace(__version__="4.57.1")
+    monkeypatch.setitem(sys.modules, "transformers", old)
+    monkeypatch.setitem(sys.modules, registration.TABLE, types.ModuleType(registration.TABLE))
+    with pytest.warns(RuntimeWarning, match="does not read models that quantmm saved: .* 4.57.1;"):
+        registration.register()
