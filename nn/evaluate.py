@@ -91,11 +91,10 @@ def evaluate(
     chosen = formats_of(model, formats)
     config = config_of(place, model)
     ids = tokens_of(place, model, tokenizer, text)
-    limit = getattr(config, "max_position_embeddings", context) or context
-    windows = [each for each in ids.split(min(context, limit)) if len(each) > 1]
-    if not windows:
+    if len(ids) < 2:
         raise ModuleError(f"the text has {len(ids)} tokens; expected two or more")
     floats = float_model(place, model, config)
+    windows = windows_of(ids, min(context, positions_of(config, floats) or context))
     language = class_of(config).__name__.endswith("ForCausalLM")
     if floats is None and not language:
         raise ModuleError(f"{place} is {model.format} of an encoder; expected floats beside it")
@@ -150,6 +149,24 @@ def tokens_of(
             "model, or another folder with them"
         )
     return torch.tensor(ids, dtype=torch.long)
+
+
+def windows_of(ids: Tensor, length: int) -> list[Tensor]:
+    """The tokens cut into windows; a last one of one token predicts nothing."""
+    return [each for each in ids.split(length) if len(each) > 1]
+
+
+def positions_of(config: Any, floats: Any) -> int | None:
+    """How many tokens a model takes; None where it does not say.
+
+    RoBERTa and its like have a row of the table for padding and count positions behind it.
+    """
+    for name, module in floats.named_modules() if floats is not None else ():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(module.num_embeddings - padding - 1)
+    found = getattr(config, "max_position_embeddings", None)
+    return None if found is None else int(found)
 
 
 def float_model(place: Path, model: Model, config: Any) -> Any:

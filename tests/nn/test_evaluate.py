@@ -9,7 +9,7 @@ from quantmm.errors import ModuleError, SpecError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-from quantmm.nn.evaluate import evaluate
+from quantmm.nn.evaluate import evaluate, positions_of
 
 WORDS = ["[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
 TEXT = "a b c a b d e a b z y x a b c " * 3
@@ -73,6 +73,16 @@ def test_the_cosine_of_an_encoder(tmp_path):
     assert floats.cosine == pytest.approx(1)
     assert 0.9 < ours.least_cosine < ours.cosine < 1
     assert ours.tokens == 45
+
+
+@pytest.mark.parametrize(("padding", "length"), [(1, 14), (0, 15)])
+def test_positions_behind_that_of_padding(tmp_path, padding, length):
+    config = transformers.RobertaConfig(**SIZES, max_position_embeddings=16, pad_token_id=padding)
+    model = transformers.RobertaModel(config, add_pooling_layer=False).eval()
+    assert positions_of(config, model) == length
+    model.save_pretrained(tmp_path)
+    floats, _ = evaluate(with_tokenizer(tmp_path), ["w8a8"], text=TEXT)
+    assert floats.tokens == 45
 
 
 @pytest.mark.parametrize(
