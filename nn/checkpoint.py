@@ -24,7 +24,7 @@ from ..formats.spec import MatmulSpec
 from ..models.model import Layer, Model
 from ..models.open import open_model
 from .linear import Linear, owned
-from .pretrained import METHOD, QuantmmConfig, as_layers, known
+from .pretrained import METHOD, QuantmmConfig, as_layers, known, skips_all
 from .replace import linears_of
 
 WEIGHT, BIAS = ".weight", ".bias"
@@ -50,8 +50,10 @@ def load_model(
     ----------
     path : what `quantmm.open_model` opens: a .gguf file, or a folder with config.json and weights
         in GPTQ, AWQ, compressed-tensors, floats, or those that `save_pretrained` wrote.
-    format : of linears whose weights are floats in the file; None leaves them as they are.
-    skip : patterns of names of linears that are left as floats, see `QuantmmConfig`.
+    format : of linears whose weights are floats in the file; None leaves them as they are, where
+        others are quantized.
+    skip : patterns of names of linears that are left as floats, see `QuantmmConfig`; of linears
+        whose weights are floats in the file.
     activation_scale : "row" or "group": what one scale of X covers where the file says nothing.
         None is "group" where weights have groups, as llama.cpp computes them, and "row" elsewhere.
     fuse : compute in one call what belongs together, see `fuse_`.
@@ -66,9 +68,10 @@ def load_model(
     UnsupportedError
         transformers knows no such model, or not how its GGUF files are to be read.
     ModuleError
-        A linear of the model is not in the file.
+        A linear of the model is not in the file, or none is to be quantized.
     SpecError
-        No such format.
+        No such format, or `format`, `skip` or `activation_scale` for weights that are quantized in
+        the file and cannot follow it.
     """
     place = Path(path)
     if format is not None:
@@ -80,10 +83,12 @@ def load_model(
     made = model_class or class_of(config)
     theirs = getattr(config, "quantization_config", None) or {}
     if theirs.get("quant_method") == METHOD:
-        return made.from_pretrained(place, dtype=dtype)
+        refuse_given(place, format=format, skip=skip, activation_scale=activation_scale)
+        theirs["fuse"] = fuse
+        return made.from_pretrained(place, config=config, dtype=dtype)
     if model.format == FLOATS and place.is_dir():
         if format is None:
-            raise ModuleError(f"{place} has floats; expected format=, such as 'w4a8-g32'")
+            raise has_floats(place)
         ours = QuantmmConfig(format, skip, fuse=fuse)
         return made.from_pretrained(place, dtype=dtype, quantization_config=ours)
     config.quantization_config = None
@@ -100,6 +105,8 @@ def load_model(
         if made_of is not None:
             specs[name] = made_of.spec
             state.update({f"{name}.{key}": each for key, each in made_of.state_dict().items()})
+    if not specs:
+        raise skips_all(skip, skeleton) if format is not None else has_floats(place)
     given = {name.rpartition(".")[0] for name in state}
     for source, load in names.others(model):
         target = names.target(source)
@@ -108,6 +115,21 @@ def load_model(
     settings.layers = as_layers(specs.items())
     config.quantization_config = settings.to_dict()
     return type(skeleton).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+
+
+def refuse_given(place: Path, **given: Any) -> None:
+    """Refuse what cannot be chosen again for a folder that `save_pretrained` wrote."""
+    for name, each in given.items():
+        if each:
+            raise SpecError(
+                f"{name}={each!r} for {place}, whose layers quantmm has quantized; expected no "
+                f"{name}: quantize the floats again"
+            )
+
+
+def has_floats(place: Path) -> ModuleError:
+    """What a file of floats without a format is refused with."""
+    return ModuleError(f"{place} has floats; expected format=, such as 'w4a8-g32'")
 
 
 def config_of(place: Path, model: Model) -> Any:
@@ -234,6 +256,8 @@ def linear_of(
     ------
     ModuleError
         The file has no such layer.
+    SpecError
+        It is to be left as floats, and is quantized in the file.
     """
     layer = names.layer(model, name)
     if layer is None:
@@ -248,6 +272,11 @@ def linear_of(
             return None
         weight = as_tensor(names.ordered(source, np.asarray(layer.read())))
         return Linear.from_float(float_linear(weight, bias), settings.format_of(name))
+    if not settings.chosen(name):
+        raise SpecError(
+            f"skip={settings.skip} has it, but it is {layer.format} in the file; expected linears "
+            "of floats"
+        )
     q = layer.read()
     assert isinstance(q, QTensor)
     rows = names.rows(source, q.shape[0])

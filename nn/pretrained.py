@@ -150,10 +150,7 @@ class QuantmmQuantizer(HfQuantizer):
         if not self.pre_quantized:
             linears = [name for name, _ in linears_of(model)]
             if linears and not any(map(config.chosen, linears)):
-                raise ModuleError(
-                    f"skip={config.skip} leaves none of the {len(linears)} linears of "
-                    f"{type(model).__name__}; expected some that are to be quantized"
-                )
+                raise skips_all(config.skip, model)
             quantize_(model, config.format_of, lambda _, name: config.chosen(name), fuse=False)
             untie(model)
             config.layers = layers_of(model)
@@ -178,6 +175,14 @@ class QuantmmQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Whether torch.compile takes the model: yes."""
         return True
+
+
+def skips_all(skip: Sequence[str], model: nn.Module) -> ModuleError:
+    """What patterns that fit every linear are refused with."""
+    return ModuleError(
+        f"skip={list(skip)} leaves none of the {len(list(linears_of(model)))} linears of "
+        f"{type(model).__name__}; expected some that are to be quantized"
+    )
 
 
 def fuse_pretrained(model: nn.Module) -> None:

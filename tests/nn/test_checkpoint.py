@@ -36,8 +36,12 @@ def weights_of(model):
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
     """A Llama of two layers as llama.cpp stores it, mostly in Q4_1."""
+    return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def written(path, only=None):
+    """Such a file; all weights in the format `only`, if one is given."""
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer, rng = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
     writer.add_name("tiny")
     writer.add_context_length(64)
@@ -51,7 +55,7 @@ def gguf_file(tmp_path_factory):
     writer.add_rope_freq_base(10000.0)
 
     def matrix(name, n, k, kind="Q4_1"):
-        kind = gguf.GGMLQuantizationType[kind]
+        kind = gguf.GGMLQuantizationType[only or kind]
         values = rng.standard_normal((n, k)).astype(np.float32)
         writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
 
@@ -117,8 +121,30 @@ def test_what_was_a_gguf_file_is_saved(from_gguf, tmp_path):
     for again in (
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path),
         qnn.load_model(tmp_path),
+        apart := qnn.load_model(tmp_path, fuse=False),
     ):
-        assert torch.equal(logits(again), logits(from_gguf))
+        torch.testing.assert_close(logits(again), logits(from_gguf))
+    assert all(len(row.computes) == 1 for row in qnn.report(apart))
+    for given in ({"format": "w8a8"}, {"skip": ("lm_head",)}, {"activation_scale": "row"}):
+        (name,) = given
+        with pytest.raises(SpecError, match=rf"{name}=.*, whose layers .*; expected no {name}:"):
+            qnn.load_model(tmp_path, **given)
+
+
+def test_weights_that_are_quantized_cannot_be_skipped(gguf_file):
+    with pytest.raises(SpecError, match=r"o_proj: skip=\['o_proj'\] has it, but it is Q4_1 in the"):
+        qnn.load_model(gguf_file, skip=("o_proj",))
+
+
+def test_a_gguf_file_of_floats(tmp_path):
+    path = written(tmp_path / "floats.gguf", "F16")
+    with pytest.raises(ModuleError, match="has floats; expected format=, such as 'w4a8-g32'"):
+        qnn.load_model(path)
+    with pytest.raises(ModuleError, match=r"skip=\['\*'\] leaves none of the 15 linears of Llama"):
+        qnn.load_model(path, "w8a8", skip=("*",))
+    found = qnn.load_model(path, "w8a8", skip=("lm_head",))
+    assert type(found.lm_head) is torch.nn.Linear
+    assert {row.format for row in qnn.report(found)} == {"w8a8-dynamic"}
 
 
 @pytest.fixture(scope="module")
