@@ -4,8 +4,9 @@
     python benchmarks/models.py MODEL.gguf --text FILE [--threads 2] [--turns 3]
 
 All take turns in one process. Decoding is greedy from a prompt of five tokens, and its time the
-median over all tokens but the first; prefill is one call with the logits of all its tokens. torch's
-contenders have the weights of the file in float32, and a cache that grows.
+median over all tokens but the first; prefill is one call with the logits of all its tokens,
+llama.cpp's only with those of the last. torch's contenders have the weights of the file in float32,
+and a cache that grows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Contender:
 
     Attributes
     ----------
-    prefill : computes the logits of all tokens, (1, tokens).
+    prefill : computes the logits of all tokens, (1, tokens); llama.cpp's of the last one.
     decode : the seconds of each token behind a prompt; given its tokens and how many.
     nll : the mean negative log likelihood of tokens, or None where it is not asked for.
     """
